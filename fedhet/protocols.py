@@ -1,0 +1,253 @@
+"""The verbs: one small protocol per axis. Read this first; everything else is built from it.
+
+    Schedule  who trains when, and when to combine      strategies/schedules
+    Policy    how much work a client gets               strategies/budgets
+    Space     what is sent, installed and combined      strategies/spaces
+    Rule      N updates to one                          strategies/rules
+    Layer     staleness, codec, privacy, optimizer      strategies/{staleness,codecs,privacy,optimizers}
+    Work      local training                            clients/work
+
+Plug-ins are frozen dataclasses of hyper-parameters. What changes lives in a `Memory` the host keeps, except for a
+`Schedule`, whose fields are plain data (numbers, strings, lists, dicts, sets, nested dataclasses) that can be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from fedhet.types import (
+    Budget,
+    ClientId,
+    Command,
+    Event,
+    Job,
+    JobId,
+    Memory,
+    Tree,
+    Update,
+    Version,
+)
+
+if TYPE_CHECKING:
+    from fedhet.model import Model
+    from fedhet.profile import Profile
+    from fedhet.tree import Schema
+
+
+class Roster(Mapping[ClientId, "Profile"], Protocol):  # type: ignore[misc]
+    """Every registered client and its profile. Profiles are built on demand: no cost grows with the registry."""
+
+    @property
+    def total_examples(self) -> int:
+        """Training samples of all registered clients."""
+        ...
+
+    def examples(self, client: ClientId) -> int:
+        """Training samples of one client, without building its profile."""
+        ...
+
+
+class Idle(Protocol):
+    """Clients that could take a job now: registered, online, no job assigned or in flight."""
+
+    def __len__(self) -> int: ...
+    def __contains__(self, client: object) -> bool: ...
+    def __iter__(self) -> Iterator[ClientId]:
+        """In ascending order. Costs one pass over the registry: prefer `sample` in large fleets."""
+        ...
+
+    def sample(self, k: int, rng: np.random.Generator) -> list[ClientId]:
+        """Up to `k` distinct idle clients, uniform without replacement, in ascending order; cost O(k)."""
+        ...
+
+
+class Observation(Protocol):
+    """What the server itself saw of a client, the only speed it trusts: counts, and the latest seconds per step."""
+
+    @property
+    def finished(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def seconds_per_step(self) -> float | None: ...
+
+
+class View(Protocol):
+    """Read-only: all that a plug-in may know of the server. It is live: it changes as commands are carried out."""
+
+    @property
+    def now(self) -> float: ...
+    @property
+    def version(self) -> Version: ...
+    @property
+    def state(self) -> Tree: ...
+    @property
+    def space(self) -> Space: ...
+    @property
+    def roster(self) -> Roster: ...
+    @property
+    def idle(self) -> Idle: ...
+    @property
+    def busy(self) -> int:
+        """Number of clients with a job assigned or in flight."""
+        ...
+
+    @property
+    def inflight(self) -> Mapping[JobId, Job]:
+        """Dispatched and unanswered, in order of dispatch."""
+        ...
+
+    @property
+    def buffer(self) -> Mapping[JobId, Job]:
+        """Accepted and not yet combined, in order of arrival."""
+        ...
+
+    @property
+    def cohort(self) -> Sequence[Job]:
+        """The jobs being combined right now, sorted by (client, job); empty outside a combination."""
+        ...
+
+    def base(self, version: Version) -> Tree:
+        """The model that `version` was. Kept exactly while an unfinished or buffered job started from it."""
+        ...
+
+    def observed(self, client: ClientId) -> Observation: ...
+
+    def next_online(self) -> float | None:
+        """The next second at which some registered client that is offline now comes online; None if never."""
+        ...
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A fresh counter-based stream keyed by (seed, purpose, number of streams drawn so far)."""
+        ...
+
+
+class Schedule(Protocol):
+    """Events in, commands out. Sees no tensor, clock or thread; each command is carried out before the next is asked
+    for, so after `yield Aggregate(...)` the same function sees the new `view.version`."""
+
+    def react(self, event: Event, view: View) -> Iterable[Command]: ...
+
+
+class Policy(Protocol):
+    """Decides a client's budget from its profile and what was observed of it."""
+
+    def __call__(self, client: ClientId, view: View) -> Budget: ...
+
+
+class Space(Protocol):
+    """What is sent, how it is installed, how it combines. Server half and client half of one geometry."""
+
+    gives: ClassVar[frozenset[str]]
+    """"coordinates" if the leaves of two deltas line up element by element."""
+
+    # server
+    def begin(self, model: Model) -> Tree:
+        """The first state, from the model's initial parameters."""
+        ...
+
+    def offer(self, state: Tree, job: Job) -> Tree:
+        """The payload for a job. Return `state` itself when everybody gets the same: it is then packed once."""
+        ...
+
+    def expects(self, state: Tree, job: Job) -> Schema:
+        """Names, shapes and dtypes of the delta this job must bring; the gate holds the answer against it."""
+        ...
+
+    def merge(self, state: Tree, delta: Tree) -> Tree:
+        """The next state; a new tree, `state` is left as it is."""
+        ...
+
+    def restore(self, model: Model, state: Tree) -> None:
+        """Put the server's state into a whole model, to evaluate or save it."""
+        ...
+
+    # geometry
+    def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
+        """All inner products, float64, shape (n, n)."""
+        ...
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+        """sum_i coefficients[i] * deltas[i], accumulated in the order given."""
+        ...
+
+    # client
+    def install(self, model: Model, payload: Tree, job: Job) -> None: ...
+    def extract(self, model: Model, payload: Tree) -> Tree:
+        """delta = after - before, with `payload` the before."""
+        ...
+
+
+class Rule(Protocol):
+    """N updates to one delta. Must honour `Update.scale` and normalise `Update.weight` itself."""
+
+    needs: ClassVar[frozenset[str]]
+    """"each": sight of single updates; "coordinates": leaves that line up."""
+
+    def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree: ...
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """Two halves of one idea around the wire; see `fedhet.bases.AbstractLayer` for the identity."""
+
+    needs: ClassVar[frozenset[str]]
+    hides: ClassVar[frozenset[str]]
+
+    def send(self, update: Update, memory: Memory) -> Update:
+        """Client: after training, before the wire. `memory` is this client's."""
+        ...
+
+    def wire(self, schema: Schema) -> Schema:
+        """What `send` makes of a delta with this schema, so that the gate knows what to expect."""
+        ...
+
+    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+        """Server, per answer, at the moment of combination. `memory` is the layer's, shared by all clients."""
+        ...
+
+    def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
+        """Server, once per combination, on the rule's result; returns the step that is added to the model."""
+        ...
+
+
+class Shard(Protocol):
+    """One client's training data as one job sees it; its streams are keyed by (seed, client, turn)."""
+
+    def __len__(self) -> int: ...
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless mini-batches: shuffled epochs, the last batch of an epoch may be smaller."""
+        ...
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All samples, in storage order."""
+        ...
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A stream of this client's job, for noise or augmentation."""
+        ...
+
+
+class Work(Protocol):
+    """Local training. Changes the model in place and reports finite scalar metrics (at least "loss")."""
+
+    needs: ClassVar[frozenset[str]]
+    """Names the space must give beyond sending parameters, such as "control" for control variates."""
+
+    batch: int
+    """Samples per optimiser step, so that epochs and virtual time can be worked out."""
+
+    def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]: ...
+
+
+class Clock(Protocol):
+    """Seconds since the start of the run."""
+
+    def now(self) -> float: ...
+    def wait(self, until: float | None) -> None:
+        """Return at `until` or when something may have arrived, whichever is first."""
+        ...

@@ -1,0 +1,233 @@
+"""Arithmetic on named tensors, fast when the leaves are views of one flat buffer.
+
+A `FlatTree` is a `Tree` whose leaves are consecutive views of one contiguous 1-D tensor, all of one dtype: copying,
+adding and serialising it is one operation instead of one per layer. Everything here also takes plain mappings, leaf
+by leaf. Nothing modifies its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedhet.types import Tree
+
+CHUNK = 1 << 15
+"""Columns converted to float64 at a time when inner products are accumulated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Shape and dtype of one named tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Schema(Mapping[str, Leaf]):
+    """Ordered names with shapes and dtypes: what a tree must look like. Equal schemas have equal order too."""
+
+    leaves: tuple[tuple[str, Leaf], ...]
+    _index: dict[str, Leaf] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", dict(self.leaves))
+        if len(self._index) != len(self.leaves):
+            raise ValueError("a schema names a tensor twice")
+
+    @classmethod
+    def of(cls, tree: Tree) -> Schema:
+        """The schema of a tree."""
+        if isinstance(tree, FlatTree):
+            return tree.schema
+        return cls(tuple((k, Leaf(tuple(v.shape), v.dtype)) for k, v in tree.items()))
+
+    def __getitem__(self, name: str) -> Leaf:
+        return self._index[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def __hash__(self) -> int:
+        return hash(self.leaves)
+
+    @property
+    def size(self) -> int:
+        """Number of elements of all leaves."""
+        return sum(leaf.size for _, leaf in self.leaves)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all leaves, without any header."""
+        return sum(leaf.nbytes for _, leaf in self.leaves)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype all leaves share, or None."""
+        kinds = {leaf.dtype for _, leaf in self.leaves}
+        return kinds.pop() if len(kinds) == 1 else None
+
+
+class FlatTree(Mapping[str, Tensor]):
+    """A tree over one contiguous 1-D buffer; its leaves, in schema order, are views made on demand."""
+
+    __slots__ = ("flat", "schema")
+
+    def __init__(self, schema: Schema, flat: Tensor) -> None:
+        if flat.dim() != 1 or flat.numel() != schema.size:
+            raise ValueError(f"schema has {schema.size} elements, the buffer has shape {tuple(flat.shape)}")
+        self.schema, self.flat = schema, flat
+
+    def __getitem__(self, name: str) -> Tensor:
+        at = 0
+        for key, leaf in self.schema.leaves:
+            if key == name:
+                return self.flat[at : at + leaf.size].view(leaf.shape)
+            at += leaf.size
+        raise KeyError(name)
+
+    def items(self):  # type: ignore[no-untyped-def]  # the Mapping's view type, built in one pass
+        """Name and leaf pairs in one pass over the buffer."""
+        return dict(self._pairs()).items()
+
+    def _pairs(self) -> Iterator[tuple[str, Tensor]]:
+        at = 0
+        for key, leaf in self.schema.leaves:
+            yield key, self.flat[at : at + leaf.size].view(leaf.shape)
+            at += leaf.size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.schema)
+
+    def __len__(self) -> int:
+        return len(self.schema)
+
+    def __repr__(self) -> str:
+        return f"FlatTree({len(self)} leaves, {self.flat.numel()} x {self.flat.dtype})"
+
+
+def flatten(tree: Tree) -> Tree:
+    """The same tree over one buffer (copied), or a plain dict of the leaves if their dtypes differ."""
+    schema = Schema.of(tree)
+    if schema.dtype is None:
+        return dict(tree)
+    if isinstance(tree, FlatTree):
+        return tree
+    return FlatTree(schema, torch.cat([leaf.reshape(-1) for leaf in tree.values()]))
+
+
+def twins(trees: Sequence[Tree]) -> bool:
+    """Whether all are flat trees of one schema, so that their buffers line up."""
+    first = trees[0]
+    return isinstance(first, FlatTree) and all(
+        isinstance(t, FlatTree) and (t.schema is first.schema or t.schema == first.schema) for t in trees
+    )
+
+
+def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+    """sum_i coefficients[i] * trees[i], accumulated in the order given: the one aggregation kernel.
+
+    Each term is one fused multiply-add into a float32 (or wider) accumulator, so equal inputs in equal order give
+    equal bits under every schedule. Raises ValueError if there is nothing to sum or the trees do not line up.
+    """
+    if not trees or len(trees) != len(coefficients):
+        raise ValueError(f"{len(trees)} trees with {len(coefficients)} coefficients")
+    if twins(trees):
+        first = trees[0]
+        assert isinstance(first, FlatTree)
+        total = torch.zeros_like(first.flat)
+        for tree, c in zip(trees, coefficients, strict=True):
+            total.add_(tree.flat, alpha=float(c))  # type: ignore[attr-defined]
+        return FlatTree(first.schema, total)
+    names = list(trees[0])
+    if any(list(t) != names for t in trees):
+        raise ValueError("trees with different names cannot be summed")
+    result: dict[str, Tensor] = {}
+    for name in names:
+        leaf = torch.zeros_like(trees[0][name])
+        for tree, c in zip(trees, coefficients, strict=True):
+            if tree[name].shape != leaf.shape:
+                raise ValueError(f"{name}: shapes {tuple(leaf.shape)} and {tuple(tree[name].shape)} cannot be summed")
+            leaf.add_(tree[name], alpha=float(c))
+        result[name] = leaf
+    return result
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """a + b."""
+    if twins([a, b]):
+        return FlatTree(a.schema, a.flat + b.flat)  # type: ignore[attr-defined]
+    return weighted_sum([a, b], [1.0, 1.0])
+
+
+def subtract(a: Tree, b: Tree) -> Tree:
+    """a - b."""
+    if twins([a, b]):
+        return FlatTree(a.schema, a.flat - b.flat)  # type: ignore[attr-defined]
+    return weighted_sum([a, b], [1.0, -1.0])
+
+
+def scale(a: Tree, factor: float) -> Tree:
+    """factor * a; `a` itself when the factor is 1."""
+    if factor == 1.0:
+        return a
+    if isinstance(a, FlatTree):
+        return FlatTree(a.schema, a.flat * factor)
+    return {k: v * factor for k, v in a.items()}
+
+
+def zeros_like(a: Tree) -> Tree:
+    """A tree of zeros with a's schema."""
+    if isinstance(a, FlatTree):
+        return FlatTree(a.schema, torch.zeros_like(a.flat))
+    return {k: torch.zeros_like(v) for k, v in a.items()}
+
+
+def _vector(tree: Tree) -> Tensor:
+    if isinstance(tree, FlatTree):
+        return tree.flat
+    return torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+
+
+def gram(trees: Sequence[Tree]) -> np.ndarray:
+    """All inner products in float64, shape (n, n), streamed in chunks of `CHUNK` columns."""
+    rows = [_vector(t) for t in trees]
+    width = rows[0].numel()
+    if any(r.numel() != width for r in rows):
+        raise ValueError("inner products need trees of equal size")
+    total = np.zeros((len(rows), len(rows)))
+    for at in range(0, width, CHUNK):
+        block = torch.stack([r[at : at + CHUNK] for r in rows]).to(torch.float64).numpy()
+        total += block @ block.T
+    return total
+
+
+def squared_norm(tree: Tree) -> float:
+    """Sum of squares, float32 chunks accumulated in float64. Not finite if any element is not finite."""
+    total = 0.0
+    for leaf in [tree.flat] if isinstance(tree, FlatTree) else tree.values():
+        row = leaf.reshape(-1)
+        if not row.is_floating_point():
+            row = row.to(torch.float64)
+        for at in range(0, row.numel(), 1 << 20):
+            part = row[at : at + (1 << 20)]
+            total += float(torch.dot(part, part))
+    return total
