@@ -1,0 +1,1 @@
+"""Final classes of what happens on a device: work, fleets, data, models, attacks."""

@@ -1,0 +1,82 @@
+"""One run, one code tree: where `fedhet`, `strategies`, `clients` and `conf` come from, and a hash of that code.
+
+The three packages lie side by side under one root: the checkout's, a Flower bundle's, or, in an installed wheel, the
+folder `_root` inside this package (so that no generic name reaches site-packages).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from fedhet.errors import OriginError
+
+PACKAGES = ("fedhet", "strategies", "clients")
+_HERE = Path(__file__).resolve().parent
+
+
+@lru_cache(maxsize=1)
+def root() -> Path:
+    """The folder that holds strategies, clients and conf. Raises OriginError if there is none."""
+    for folder in (_HERE.parent, _HERE / "_root"):
+        if all((folder / name).is_dir() for name in ("strategies", "clients", "conf")):
+            return folder
+    raise OriginError(f"{_HERE} has no strategies, clients and conf beside or inside it: install fedhet again")
+
+
+def conf() -> Path:
+    """The folder of the configuration groups."""
+    return root() / "conf"
+
+
+def on_path() -> None:
+    """Put the root first on the import path, so that a `strategies` found elsewhere does not come before ours."""
+    folder = str(root())
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+
+
+@lru_cache(maxsize=1)
+def verify() -> None:
+    """Raises OriginError unless all three packages would be (or were) imported from where they belong."""
+    found = {name: _folder(name) for name in PACKAGES}
+    wanted = {"fedhet": _HERE, "strategies": root() / "strategies", "clients": root() / "clients"}
+    if found != wanted:
+        told = ", ".join(f"{name} from {found[name] or 'nowhere'}" for name in PACKAGES)
+        raise OriginError(
+            f"mixed code trees: {told}; expected strategies and clients in {root()}. "
+            "Remove the other copy, or run from another folder"
+        )
+
+
+def _folder(package: str) -> Path | None:
+    module = sys.modules.get(package)
+    spec = module.__spec__ if module is not None else importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(places[0]).resolve() if places else None
+
+
+@lru_cache(maxsize=1)
+def fingerprint() -> str:
+    """SHA-256 over every Python file of the three packages, the same for a checkout, a bundle and a wheel.
+
+    Travels with every job, so that a server and a client running different code are noticed. Raises OriginError.
+    """
+    verify()
+    return hash_code({"fedhet": _HERE, "strategies": root() / "strategies", "clients": root() / "clients"})
+
+
+def hash_code(trees: dict[str, Path]) -> str:
+    """SHA-256 over names and contents of the Python files under each tree; caches and `_root` are left out."""
+    total = hashlib.sha256()
+    for name, folder in sorted(trees.items()):
+        for path in sorted(folder.rglob("*.py"), key=lambda p: p.relative_to(folder).as_posix()):
+            inside = path.relative_to(folder)
+            if inside.parts[0] == "_root" or "__pycache__" in inside.parts:
+                continue
+            total.update(f"{name}/{inside.as_posix()}\0".encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
