@@ -44,9 +44,11 @@ class Schema(Mapping[str, Leaf]):
 
     leaves: tuple[tuple[str, Leaf], ...]
     _index: dict[str, Leaf] = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", dict(self.leaves))
+        object.__setattr__(self, "_hash", hash(self.leaves))  # hashed for every message: once is enough
         if len(self._index) != len(self.leaves):
             raise ValueError("a schema names a tensor twice")
 
@@ -67,7 +69,7 @@ class Schema(Mapping[str, Leaf]):
         return len(self.leaves)
 
     def __hash__(self) -> int:
-        return hash(self.leaves)
+        return self._hash
 
     @property
     def size(self) -> int:

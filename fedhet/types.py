@@ -160,10 +160,18 @@ class Wake:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A row for the record: why the schedule did what it did. Changes nothing."""
+
+    kind: str
+    data: Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the run."""
 
     reason: str = ""
 
 
-Command: TypeAlias = Assign | Aggregate | Drop | Wake | Stop
+Command: TypeAlias = Assign | Aggregate | Drop | Wake | Note | Stop

@@ -1,0 +1,61 @@
+"""A method is one choice per axis; what cannot work together is refused before anything starts.
+
+Three words are enough. A space *gives* ("coordinates", "control"); the server offers "each", the sight of single
+updates, until a layer *hides* it; parts *need*. `Misfit` names the part, what it needs and what is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedhet.protocols import Layer, Policy, Rule, Schedule, Space, Work
+
+ONION = ("optimizer", "staleness", "privacy", "codec")
+"""Layer slots from the algorithm to the wire. `send` runs left to right, `arrive` and `finish` right to left."""
+
+
+class Misfit(ValueError):
+    """Parts of a method that cannot work together."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One choice per axis. Layers of one slot run in the order given when sending."""
+
+    schedule: Schedule
+    space: Space
+    rule: Rule
+    work: Work
+    budget: Policy
+    optimizer: tuple[Layer, ...] = ()
+    staleness: tuple[Layer, ...] = ()
+    privacy: tuple[Layer, ...] = ()
+    codec: tuple[Layer, ...] = ()
+    name: str = "method"
+
+    def __post_init__(self) -> None:
+        for slot in ONION:
+            for layer in getattr(self, slot):
+                if not isinstance(layer, Layer):
+                    raise Misfit(f"{slot}: {type(layer).__name__} lacks a layer hook (send, wire, arrive, finish)")
+        offered = self.space.gives | {"each"}
+        for _, layer in self.layers:
+            offered -= layer.hides
+        for part in (self.rule, self.work, *(layer for _, layer in self.layers)):
+            missing = part.needs - offered
+            if missing:
+                raise Misfit(
+                    f"{type(part).__name__} needs {sorted(missing)}, but space {type(self.space).__name__}"
+                    f"{_with(self.layers)} offers {sorted(offered) or 'nothing'}"
+                )
+
+    @property
+    def layers(self) -> tuple[tuple[str, Layer], ...]:
+        """All layers with the name their memory is kept under, in the order of `send`."""
+        return tuple((f"{slot}.{i}", layer) for slot in ONION for i, layer in enumerate(getattr(self, slot)))
+
+
+def _with(layers: Sequence[tuple[str, Layer]]) -> str:
+    names = [type(layer).__name__ for _, layer in layers]
+    return f" with layers {names}" if names else ""

@@ -1,0 +1,96 @@
+"""The record of a run: one JSON line for every event and command, one for every evaluation, and their hash.
+
+Rows are written in the order things happened; on virtual time the file is the same bytes for any number of workers.
+A resumed run cuts the files back to its checkpoint and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class Lines:
+    """An append-only file of JSON lines with a running SHA-256."""
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """`keep` bytes of an existing file are kept, the rest is cut off."""
+        self.path, self._hash = path, hashlib.sha256()
+        self._file: BinaryIO = path.open("r+b" if keep else "wb")
+        self.size = 0
+        while self.size < keep:
+            part = self._file.read(min(1 << 20, keep - self.size))
+            if not part:
+                raise ValueError(f"{path} has {self.size} bytes, the checkpoint needs {keep}")
+            self._hash.update(part)
+            self.size += len(part)
+        self._file.truncate(keep)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row."""
+        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        self._file.write(line)
+        self._hash.update(line)
+        self.size += len(line)
+
+    def sync(self) -> None:
+        """Everything written so far is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far, in hex."""
+        return self._hash.hexdigest()
+
+
+class Record:
+    """events.jsonl and metrics.jsonl of one run folder."""
+
+    def __init__(self, folder: Path, keep_events: int = 0, keep_metrics: int = 0) -> None:
+        self.events = Lines(folder / "events.jsonl", keep_events)
+        self.metrics = Lines(folder / "metrics.jsonl", keep_metrics)
+
+    def emit(self, t: float, name: str, fields: Mapping[str, Any]) -> None:
+        """One row of the event log."""
+        self.events.write({"t": t, "event": name, **fields})
+
+    def sync(self) -> None:
+        self.events.sync()
+        self.metrics.sync()
+
+    def close(self) -> None:
+        self.events.close()
+        self.metrics.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a JSON-lines file; a half-written last line (a killed run) is left out."""
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    return rows
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """A whole file or none: written beside, synced, renamed."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
