@@ -1,0 +1,1 @@
+"""How much work one job asks of one client."""

@@ -1,0 +1,50 @@
+"""The same budget for everybody: a number of steps, or of epochs over the client's own samples.
+
+steps = epochs * ceil(n_i / batch), as in McMahan et al., "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", arXiv:1602.05629, Algorithm 1 (a partial last batch is a step).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedhet.protocols import View
+from fedhet.types import Budget, ClientId
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Either `steps`, or `epochs` with the `batch` size the work uses.
+
+    rank: LoRA rank (0: not used). width: share of the model, in (0, 1].
+
+    Raises ValueError if both or neither are given, or a value is out of range.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    rank: int = 0
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps={self.steps}, epochs={self.epochs}: give exactly one of them")
+        if self.epochs is not None and self.batch is None:
+            raise ValueError(f"epochs={self.epochs} needs batch, the samples per step, such as ${{work.batch}}")
+        for name in ("steps", "epochs", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.rank < 0:
+            raise ValueError(f"rank={self.rank} must not be negative; 0 means that no rank is used")
+        if not 0.0 < self.width <= 1.0:
+            raise ValueError(f"width={self.width} is not in (0, 1]; 1.0 is the whole model")
+
+    def __call__(self, client: ClientId, view: View) -> Budget:
+        steps = self.steps
+        if steps is None:
+            assert self.epochs is not None and self.batch is not None
+            steps = self.epochs * max(1, math.ceil(view.roster.examples(client) / self.batch))
+        return Budget(steps, self.rank, self.width)

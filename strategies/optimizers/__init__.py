@@ -1,0 +1,1 @@
+"""What the server makes of the combined update before it is added to the model."""

@@ -1,0 +1,120 @@
+"""Buffered asynchronous combination: every `size` answers make one version, and nobody waits for anybody.
+
+Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", arXiv:2106.06639, Algorithm 1:
+w <- w + lr * (1/K) * sum_{k in buffer} st(u_k) * delta_k. A client's slot is refilled at once, with the current model.
+With size=1 this is the schedule of Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fedhet.protocols import View
+from fedhet.types import (
+    Aggregate,
+    Arrived,
+    Assign,
+    ClientId,
+    Command,
+    Drop,
+    Ending,
+    Event,
+    Failed,
+    JobId,
+    Joined,
+    Left,
+    Started,
+    Woke,
+)
+from strategies.schedules.parking import SLACK, AbstractPerClient, at_least, positive
+
+
+@dataclass
+class FedBuff(AbstractPerClient):
+    """Combine every `size` answers.
+
+    concurrency: clients training at a time; a free slot goes to a random idle client. None: every client has its own
+        slot and is given its next job as soon as it answers.
+    max_staleness: answers older than this many versions are dropped as "stale"; None keeps all.
+    flush: combine what is buffered when the run ends, even if fewer than `size`.
+    pause_seconds: a job that failed is replaced no sooner than this long after its dispatch.
+
+    Raises ValueError for values out of range.
+    """
+
+    size: int = 10
+    concurrency: int | None = None
+    max_staleness: int | None = None
+    flush: bool = False
+    pause_seconds: float = 1.0
+
+    held: list[JobId] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        at_least("size", self.size, 1)
+        at_least("concurrency", self.concurrency, 1)
+        at_least("max_staleness", self.max_staleness, 0)
+        positive("pause_seconds", self.pause_seconds)
+
+    def react(self, event: Event, view: View) -> Iterator[Command]:
+        match event:
+            case Started() if self.concurrency is None:
+                yield from self._assign(self._enter(view))
+                yield from self._rouse(view)
+            case Arrived(job):
+                if self.max_staleness is not None and view.version - job.version > self.max_staleness:
+                    yield Drop((job.id,), "stale")
+                else:
+                    self.held.append(job.id)
+                if len(self.held) >= self.size:
+                    yield from self._combine()
+                yield from self._refill(job.client, view.now, view)
+            case Failed(job):
+                yield from self._refill(job.client, job.sent + self.pause_seconds, view)
+            case Joined(client):
+                yield from self._refill(client, view.now, view)
+            case Left(client):
+                self.parked.pop(client, None)
+                yield from self._fill(view)
+            case Woke() if self.concurrency is None:
+                yield from self._assign(self._ready(view))
+                yield from self._rouse(view)
+            case Started() | Woke():
+                yield from self._fill(view)
+            case Ending() if self.flush and self.held:
+                yield from self._combine()
+
+    def _combine(self) -> Iterator[Command]:
+        jobs, self.held = tuple(self.held), []
+        yield Aggregate(jobs)
+
+    def _assign(self, clients: list[ClientId]) -> Iterator[Command]:
+        for client in clients:
+            yield Assign(client)
+
+    def _refill(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
+        """The slot that `client` had is free from second `at` on."""
+        if self.concurrency is None:
+            if self._free(client, at, view):
+                yield Assign(client)
+            else:
+                yield from self._rouse_one(at, view)
+        elif at <= view.now + SLACK:
+            yield from self._fill(view)
+        else:
+            yield from self._wake(at, view)
+
+    def _fill(self, view: View) -> Iterator[Command]:
+        """Give the free slots to random idle clients; if there are too few, try again when one comes online."""
+        if self.concurrency is None:
+            return
+        if self.alarm is not None and self.alarm <= view.now + SLACK:
+            self.alarm = None
+        free = self.concurrency - view.busy
+        if free <= 0:
+            return
+        clients = view.idle.sample(free, view.rng("refill"))
+        yield from self._assign(clients)
+        if len(clients) < free:
+            yield from self._rouse_one(view.now, view)

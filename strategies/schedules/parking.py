@@ -1,0 +1,94 @@
+"""Schedules in which every client has a slot of its own.
+
+A client gets its next job as soon as it is online and free; until then it is *parked* with the earliest second at
+which it may be tried again. One pending alarm serves all of them, so the number of timers stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fedhet.protocols import View
+from fedhet.types import ClientId, Command, Event, Wake
+
+SLACK = 1e-9
+"""Seconds: times this close are the same instant."""
+
+BREATH = 1e-6
+"""Seconds a wake lies ahead at least, so that a timer set for this instant cannot repeat for ever."""
+
+
+@dataclass
+class AbstractPerClient(ABC):
+    """State and moves for parking. Costs grow with the number of parked clients, at wakes only."""
+
+    parked: dict[ClientId, float] = field(init=False, default_factory=dict)
+    """Client to the earliest second it may be given work."""
+
+    alarm: float | None = field(init=False, default=None)
+    """The earliest wake asked for and not yet come."""
+
+    @abstractmethod
+    def react(self, event: Event, view: View) -> Iterable[Command]:
+        """Commands in answer to one event."""
+
+    def _enter(self, view: View) -> list[ClientId]:
+        """The start: clients that can work now; all others of the roster are parked. One pass over the roster."""
+        for client in view.roster:
+            self.parked[client] = view.now
+        return self._ready(view)
+
+    def _ready(self, view: View) -> list[ClientId]:
+        """Take the parked clients that can work now, in ascending order."""
+        if self.alarm is not None and self.alarm <= view.now + SLACK:
+            self.alarm = None
+        ready = sorted(c for c, at in self.parked.items() if at <= view.now + SLACK and c in view.idle)
+        for client in ready:
+            del self.parked[client]
+        return ready
+
+    def _free(self, client: ClientId, at: float, view: View) -> bool:
+        """Whether this client can work now; if not it is parked until second `at` (or until it is online)."""
+        self.parked.pop(client, None)
+        if at <= view.now + SLACK and client in view.idle:
+            return True
+        self.parked[client] = at
+        return False
+
+    def _rouse(self, view: View) -> Iterator[Command]:
+        """After clients were parked: make sure of a wake when the first of them may work. Cost O(parked)."""
+        due = [at for at in self.parked.values() if at > view.now + SLACK]
+        if len(due) < len(self.parked):
+            due.append(_online(view))
+        yield from self._wake(min(due, default=math.inf), view)
+
+    def _rouse_one(self, at: float, view: View) -> Iterator[Command]:
+        """The same for one client parked until `at`. Cost O(1)."""
+        yield from self._wake(at if at > view.now + SLACK else _online(view), view)
+
+    def _wake(self, at: float, view: View) -> Iterator[Command]:
+        at = max(at, view.now + BREATH)
+        pending = self.alarm is not None and view.now < self.alarm <= at + SLACK
+        if not pending and math.isfinite(at):
+            self.alarm = at
+            yield Wake(at)
+
+
+def _online(view: View) -> float:
+    at = view.next_online()
+    return math.inf if at is None else at
+
+
+def positive(name: str, value: float) -> None:
+    """Raise ValueError unless value is a finite number above zero."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value} must be a positive, finite number, such as 1.0")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raise ValueError if a given value is below the least one; None passes."""
+    if value is not None and not value >= least:
+        raise ValueError(f"{name}={value} must be at least {least}; use {least} or more, or leave its default")

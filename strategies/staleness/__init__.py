@@ -1,0 +1,1 @@
+"""What a late update is worth, or what it is turned into."""
