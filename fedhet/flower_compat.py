@@ -1,0 +1,30 @@
+"""The few private touch points with Flower 1.41, in one place, so that an upgrade breaks here and nowhere else.
+
+* `Message(...)` for a request reads a process-wide task identity that Flower's runtime sets; outside it we must.
+* A grid gives messages their ids through a private slot, as Flower's own grids do.
+* `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["SUPERLINK_NODE_ID", "ErrorCode", "Run", "claim_identity", "empty_run", "set_message_id"]
+
+
+def claim_identity(run_id: int) -> None:
+    """Let this process create request messages for a run, as a ServerApp's process may."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+
+
+def empty_run(run_id: int) -> Run:
+    """A Run without an app bundle."""
+    return Run.create_empty(run_id)
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Name a message that a grid accepted."""
+    message.metadata.__dict__["_message_id"] = message_id

@@ -1,0 +1,50 @@
+"""Memory shared with forked workers: one anonymous mapping, made before the fork, handed out in slots.
+
+Nothing has a name, so nothing is left behind when a process is killed; pages cost memory only once they are touched.
+The parent alone allocates; workers read and write where they are told.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import defaultdict
+from dataclasses import dataclass
+
+PAGE = mmap.PAGESIZE
+NORESERVE = 0x4000  # MAP_NORESERVE on Linux; Python names it only from 3.13 on
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A stretch of the arena, in bytes."""
+
+    at: int
+    size: int
+
+
+class Arena:
+    """`take` and `give` slots of whole pages. Slots of one size are reused, so touched pages stay few."""
+
+    def __init__(self, size: int) -> None:
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE
+        self._map = mmap.mmap(-1, size, flags=flags)
+        self._size, self._top = size, 0
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+
+    def take(self, size: int) -> Slot | None:
+        """A slot of at least `size` bytes, or None if the arena is full."""
+        size = -(-max(size, 1) // PAGE) * PAGE
+        if self._free[size]:
+            return Slot(self._free[size].pop(), size)
+        if self._top + size > self._size:
+            return None
+        self._top += size
+        return Slot(self._top - size, size)
+
+    def give(self, slot: Slot) -> None:
+        """Return a slot; its contents may be overwritten from now on."""
+        self._free[slot.size].append(slot.at)
+
+    def view(self, at: int, size: int) -> memoryview:
+        """The bytes of a slot, writable."""
+        return memoryview(self._map)[at : at + size]

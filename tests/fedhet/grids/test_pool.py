@@ -1,0 +1,150 @@
+"""Worker processes: the same replies for any number of them, and a dead one is a failed task with a name."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedhet.flower_compat import ErrorCode, claim_identity
+from fedhet.grids.pool import Pool
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    """Add the client's own running total to what it was sent; misbehave if told to."""
+    how = message.content["config"]["how"]
+    if how == "raise":
+        context.state["total"] = ArrayRecord({"x": Array(np.full(3, -1.0))})
+        raise ValueError("told to")
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exit":
+        os._exit(7)
+    x = message.content["arrays"]["x"].numpy()
+    total = context.state["total"]["x"].numpy() + x if "total" in context.state else x
+    context.state["total"] = ArrayRecord({"x": Array(total)})
+    return Message(
+        RecordDict({"arrays": ArrayRecord({"x": Array(total)}), "m": MetricRecord({"sum": float(total.sum())})}),
+        reply_to=message,
+    )
+
+
+def message(x, node=2, how="work"):
+    claim_identity(1)
+    array = x if isinstance(x, Array) else Array(x)
+    return Message(
+        RecordDict({"arrays": ArrayRecord({"x": array}), "config": ConfigRecord({"how": how})}), node, "train"
+    )
+
+
+def context(state=None, node=2):
+    return Context(1, node, {}, state or RecordDict(), {})
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("size", [3, 200_000])
+def test_replies_and_states_cross_whole_whatever_their_size(workers, size):
+    with Pool(app, workers) as pool:
+        shared = Array(np.arange(size, dtype=np.float64))
+        for n in range(6):
+            pool.submit(n, n, message(shared, node=n + 2), context(node=n + 2))
+        outcomes = [pool.result(n) for n in reversed(range(6))][::-1]
+        for n, outcome in enumerate(outcomes):
+            assert np.array_equal(outcome.reply.content["arrays"]["x"].numpy(), np.arange(size))
+            pool.submit(10 + n, n, message(np.ones(size), node=n + 2), context(outcome.state, n + 2))
+        again = [pool.result(10 + n) for n in range(6)]
+    for outcome in again:
+        assert np.array_equal(outcome.reply.content["arrays"]["x"].numpy(), np.arange(size) + 1)
+        assert np.array_equal(outcome.state["total"]["x"].numpy(), np.arange(size) + 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_client_that_raises_keeps_the_state_it_had(workers):
+    before = RecordDict({"total": ArrayRecord({"x": Array(np.full(3, 5.0))})})
+    with Pool(app, workers) as pool:
+        pool.submit(0, 0, message(np.ones(3), how="raise"), context(before))
+        outcome = pool.result(0)
+    assert outcome.reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    assert outcome.reply.error.reason == "ValueError: told to"
+    assert np.array_equal(outcome.state["total"]["x"].numpy(), np.full(3, 5.0))
+
+
+@pytest.mark.parametrize(("how", "cause"), [("die", "signal 9"), ("exit", "exit code 7")])
+def test_a_worker_that_dies_fails_its_task_alone(how, cause):
+    with Pool(app, 2) as pool:
+        for n in range(8):
+            pool.submit(n, n, message(np.full(3, n), node=n + 2, how=how if n == 3 else "work"), context(node=n + 2))
+        outcomes = [pool.result(n) for n in range(8)]
+        assert pool.deaths == 1
+    assert outcomes[3].reply.error.code == ErrorCode.CLIENT_APP_CRASHED and cause in outcomes[3].reply.error.reason
+    for n in set(range(8)) - {3}:
+        assert outcomes[n].reply.content["m"]["sum"] == 3 * n
+
+
+def test_an_idle_worker_that_is_killed_is_replaced():
+    with Pool(app, 1) as pool:
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+        pool._workers[0].process.join()
+        pool.submit(0, 0, message(np.ones(3)), context())
+        first = pool.result(0)
+        pool.submit(1, 0, message(np.ones(3)), context())
+        assert pool.result(1).reply.content["m"]["sum"] == 3
+    assert first.reply.has_content() or first.reply.error.code == ErrorCode.CLIENT_APP_CRASHED
+
+
+def test_many_bulky_messages_do_not_block_each_other():
+    """More bytes in the pipes than they hold, both ways: arrays just below the size that goes by shared memory."""
+    with Pool(app, 2) as pool:
+        xs = {f"x{n}": Array(np.zeros(1900)) for n in range(40)}
+        for n in range(30):
+            m = message(np.ones(1900), node=n + 2)
+            m.content["more"] = ArrayRecord(xs)
+            pool.submit(n, n, m, context(node=n + 2))
+        assert all(pool.result(n).reply.has_content() for n in range(30))
+
+
+def test_workers_end_with_the_pool_and_with_the_parent():
+    with Pool(app, 2) as pool:
+        alive = [w.process.pid for w in pool._workers]
+    assert not any(running(p) for p in alive)
+    child = os.fork()
+    if child == 0:
+        orphaned = Pool(app, 2)
+        with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+            workers = file.read()
+        fd = os.open(f"{os.environ['FEDHET_TEST_DIR']}/workers", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, workers.encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+        del orphaned
+    os.waitpid(child, 0)
+    with open(f"{os.environ['FEDHET_TEST_DIR']}/workers") as file:
+        workers = [int(p) for p in file.read().split()]
+    assert len(workers) == 2
+    end = time.monotonic() + 10
+    while any(running(p) for p in workers) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(running(p) for p in workers)
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDHET_TEST_DIR", str(tmp_path))
+
+
+def test_fewer_than_no_workers_is_an_error():
+    with pytest.raises(ValueError, match="workers=-1"):
+        Pool(app, -1)
