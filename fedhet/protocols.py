@@ -38,8 +38,13 @@ if TYPE_CHECKING:
     from fedhet.tree import Schema
 
 
-class Roster(Mapping[ClientId, "Profile"], Protocol):  # type: ignore[misc]
-    """Every registered client and its profile. Profiles are built on demand: no cost grows with the registry."""
+class Roster(Protocol):
+    """Every registered client and its profile, as a mapping. Profiles are built on demand: no cost grows with it."""
+
+    def __getitem__(self, client: ClientId, /) -> Profile: ...
+    def __contains__(self, client: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[ClientId]: ...
+    def __len__(self) -> int: ...
 
     @property
     def total_examples(self) -> int:

@@ -1,0 +1,89 @@
+"""The Flower half of fedhet: a ClientApp that does jobs on a device, and the ServerApp that `flwr run` starts.
+
+A device builds its half of the method from the configuration inside the first job it gets and keeps it for as long as
+its process lives. Its plug-ins' memories live in Flower's `Context.state`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedhet import message as records
+from fedhet import origin, wire
+from fedhet.client import Device, Memories
+from fedhet.types import Memory
+
+
+def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientApp:
+    """A ClientApp around a way to get the device. `seal` adds a SHA-256 to every answer."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        job, _ = records.read_job(message.content)
+        own = context.node_config.get("partition-id", job.client)
+        if own != job.client:
+            raise ValueError(f"job {job.id} is for client {job.client}, this is client {own}")
+        payload, sha256 = records.read_payload(message.content)
+        memories = recall(context)
+        update = device_of(message).answer(job, wire.open_tree(payload, sha256), memories)
+        remember(context, memories)
+        return Message(records.answer(update, code=origin.fingerprint(), seal=seal), reply_to=message)
+
+    @app.query("profile")
+    def profile(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"profile": ConfigRecord(dict(context.node_config))}), reply_to=message)
+
+    return app
+
+
+def recall(context: Context) -> Memories:
+    """The plug-ins' memories a client's context holds."""
+    memories: Memories = {}
+    for name, record in context.state.array_records.items():
+        if name.startswith("memory."):
+            memory: Memory = {k: v.clone() for k, v in wire.open_tree(record["tree"].data).items()}
+            memories[name.removeprefix("memory.")] = memory
+    return memories
+
+
+def remember(context: Context, memories: Memories) -> None:
+    """Put memories back into the context; one that emptied is removed."""
+    for name in [n for n in context.state.array_records if n.startswith("memory.")]:
+        del context.state[name]
+    for name, memory in sorted(memories.items()):
+        context.state["memory." + name] = ArrayRecord({"tree": records.array(wire.encode(memory))})  # type: ignore[misc]
+
+
+@lru_cache(maxsize=2)
+def _device(world: str) -> Device:
+    from fedhet import build
+
+    return build.device(json.loads(world))
+
+
+def _from_message(message: Message) -> Device:
+    world = records.read_world(message.content)
+    if not world:
+        raise ValueError("the job carries no configuration; was it sent by a server of another transport?")
+    return _device(world)
+
+
+client = client_app(_from_message, seal=True)
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """`flwr run .`: compose the configuration from the run's `overrides` and drive this grid."""
+    from fedhet import live
+
+    live.serve(grid, context)
+

@@ -1,0 +1,95 @@
+"""From a resolved configuration to objects: the method, the world, one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedhet import config
+from fedhet.client import Device
+from fedhet.compose import ONION, Method
+from fedhet.model import Model
+from fedhet.protocols import Shard
+from fedhet.roster import Clients
+from fedhet.types import ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One evaluation of one model: shares in [0, 1], loss in nats, `clients` the accuracy each client would see."""
+
+    accuracy: float
+    loss: float
+    clients: np.ndarray
+
+    @property
+    def worst_decile(self) -> float:
+        """Mean accuracy of the worst tenth of the clients that have test data (at least one client)."""
+        known = np.sort(self.clients[np.isfinite(self.clients)])
+        return float(known[: max(1, len(known) // 10)].mean()) if len(known) else float("nan")
+
+
+class World(Protocol):
+    """Data, its partition, and models that fit it."""
+
+    clients: int
+
+    def examples(self) -> np.ndarray:
+        """Training samples per client, int64 (clients,)."""
+        ...
+
+    def model(self) -> Model: ...
+    def shard(self, client: ClientId, turn: int) -> Shard: ...
+    def evaluate(self, model: Model) -> Scores: ...
+    def flops(self) -> float:
+        """Forward floating-point operations per sample."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]: ...
+
+
+def method(cfg: Mapping[str, Any]) -> Method:
+    """The composed method. Raises Misfit, and ConfigError naming the key of a bad value."""
+    work = config.instantiate(cfg["work"], "work")
+    if cfg["attack"]:
+        work = config.instantiate(cfg["attack"], "attack")(work)
+    return Method(
+        schedule=config.instantiate(cfg["schedule"], "schedule"),
+        space=config.instantiate(cfg["space"], "space"),
+        rule=config.instantiate(cfg["rule"], "rule"),
+        budget=config.instantiate(cfg["budget"], "budget"),
+        work=work,
+        name=str(cfg["strategy"]),
+        **{slot: config.layers(cfg[slot], slot) for slot in ONION},
+    )
+
+
+def world(cfg: Mapping[str, Any], clients: int) -> World:
+    """Data and partition for a number of clients."""
+    result: World = config.instantiate(
+        {
+            **cfg["world"],
+            "data": cfg["data"],
+            "partition": cfg["partition"],
+            "model": cfg["model"],
+            "clients": clients,
+            "seed": cfg["seed"],
+        },
+        "world",
+    )
+    return result
+
+
+def fleet(cfg: Mapping[str, Any]) -> Clients:
+    """The clients and their profiles."""
+    built: Clients = config.instantiate(cfg["fleet"], "fleet").build(int(cfg["seed"]))
+    return built
+
+
+def device(cfg: Mapping[str, Any]) -> Device:
+    """One device of its own: what a process far from the server builds from a job's configuration."""
+    here = world(cfg, int(cfg["clients"]))
+    return Device(method(cfg), here.model(), here, int(cfg["seed"]))

@@ -1,0 +1,164 @@
+"""A run on disk, whole or not at all: everything needed to go on bit for bit after a kill at any moment.
+
+A checkpoint is a folder of one JSON file and one payload per tree, written beside the last one and made current by
+renaming a file that names it. Jobs in flight are stored as what they are, not as what they will bring: their training
+is repeated, which gives the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from fedhet import plain, types, wire
+from fedhet.gate import Gate
+from fedhet.message import array
+from fedhet.record import write_atomic
+from fedhet.server import Seen, Server
+from fedhet.types import Job, Tree, Update
+
+PLAIN = ("now", "version", "closing", "turns", "timers", "draws", "jobs", "landed")
+"""Fields of the server that are plain data and go into the file as they are."""
+
+
+class CheckpointError(ValueError):
+    """A run folder that cannot be resumed."""
+
+
+@dataclass
+class Extras:
+    """What the host adds to the server's own state: clock, file sizes, byte counts, clients' memories."""
+
+    numbers: dict[str, Any]
+    clients: dict[int, RecordDict]
+
+
+def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
+    """Make the present state the folder's checkpoint. The server must be between two instants."""
+    root = folder / "checkpoint"
+    root.mkdir(exist_ok=True)
+    name = f"{server.landed:012d}-{server.version:08d}"
+    part = root / (name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for version, tree in server.bases.items():
+        _write(part / f"base-{version}", tree)
+    for number, update in server.updates.items():
+        _write(part / f"update-{number}", update.delta)
+    for layer, memory in server.memories.items():
+        _write(part / f"memory-{layer}", memory)
+    clients = {}
+    for client, state in extras.clients.items():
+        clients[str(client)] = sorted(state.array_records)
+        for record, arrays in state.array_records.items():
+            _write_bytes(part / f"client-{client}-{record}", arrays["tree"].data)
+    data = {
+        "server": {name: plain.dump(getattr(server, name)) for name in PLAIN},
+        "counts": dict(server.counts),
+        "seen": {str(c): [s.finished, s.failed, s.seconds_per_step] for c, s in server.seen.items()},
+        "barred": sorted(server.barred),
+        "inflight": plain.dump(list(server.inflight.values())),
+        "buffer": plain.dump(list(server.buffer.values())),
+        "updates": {str(n): [u.weight, u.scale, dict(u.metrics)] for n, u in server.updates.items()},
+        "bases": sorted(server.bases),
+        "memories": sorted(server.memories),
+        "schedule": plain.dump(server.method.schedule),
+        "gate": {"strikes": plain.dump(dict(gate.strikes)), "suspended": sorted(gate.suspended)},
+        "clients": clients,
+        "extras": extras.numbers,
+    }
+    _write_bytes(part / "run.json", json.dumps(data).encode())
+    final = root / name
+    shutil.rmtree(final, ignore_errors=True)
+    part.replace(final)
+    _sync_folder(root)
+    write_atomic(root / "current", name)
+    for old in root.iterdir():
+        if old.is_dir() and old != final:
+            shutil.rmtree(old)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run folder has a complete checkpoint."""
+    return (folder / "checkpoint" / "current").is_file()
+
+
+def peek(folder: Path) -> dict[str, Any]:
+    """The host's numbers of the current checkpoint, without building anything."""
+    numbers: dict[str, Any] = _read(folder)[1]["extras"]
+    return numbers
+
+
+def load(folder: Path, server: Server, gate: Gate) -> Extras:
+    """Put the folder's checkpoint into a freshly built server and gate; what is left is for the host."""
+    at, data = _read(folder)
+    schedule = server.method.schedule
+    modules = [sys.modules[type(schedule).__module__], types]
+    for name in PLAIN:
+        setattr(server, name, plain.load(data["server"][name], modules))
+    plain.fill(schedule, data["schedule"], modules)
+    server.counts = Counter(data["counts"])
+    server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
+    server.barred.update(data["barred"])
+    server.bases = {v: _open(at / f"base-{v}") for v in data["bases"]}
+    server.state = server.bases[server.version]
+    server.memories = {m: dict(_open(at / f"memory-{m}")) for m in data["memories"]}
+    jobs: list[Job] = plain.load(data["buffer"], modules)
+    inflight: list[Job] = plain.load(data["inflight"], modules)
+    updates = {
+        job.id: Update(job, _open(at / f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
+    }  # weight, scale, metrics in the record's order
+    server.adopt(inflight, jobs, updates)
+    gate.strikes = Counter(plain.load(data["gate"]["strikes"], modules))
+    gate.suspended = set(data["gate"]["suspended"])
+    clients = {
+        int(c): RecordDict({r: ArrayRecord({"tree": _array(at / f"client-{c}-{r}")}) for r in records})  # type: ignore[misc]
+        for c, records in data["clients"].items()
+    }
+    return Extras(data["extras"], clients)
+
+
+def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
+    current = folder / "checkpoint" / "current"
+    if not current.is_file():
+        raise CheckpointError(f"{folder} has no checkpoint to resume from")
+    at = folder / "checkpoint" / current.read_text()
+    try:
+        return at, json.loads((at / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{at}: {error}") from None
+
+
+def _write(path: Path, tree: Tree) -> None:
+    _write_bytes(path, wire.encode(tree))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open(path: Path) -> Tree:
+    return wire.open_tree(bytearray(path.read_bytes()))
+
+
+def _array(path: Path) -> Array:
+    return array(path.read_bytes())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

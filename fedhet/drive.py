@@ -1,0 +1,170 @@
+"""The only loop: it joins a server to a Flower Grid and a Clock, and knows nothing of either's kind.
+
+One turn is one instant: take in every reply that is visible, wake the timers that are due, then let the server answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flwr.app import Array, Message
+from flwr.serverapp import Grid
+
+from fedhet import message as records
+from fedhet import wire
+from fedhet.flower_compat import ErrorCode
+from fedhet.gate import Gate, Rejected
+from fedhet.protocols import Clock
+from fedhet.server import Send, Server
+from fedhet.tree import Schema
+from fedhet.types import ClientId, Job, JobId, Tree
+from fedhet.wire import MalformedUpdate
+
+TTL = 12 * 3600.0
+"""Seconds a message may live on a real grid when no job timeout is set."""
+
+
+@dataclass
+class Drive:
+    """Carries a server's sends and a grid's replies. `nodes` maps clients to node ids."""
+
+    server: Server
+    grid: Grid
+    clock: Clock
+    gate: Gate
+    nodes: Callable[[ClientId], int]
+    seal: bool = False
+    world: str = ""
+    timeout: float | None = None
+    after_instant: Callable[[], None] = lambda: None
+    before_instant: Callable[[], None] = lambda: None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    _pending: dict[str, JobId] = field(default_factory=dict)
+    _deadlines: dict[JobId, float] = field(default_factory=dict)
+    _packed: tuple[Tree | None, Array | None, str] = (None, None, "")
+
+    def run(self, *, start: bool = True) -> None:
+        """Until the server is over. Raises what a plug-in raises, and the clock's `Stalled`."""
+        server = self.server
+        if start:
+            server.start()
+        self._answer(server.settle(self.clock.now()))
+        while not server.over:
+            self.before_instant()
+            quiet = self._take_in()
+            now = self.clock.now()
+            quiet = self._expire(now) and quiet
+            if server.next_timer is not None and server.next_timer <= now + 1e-9:
+                server.wake(now)
+                quiet = False
+            self._answer(server.settle(now))
+            self.after_instant()
+            if quiet and not server.over:
+                self.clock.wait(self._next_time())
+
+    @property
+    def settled(self) -> bool:
+        """Whether every message on its way belongs to a job the server still waits for: what a checkpoint can hold."""
+        return all(job in self.server.inflight for job in self._pending.values())
+
+    def resend(self, job: Job) -> None:
+        """Put one outstanding job back on its way, with the payload it had, after a resume."""
+        payload = self.server.space.offer(self.server.base(job.version), job)
+        self.bytes_down -= wire.size(Schema.of(payload))  # it was counted when it was sent first
+        self._answer([Send(job, payload, wire.size(self.server.expects(job)))])
+
+    def _next_time(self) -> float | None:
+        first = next(iter(self._deadlines.values()), None)  # one timeout for all: the oldest job is due first
+        times = [t for t in (self.server.next_timer, first) if t is not None]
+        return min(times, default=None)
+
+    def _take_in(self) -> bool:
+        """Handle all visible replies, in order of their jobs; True if there were none."""
+        replies = list(self.grid.pull_messages(self._pending.keys()))
+        known = [(self._pending.pop(r.metadata.reply_to_message_id, None), r) for r in replies]
+        for job_id, reply in sorted(((j, r) for j, r in known if j is not None), key=lambda pair: pair[0]):
+            if self.server.over:
+                break
+            self._deadlines.pop(job_id, None)
+            job = self.server.inflight.get(job_id)
+            if job is None:  # it timed out before; the answer is late for everything
+                self.server.counts["answered after timeout"] += 1
+                continue
+            self._judge(job, reply)
+        return not replies
+
+    def _judge(self, job: Job, reply: Message) -> None:
+        server, now = self.server, self.clock.now()
+        if reply.has_error():
+            server.failed(job.id, _reason(reply), now)
+            return
+        try:
+            answer = records.read_answer(reply.content)
+            self.bytes_up += len(answer.payload)
+            verdict = self.gate.check(answer, job.client, server.inflight, server.expects(job), server.roster)
+        except MalformedUpdate as error:
+            verdict = Rejected(error.code, error.detail)
+        if isinstance(verdict, Rejected):
+            server.reject(job, verdict.code, verdict.detail, now)
+            if self.gate.strike(job.client):
+                server.left(job.client, now)
+        else:
+            server.arrived(verdict, now)
+
+    def _expire(self, now: float) -> bool:
+        """Fail jobs past the timeout; True if there were none."""
+        late = list(itertools.takewhile(lambda job: self._deadlines[job] <= now + 1e-9, self._deadlines))
+        for job_id in late:
+            del self._deadlines[job_id]
+            if job_id in self.server.inflight and not self.server.over:
+                self.server.failed(job_id, "timeout", now)
+        return not late
+
+    def _answer(self, sends: list[Send]) -> None:
+        if not sends:
+            return
+        messages, jobs = [], []
+        for send in sends:
+            array, sha256 = self._pack(send.payload)
+            content = records.request(
+                send.job, array, bytes_up=send.bytes_up, batch=self.server.method.work.batch, sha256=sha256, world=self.world
+            )
+            self.bytes_down += len(array.data)
+            node = self.nodes(send.job.client)
+            ttl = self.timeout if self.timeout is not None else TTL
+            messages.append(Message(content, node, send.job.task, ttl=ttl, group_id=str(send.job.version)))
+            jobs.append(send.job)
+        accepted = set(self.grid.push_messages(messages))
+        for job, message in zip(jobs, messages, strict=True):
+            if message.metadata.message_id in accepted:
+                self._pending[message.metadata.message_id] = job.id
+                if self.timeout is not None:
+                    self._deadlines[job.id] = job.sent + self.timeout
+            else:
+                self.server.failed(job.id, "refused by the grid", self.clock.now())
+
+    def _pack(self, payload: Tree) -> tuple[Array, str]:
+        """A payload as one Array. The same tree object, sent to many, is encoded once."""
+        tree, array, sha256 = self._packed
+        if tree is not payload or array is None:
+            data = wire.encode(payload)
+            array, sha256 = records.array(data), wire.digest(data) if self.seal else ""
+            self._packed = (payload, array, sha256)
+        return array, sha256
+
+
+def _reason(reply: Message) -> str:
+    """Why a job failed, from an error reply: a short cause for the client's own errors, Flower's code for the rest."""
+    error = reply.error
+    text = (error.reason or "").strip().splitlines()
+    detail = text[0][:200] if text else ""
+    if error.code == ErrorCode.NODE_UNAVAILABLE:
+        return detail if detail in ("dropout", "offline", "memory") else "node unavailable"
+    if error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
+        return f"client error: {detail}"
+    if error.code == ErrorCode.CLIENT_APP_CRASHED:
+        return f"client crashed: {detail}"
+    return f"flower error {error.code}: {detail}"

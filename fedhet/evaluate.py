@@ -1,0 +1,64 @@
+"""When to look at the model, and what to write down: an observer of the server that changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedhet.build import Scores, World
+from fedhet.drive import Drive
+from fedhet.model import Model
+from fedhet.record import Record
+from fedhet.server import Server
+
+
+@dataclass
+class Evaluator:
+    """Evaluates versions on the server's test data: every `every_versions` versions, and not more often than once in
+    `every_seconds` seconds of the run's clock. `last` holds what a checkpoint keeps."""
+
+    world: World
+    model: Model
+    record: Record
+    target: float
+    every_versions: int = 1
+    every_seconds: float = 0.0
+    version: int = -1
+    due: float = 0.0
+    time_to_target: float | None = None
+    scores: Scores | None = None
+    seen: Callable[[Server, Scores], None] = field(default=lambda server, scores: None)
+
+    def __post_init__(self) -> None:
+        if self.every_versions < 1:
+            raise ValueError(f"evaluate.every_versions={self.every_versions} must be 1 or more")
+        if not (self.every_seconds >= 0 and math.isfinite(self.every_seconds)):
+            raise ValueError(f"evaluate.every_seconds={self.every_seconds} must be 0 or more seconds")
+
+    def look(self, drive: Drive, *, force: bool = False) -> None:
+        """Evaluate if it is time (or `force`d and this version was not looked at yet)."""
+        server = drive.server
+        if server.version == self.version:
+            return
+        ripe = server.version - self.version >= self.every_versions and server.now >= self.due
+        if not (ripe or force):
+            return
+        self.version, self.due = server.version, server.now + self.every_seconds
+        server.space.restore(self.model, server.state)
+        self.scores = scores = self.world.evaluate(self.model)
+        if self.time_to_target is None and scores.accuracy >= self.target:
+            self.time_to_target = server.now
+        self.record.metrics.write(
+            {
+                "t": server.now,
+                "version": server.version,
+                "accuracy": scores.accuracy,
+                "loss": scores.loss,
+                "worst_decile_accuracy": scores.worst_decile,
+                "bytes_up": drive.bytes_up,
+                "bytes_down": drive.bytes_down,
+                "client_tasks": server.landed,
+            }
+        )
+        self.seen(server, scores)

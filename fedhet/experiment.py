@@ -1,0 +1,84 @@
+"""One experiment as an object: what it is made of, from Python or from a resolved configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhet import build
+from fedhet.build import World
+from fedhet.compose import Method
+from fedhet.result import Result
+from fedhet.roster import Clients
+from fedhet.server import Limits
+
+Progress = Callable[[Mapping[str, Any]], None]
+"""Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A method, the clients it runs on, the data they hold, and when to stop.
+
+    `timeout` is in seconds of the run's clock: a job unanswered for so long has failed. `workers` processes train the
+    simulated clients (0: in this process); their number changes no result. `checkpoint_every` is in wall seconds.
+    """
+
+    method: Method
+    clients: Clients
+    world: World
+    limits: Limits
+    seed: int = 0
+    target: float = 0.9
+    workers: int = 0
+    timeout: float | None = None
+    every_versions: int = 1
+    every_seconds: float = 0.0
+    checkpoint_every: float = 15.0
+    max_weight: float | None = None
+    transport: str = "virtual"
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout} seconds must be positive")
+        if self.world.clients != len(self.clients):
+            raise ValueError(f"data for {self.world.clients} clients, but the fleet has {len(self.clients)}")
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> Experiment:
+        """From a resolved configuration. Raises ConfigError and Misfit."""
+        method = build.method(cfg)  # first: a misfit must show before any data is read
+        fleet = build.fleet(cfg)
+        world = build.world(cfg, len(fleet))
+        return cls(
+            method=method,
+            clients=fleet.with_examples(world.examples()),
+            world=world,
+            limits=Limits(**cfg["stop"]),
+            seed=int(cfg["seed"]),
+            target=float(cfg["target"]),
+            workers=int(cfg["workers"]),
+            timeout=cfg["timeout"],
+            every_versions=int(cfg["evaluate"]["every_versions"]),
+            every_seconds=float(cfg["evaluate"]["every_seconds"]),
+            checkpoint_every=float(cfg["checkpoint"]["every_seconds"]),
+            max_weight=cfg["max_weight"],
+            transport=str(cfg["transport"]["name"]),
+            config=cfg,
+        )
+
+    def for_devices(self) -> str:
+        """The configuration a device far from here needs, as JSON; the same text for the same experiment."""
+        axes = ("strategy", "seed", "world", "data", "partition", "model", "attack", "work", "schedule", "space", "rule")
+        layers = ("budget", "optimizer", "staleness", "privacy", "codec")
+        return json.dumps({**{k: self.config[k] for k in (*axes, *layers)}, "clients": len(self.clients)}, sort_keys=True)
+
+    def run(self, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Result:
+        """Run on this experiment's transport; the folder holds the whole record. See `fedhet.transports`."""
+        from fedhet import transports
+
+        return transports.carry_out(self, Path(folder), resume=resume, progress=progress)

@@ -1,0 +1,172 @@
+"""A Flower Grid in virtual time: real messages, real client code, and a clock that jumps.
+
+A pushed message starts on the worker pool at once (its inputs are fixed); its reply becomes visible when the clock
+passes its arrival, which depends on the client's profile alone. So event logs and weights are the same bits for any
+number of workers. At one instant replies come in the order their requests were sent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedhet.flower_compat import ErrorCode, Run, claim_identity, empty_run, set_message_id
+from fedhet.grids.pool import Outcome, Pool
+from fedhet.profile import Trip
+
+NEVER = 1 << 62
+"""Nanoseconds: the arrival of a reply that will not come."""
+
+
+class Stalled(RuntimeError):
+    """Nothing is on its way and no timer is set: the run would wait for ever."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    number: int
+    message: Message
+    trip: Trip
+    silent: bool
+    outcome: Outcome | None = None
+
+
+class VirtualGrid(Grid):
+    """Grid and Clock over a pool.
+
+    `nodes` lists the node ids; `travel(message, at_ns)` says how long a message takes; `silent(node)` whether a lost
+    task of that node is never reported; `config(node)` is the node's configuration; `observe` sees every trip.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        nodes: Sequence[int],
+        travel: Callable[[Message, int], Trip],
+        *,
+        config: Callable[[int], dict[str, Any]],
+        silent: Callable[[int], bool] = lambda node: False,
+        observe: Callable[[Message, Trip], None] = lambda message, trip: None,
+        run_config: Mapping[str, Any] | None = None,
+        run_id: int = 1,
+    ) -> None:
+        claim_identity(run_id)
+        self._run = empty_run(run_id)
+        self._pool, self._nodes, self._travel, self._config = pool, nodes, travel, config
+        self._silent, self._observe, self._run_config = silent, observe, dict(run_config or {})
+        self.now_ns, self._pushed = 0, 0
+        self.states: dict[int, RecordDict] = {}
+        self._heap: list[tuple[int, int, str]] = []
+        self._flights: dict[str, _Flight] = {}
+        self._last: dict[int, str] = {}
+
+    # Clock
+
+    def now(self) -> float:
+        return self.now_ns / 1e9
+
+    def wait(self, until: float | None) -> None:
+        """Jump to `until` or to the next arrival. Raises Stalled if there is neither."""
+        at = self._heap[0][0] if self._heap else NEVER
+        if until is not None:
+            at = min(at, round(until * 1e9))
+        if at >= NEVER:
+            mute = sorted({f.message.metadata.dst_node_id for f in self._flights.values()})
+            who = f"{len(mute)} client(s) never answer ({mute[:8]}) and no timer is set" if mute else "nothing is in flight"
+            raise Stalled(f"at {self.now():g} virtual seconds {who}")
+        self.now_ns = max(self.now_ns, at)
+
+    # Grid
+
+    def set_run(self, run: Run) -> None:  # type: ignore[override]
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(  # type: ignore[override]
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All registered nodes: a message to one that is offline waits for it, as on a real server."""
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages on their way. A node does one at a time, in the order sent."""
+        ids = []
+        for message in messages:
+            number = self._pushed
+            self._pushed += 1
+            name = f"m{number}"
+            set_message_id(message, name)
+            node = message.metadata.dst_node_id
+            previous = self._flights.get(self._last.get(node, ""))
+            starts = self.now_ns if previous is None else max(self.now_ns, previous.trip.arrived_ns)
+            trip = self._travel(message, starts)
+            flight = _Flight(number, message, trip, silent=trip.lost is not None and self._silent(node))
+            state = self.states.get(node) or RecordDict()
+            if previous is not None:
+                state = self._settle(previous).state
+            if trip.lost is None:
+                context = Context(self._run.run_id, node, self._config(node), state, self._run_config)
+                self._pool.submit(number, trip.arrived_ns, message, context)
+            else:
+                reason = Error(ErrorCode.NODE_UNAVAILABLE, trip.lost)
+                flight.outcome = Outcome(Message(reason, reply_to=message), state)
+            self._flights[name], self._last[node] = flight, name
+            if not flight.silent:
+                heapq.heappush(self._heap, (trip.arrived_ns, number, name))
+            self._observe(message, trip)
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that have arrived by now, each exactly once, in order of (arrival, request)."""
+        wanted = message_ids if isinstance(message_ids, (KeysView, Set)) else set(message_ids)
+        replies, kept = [], []
+        while self._heap and self._heap[0][0] <= self.now_ns:
+            entry = heapq.heappop(self._heap)
+            if entry[2] not in wanted:
+                kept.append(entry)
+                continue
+            flight = self._flights[entry[2]]
+            outcome = self._settle(flight)
+            del self._flights[entry[2]]
+            node = flight.message.metadata.dst_node_id
+            if self._last.get(node) == entry[2]:
+                del self._last[node]
+            if outcome.state:
+                self.states[node] = outcome.state
+            else:
+                self.states.pop(node, None)
+            replies.append(outcome.reply)
+        for entry in kept:
+            heapq.heappush(self._heap, entry)
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then let virtual time pass until all replies are in or `timeout` virtual seconds are over."""
+        waiting = set(self.push_messages(messages))
+        end = None if timeout is None else self.now() + timeout
+        replies: list[Message] = []
+        while waiting and (end is None or self.now() < end):
+            if end is None and not any(name in waiting for _, _, name in self._heap):
+                raise Stalled(f"{len(waiting)} message(s) will never be answered and no timeout is set")
+            self.wait(end)
+            got = list(self.pull_messages(waiting))
+            replies += got
+            waiting.difference_update(m.metadata.reply_to_message_id for m in got)
+        return replies
+
+    def _settle(self, flight: _Flight) -> Outcome:
+        if flight.outcome is None:
+            flight.outcome = self._pool.result(flight.number)
+        return flight.outcome

@@ -1,0 +1,133 @@
+"""Jobs and updates as Flower records: a JSON header, and one Array that holds one safetensors payload.
+
+    request  {"fedhet": {"job": json, "sha256": hex?, "world": json?}, "payload": {"tree": Array}}
+    answer   {"fedhet": {"update": json, "sha256": hex?}, "payload": {"tree": Array}}
+
+`world` is the resolved configuration a device needs to build its half of the method; it is left out where the device
+was built together with the server. `sha256` seals a payload that crosses a network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedhet import wire
+from fedhet.types import Budget, Job, Tree, Update
+from fedhet.wire import MalformedUpdate
+
+STYPE = "fedhet.safetensors"
+METRICS = 64
+"""Most metrics an answer may carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it came, before anything in it is believed."""
+
+    job: int
+    client: int
+    version: int
+    weight: float
+    metrics: Mapping[str, float]
+    payload: bytes | memoryview
+    sha256: str
+    code: str
+
+
+def array(payload: bytes) -> Array:
+    """A payload as a Flower Array."""
+    return Array("uint8", (len(payload),), STYPE, payload)
+
+
+def request(job: Job, payload: Array, *, bytes_up: int, batch: int, sha256: str = "", world: str = "") -> RecordDict:
+    """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
+    head = {"job": json.dumps({**asdict(job), "bytes_up": bytes_up, "batch": batch})}
+    if sha256:
+        head["sha256"] = sha256
+    if world:
+        head["world"] = world
+    return RecordDict({"fedhet": ConfigRecord(head), "payload": ArrayRecord({"tree": payload})})  # type: ignore[arg-type]
+
+
+def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
+    """The job in a request, and the carrier's fields beside it ("bytes_up", "batch")."""
+    fields = json.loads(str(_head(content)["job"]))
+    extra = {key: fields.pop(key) for key in ("bytes_up", "batch")}
+    return Job(**{**fields, "budget": Budget(**fields["budget"])}), extra
+
+
+def read_world(content: RecordDict) -> str:
+    """The configuration a request carries; empty if none."""
+    return str(_head(content).get("world", ""))
+
+
+def read_payload(content: RecordDict) -> tuple[bytes | memoryview, str]:
+    """Payload and announced SHA-256 (or "") of a request or an answer. Raises MalformedUpdate."""
+    record = content.array_records.get("payload")
+    tree = record.get("tree") if record is not None else None
+    if tree is None or tree.stype != STYPE:
+        raise MalformedUpdate("format", "the message carries no payload of ours")
+    return tree.data, str(_head(content).get("sha256", ""))
+
+
+def answer(update: Update, *, code: str, seal: bool) -> RecordDict:
+    """A device's update as records; the delta is encoded here."""
+    payload = wire.encode(update.delta)
+    job = update.job
+    head = {
+        "update": json.dumps(
+            {
+                "job": job.id,
+                "client": job.client,
+                "version": job.version,
+                "weight": update.weight,
+                "metrics": dict(update.metrics),
+                "code": code,
+            }
+        )
+    }
+    if seal:
+        head["sha256"] = wire.digest(payload)
+    return RecordDict({"fedhet": ConfigRecord(head), "payload": ArrayRecord({"tree": array(payload)})})  # type: ignore[arg-type]
+
+
+def read_answer(content: RecordDict) -> Answer:
+    """Parse an answer without believing it. Raises MalformedUpdate with code `format`, `weight` or `metrics`."""
+    payload, sha256 = read_payload(content)
+    text = str(_head(content).get("update", ""))
+    if len(text) > 1 << 16:
+        raise MalformedUpdate("format", f"header of {len(text)} characters")
+    try:
+        fields = json.loads(text)
+        numbers = [fields[k] for k in ("job", "client", "version")]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MalformedUpdate("format", f"header: {type(error).__name__}") from None
+    if not all(type(n) is int for n in numbers):
+        raise MalformedUpdate("format", "job, client and version must be integers")
+    weight, metrics = fields.get("weight"), fields.get("metrics")
+    if not _finite(weight):
+        raise MalformedUpdate("weight", f"weight is {str(weight)[:40]}, not a finite number")
+    if not isinstance(metrics, dict) or len(metrics) > METRICS or not all(_finite(v) for v in metrics.values()):
+        raise MalformedUpdate("metrics", f"metrics must be at most {METRICS} finite numbers")
+    code = fields.get("code")
+    return Answer(*numbers, float(weight), metrics, payload, sha256, code if isinstance(code, str) else "")
+
+
+def _head(content: RecordDict) -> Mapping[str, Any]:
+    head = content.config_records.get("fedhet")
+    if head is None:
+        raise MalformedUpdate("format", "the message has no header of ours")
+    return head
+
+
+def _finite(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False

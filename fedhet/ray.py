@@ -1,0 +1,45 @@
+"""`transport=ray`: the same experiment under Flower's own simulation, in real time, on Ray actors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from fedhet import app
+from fedhet.experiment import Experiment, Progress
+from fedhet.live import live
+from fedhet.result import Result
+
+
+def ray(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+    """Run under `flwr.simulation`; one CPU per actor, as many actors as `workers` (at least one)."""
+    clients, results, errors = len(experiment.clients), [], []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            results.append(live(experiment, folder, grid, wanted=clients, poll=0.02, resume=resume, progress=progress))
+        except BaseException as error:  # Flower's runner would only log it: it is raised again below
+            errors.append(error)
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    actors = max(1, experiment.workers)
+    run_simulation(
+        server,
+        app.client,
+        clients,
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": actors, "include_dashboard": False, "log_to_driver": False},
+        },
+    )
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,39 @@
+"""What a run leaves behind, as an object: the row of result.json and the evaluations as arrays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedhet.record import read_rows
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. `row` is result.json; the arrays have one entry per evaluation."""
+
+    path: Path
+    row: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """A finished run from its folder. Raises ValueError if the run is not finished."""
+        path = folder / "result.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no finished run: there is no result.json")
+        return cls(folder, json.loads(path.read_text()))
+
+    @cached_property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Columns of metrics.jsonl: t (seconds), version, accuracy, loss, worst_decile_accuracy, bytes_up, bytes_down,
+        client_tasks; float64 (evaluations,)."""
+        rows = read_rows(self.path / "metrics.jsonl")
+        return {key: np.array([row[key] for row in rows], dtype=np.float64) for key in (rows[0] if rows else {})}
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.metrics[column]

@@ -1,0 +1,414 @@
+"""The server: a state machine without I/O. Events come in, the schedule answers with commands, sends come out.
+
+Rules for maintainers of this file:
+1. Everything that changes the state of a federation is here. Nothing here knows a clock, a thread, a socket or Flower.
+2. The time is what the caller says it is; it never runs backward in what plug-ins see.
+3. A command is carried out before the schedule is asked for the next one. Only `Assign` waits: for the end of the
+   instant (`settle`), so that everybody who is answered at one time starts from one model.
+4. Plug-ins see this object as a read-only `View`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedhet import tree, wire
+from fedhet.compose import Method
+from fedhet.protocols import Idle, Space
+from fedhet.roster import Clients, IdleClients
+from fedhet.streams import stream
+from fedhet.tree import Schema
+from fedhet.types import (
+    Aggregate,
+    Arrived,
+    Assign,
+    ClientId,
+    Command,
+    Drop,
+    Ending,
+    Event,
+    Failed,
+    Job,
+    JobId,
+    Joined,
+    Left,
+    Memory,
+    Note,
+    Started,
+    Stop,
+    Tree,
+    Update,
+    Version,
+    Wake,
+    Woke,
+)
+
+SLACK = 1e-9
+"""Seconds: times closer than a nanosecond are the same instant."""
+
+
+class Diverged(RuntimeError):
+    """The combined update is not finite: the model is lost, the last good one is kept."""
+
+
+class ScheduleError(RuntimeError):
+    """A schedule gave a command that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock."""
+
+    versions: int | None = None
+    seconds: float | None = None
+    tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.versions is None and self.seconds is None and self.tasks is None:
+            raise ValueError("a run needs an end: set versions, seconds or tasks")
+        for name in ("versions", "seconds", "tasks"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A job on its way: the payload to pack and the bytes its answer will have."""
+
+    job: Job
+    payload: Tree
+    bytes_up: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the server saw of one client."""
+
+    finished: int = 0
+    failed: int = 0
+    seconds_per_step: float | None = None
+
+
+Emit = Callable[[float, str, Mapping[str, Any]], None]
+"""emit(t, name, fields): one row of the record."""
+
+
+@dataclass
+class Server:
+    """One federation. Construct, `start`, then feed events and `settle` after each instant until `over` says why."""
+
+    method: Method
+    state: Tree
+    roster: Clients
+    limits: Limits
+    seed: int
+    emit: Emit
+    now: float = 0.0
+    version: Version = 0
+    over: str = ""
+    closing: str = ""
+    cohort: Sequence[Job] = ()
+    inflight: dict[JobId, Job] = field(default_factory=dict)
+    buffer: dict[JobId, Job] = field(default_factory=dict)
+    updates: dict[JobId, Update] = field(default_factory=dict)
+    bases: dict[Version, Tree] = field(default_factory=dict)
+    memories: dict[str, Memory] = field(default_factory=dict)
+    turns: dict[ClientId, int] = field(default_factory=dict)
+    seen: dict[ClientId, Seen] = field(default_factory=dict)
+    barred: set[ClientId] = field(default_factory=set)
+    timers: list[float] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    draws: int = 0
+    jobs: int = 0
+    landed: int = 0
+    _assigned: dict[ClientId, Assign] = field(default_factory=dict)
+    _busy: set[ClientId] = field(default_factory=set)
+    _holders: Counter[Version] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.bases.setdefault(self.version, self.state)
+        self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.barred)
+
+    # What plug-ins may read
+
+    @property
+    def space(self) -> Space:
+        return self.method.space
+
+    @property
+    def idle(self) -> Idle:
+        return self._idle
+
+    @property
+    def busy(self) -> int:
+        return len(self._busy)
+
+    def base(self, version: Version) -> Tree:
+        return self.bases[version]
+
+    def observed(self, client: ClientId) -> Seen:
+        return self.seen.get(client) or Seen()
+
+    def next_online(self) -> float | None:
+        return self.roster.next_online(self.now)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        self.draws += 1
+        return stream(self.seed, purpose, self.draws)
+
+    # What the host calls
+
+    @property
+    def next_timer(self) -> float | None:
+        """The second at which `wake` is due, if any."""
+        return self.timers[0] if self.timers else None
+
+    def start(self) -> None:
+        """The run begins."""
+        if self.limits.seconds is not None:
+            heapq.heappush(self.timers, self.limits.seconds)
+        self._emit("started", clients=len(self.roster), method=self.method.name)
+        self._react(Started())
+
+    def arrived(self, update: Update, now: float) -> None:
+        """An answer that passed the gate."""
+        self._advance(now)
+        self._hold(update.job.version)  # before the job in flight lets go of its base
+        job = self._land(update.job.id)
+        seconds = self.now - job.sent
+        seen = self.seen.setdefault(job.client, Seen())
+        seen.finished += 1
+        seen.seconds_per_step = seconds / max(1, job.budget.steps)
+        self.buffer[job.id], self.updates[job.id] = job, update
+        self.counts["arrived"] += 1
+        self._emit(
+            "arrived", job=job.id, client=job.client, version=job.version, seconds=seconds,
+            weight=update.weight, metrics=dict(update.metrics),
+        )  # fmt: skip
+        self._react(Arrived(job, seconds))
+
+    def failed(self, job_id: JobId, reason: str, now: float) -> None:
+        """A job that will bring nothing. What stands after a colon in `reason` is for people and is not counted apart."""
+        self._advance(now)
+        job = self._land(job_id)
+        self.seen.setdefault(job.client, Seen()).failed += 1
+        self.counts["failed: " + reason.partition(":")[0]] += 1
+        self._emit("failed", job=job.id, client=job.client, reason=reason)
+        self._react(Failed(job, reason))
+
+    def reject(self, job: Job, code: str, detail: str, now: float) -> None:
+        """An answer the gate did not let in; for the schedule the job failed."""
+        self._advance(now)
+        self._land(job.id)
+        self.seen.setdefault(job.client, Seen()).failed += 1
+        self.counts[f"rejected: {code}"] += 1
+        self._emit("rejected", client=job.client, job=job.id, code=code, detail=detail)
+        self._react(Failed(job, f"rejected: {code}"))
+
+    def joined(self, client: ClientId, now: float) -> None:
+        """A client that is in the roster (again) and may be given work."""
+        self._advance(now)
+        self.barred.discard(client)
+        self._emit("joined", client=client)
+        self._react(Joined(client))
+
+    def left(self, client: ClientId, now: float) -> None:
+        """A client that may not be given work any more; its job in flight fails or arrives by itself."""
+        self._advance(now)
+        self.barred.add(client)
+        if client in self._assigned:
+            del self._assigned[client]
+            self._busy.discard(client)
+        self._emit("left", client=client)
+        self._react(Left(client))
+
+    def wake(self, now: float) -> None:
+        """All timers that are due, one by one."""
+        self._advance(now)
+        while self.timers and self.timers[0] <= self.now + SLACK and not self.over:
+            at = heapq.heappop(self.timers)
+            if self.limits.seconds is not None and at >= self.limits.seconds:
+                self.closing = f"{self.limits.seconds:g} seconds"
+                self._finish()
+            else:
+                self._react(Woke(at))
+
+    def settle(self, now: float) -> list[Send]:
+        """The end of an instant: turn assignments into jobs, or end the run if a limit is reached."""
+        self._advance(now)
+        if self.over:
+            return []
+        sends = [self._dispatch(self._assigned[client]) for client in sorted(self._assigned)]
+        self._assigned.clear()
+        return sends
+
+    def expects(self, job: Job) -> Schema:
+        """What the answer to a job must look like on the wire."""
+        schema = self.space.expects(self.bases[job.version], job)
+        for _, layer in self.method.layers:
+            schema = layer.wire(schema)
+        return schema
+
+    def adopt(self, inflight: Sequence[Job], buffered: Sequence[Job], updates: Mapping[JobId, Update]) -> None:
+        """Take over the jobs of an earlier life of this run (its other fields are set already)."""
+        self.inflight = {job.id: job for job in inflight}
+        self.buffer = {job.id: job for job in buffered}
+        self.updates = dict(updates)
+        self._busy.update(job.client for job in inflight)
+        self._holders = Counter(job.version for job in [*inflight, *buffered])
+
+    # Inside
+
+    def _emit(self, name: str, **fields: Any) -> None:
+        self.emit(self.now, name, fields)
+
+    def _advance(self, now: float) -> None:
+        self.now = max(self.now, now)  # a wall clock that jumps back must not reorder what already happened
+
+    def _react(self, event: Event) -> None:
+        for command in self.method.schedule.react(event, self):
+            self._carry_out(command)
+        if self.limits.tasks is not None and self.landed >= self.limits.tasks and not self.closing:
+            self.closing = f"{self.limits.tasks} client tasks"
+        self._finish()
+
+    def _finish(self) -> None:
+        """If the run is closing: let the schedule flush, then stop for good."""
+        if not self.closing or self.over:
+            return
+        self._busy.difference_update(self._assigned)
+        self._assigned.clear()
+        for command in self.method.schedule.react(Ending(), self):
+            self._carry_out(command)
+        self.over = self.closing
+        self._emit("stopped", reason=self.over, unfinished=len(self.inflight), buffered=len(self.buffer))
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Aggregate(jobs):
+                self._aggregate(jobs)
+                if self.limits.versions is not None and self.version >= self.limits.versions and not self.closing:
+                    self.closing = f"{self.limits.versions} versions"
+            case Drop(jobs, reason):
+                for job in [self._unbuffer(j) for j in jobs]:
+                    self._release(job.version)
+                self.counts[f"dropped: {reason}"] += len(jobs)
+                self._emit("dropped", jobs=list(jobs), reason=reason)
+            case Note(kind, data):
+                self._emit("note", kind=kind, **data)
+            case Stop(reason):
+                self.closing = self.closing or reason or "the schedule stopped"
+            case Assign() if not self.closing:
+                self._assign(command)
+            case Wake(at) if not self.closing and math.isfinite(at):
+                heapq.heappush(self.timers, max(at, self.now))
+                self._emit("wake", at=at)
+
+    def _assign(self, command: Assign) -> None:
+        """A client that is offline may be assigned: the job waits for it, as a message does on a real server."""
+        client, who = command.client, type(self.method.schedule).__name__
+        if client in self._busy:
+            raise ScheduleError(f"{who} assigned client {client}, which has a job already")
+        if client not in self.roster:
+            raise ScheduleError(f"{who} assigned client {client}, which is not in the roster")
+        if client in self.barred:
+            self._emit("skipped", client=client, reason="suspended or gone")
+            return
+        self._assigned[command.client] = command
+        self._busy.add(command.client)
+
+    def _dispatch(self, assign: Assign) -> Send:
+        client = assign.client
+        budget = self.method.budget(client, self)
+        if assign.steps is not None:
+            budget = replace(budget, steps=assign.steps)
+        turn = self.turns.get(client, 0)
+        self.turns[client] = turn + 1
+        job = Job(self.jobs, client, self.version, turn, budget, self.now, assign.task)
+        self.jobs += 1
+        self.inflight[job.id] = job
+        self._hold(job.version)
+        self.counts["dispatched"] += 1
+        self._emit(
+            "assign", job=job.id, client=client, version=job.version, turn=turn,
+            steps=budget.steps, rank=budget.rank, width=budget.width,
+        )  # fmt: skip
+        payload = self.space.offer(self.state, job)
+        return Send(job, payload, wire.size(self.expects(job)))
+
+    def _land(self, job_id: JobId) -> Job:
+        """A job leaves the air; its client is free."""
+        job = self.inflight.pop(job_id)
+        self._busy.discard(job.client)
+        self._release(job.version)
+        self.landed += 1
+        return job
+
+    def _hold(self, version: Version) -> None:
+        self._holders[version] += 1
+
+    def _release(self, version: Version) -> None:
+        self._holders[version] -= 1
+        if self._holders[version] <= 0:
+            del self._holders[version]
+            if version != self.version:
+                del self.bases[version]
+
+    def _unbuffer(self, job_id: JobId) -> Job:
+        if job_id not in self.buffer:
+            raise ScheduleError(f"{type(self.method.schedule).__name__} named job {job_id}, which is not in the buffer")
+        del self.updates[job_id]
+        return self.buffer.pop(job_id)
+
+    def _aggregate(self, ids: Sequence[JobId]) -> None:
+        """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
+        if not ids:
+            raise ScheduleError(f"{type(self.method.schedule).__name__} combined nothing")
+        updates = sorted((self.updates[i] for i in ids if i in self.updates), key=lambda u: (u.job.client, u.job.id))
+        jobs = [self._unbuffer(i) for i in ids]
+        self.cohort = [u.job for u in updates]
+        inward = self.method.layers[::-1]
+        for name, layer in inward:
+            memory = self.memories.setdefault(name, {})
+            updates = [layer.arrive(u, self, memory) for u in updates]
+        delta = self.method.rule(updates, self.space, self)
+        for name, layer in inward:
+            delta = layer.finish(delta, self, self.memories.setdefault(name, {}))
+        if not math.isfinite(tree.squared_norm(delta)):
+            raise Diverged(f"version {self.version + 1}, combined from clients {[j.client for j in self.cohort]}, is not finite")
+        old = self.version
+        self.state = self.space.merge(self.state, delta)
+        self.version += 1
+        self.bases[self.version] = self.state
+        self.counts["combined"] += len(jobs)
+        self._emit(
+            "combined", version=self.version, jobs=[u.job.id for u in updates], clients=[u.job.client for u in updates],
+            staleness=[old - u.job.version for u in updates], scales=[u.scale for u in updates],
+        )  # fmt: skip
+        self.cohort = ()
+        for job in jobs:
+            self._release(job.version)
+        if not self._holders[old]:
+            self._holders.pop(old, None)
+            self.bases.pop(old, None)
+
+    def row(self) -> Mapping[str, Any]:
+        """The ledger of updates: every dispatched job is in exactly one of these."""
+        counts = self.counts
+        return {
+            "dispatched": counts["dispatched"],
+            "accepted": counts["combined"],
+            "late": {k[9:]: n for k, n in counts.items() if k.startswith("dropped: ")},
+            "rejected": {k[10:]: n for k, n in counts.items() if k.startswith("rejected: ")},
+            "failed": {k[8:]: n for k, n in counts.items() if k.startswith("failed: ")},
+            "buffered": len(self.buffer),
+            "unfinished": len(self.inflight),
+        }

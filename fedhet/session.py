@@ -1,0 +1,180 @@
+"""A run in progress on any transport: server, gate, loop, evaluation, record and checkpoints joined; and its end."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from flwr.serverapp import Grid
+
+from fedhet import checkpoint, wire
+from fedhet.checkpoint import Extras
+from fedhet.drive import Drive
+from fedhet.evaluate import Evaluator
+from fedhet.experiment import Experiment, Progress
+from fedhet.gate import Gate
+from fedhet.protocols import Clock
+from fedhet.record import Record, write_atomic
+from fedhet.result import Result
+from fedhet.server import Server
+from fedhet.types import ClientId
+
+PACKAGES = ("flwr", "torch", "numpy", "peft", "hydra-core", "safetensors", "scikit-learn")
+
+
+class Session:
+    """Build, `go`, and the folder holds a finished run.
+
+    `numbers` and `states` are what the transport adds to a checkpoint: its clock, and its clients' contexts.
+    """
+
+    def __init__(
+        self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None, code: str, sealed: bool
+    ) -> None:
+        self.experiment, self.folder, self.progress = experiment, folder, progress
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = resume and checkpoint.exists(folder)
+        kept = checkpoint.peek(folder) if resume else {}
+        self.record = Record(folder, kept.get("events_bytes", 0), kept.get("metrics_bytes", 0))
+        model = experiment.world.model()
+        self.server = Server(
+            experiment.method,
+            experiment.method.space.begin(model),
+            experiment.clients,
+            experiment.limits,
+            experiment.seed,
+            self.record.emit,
+        )
+        self.gate = Gate(max_weight=experiment.max_weight, code=code, sealed=sealed)
+        self.evaluator = Evaluator(
+            experiment.world,
+            model,
+            self.record,
+            experiment.target,
+            experiment.every_versions,
+            experiment.every_seconds,
+        )
+        self.resumed: Extras | None = checkpoint.load(folder, self.server, self.gate) if resume else None
+        self._wall = time.monotonic() - float(kept.get("wall_seconds", 0.0))
+        self._saved = self._shown = time.monotonic()
+
+    def join(
+        self, grid: Grid, clock: Clock, nodes: Callable[[ClientId], int], *, seal: bool = False, world: str = ""
+    ) -> Drive:
+        """Put the server on a grid and a clock."""
+        self.drive = Drive(
+            self.server, grid, clock, self.gate, nodes, seal, world, self.experiment.timeout, self._after_instant
+        )
+        if self.resumed:
+            numbers = self.resumed.numbers
+            self.drive.bytes_up, self.drive.bytes_down = numbers["bytes_up"], numbers["bytes_down"]
+            self.evaluator.version, self.evaluator.due = numbers["evaluated"], numbers["due"]
+            self.evaluator.time_to_target = numbers["time_to_target"]
+        return self.drive
+
+    def go(self, numbers: Callable[[], dict[str, Any]], states: Callable[[], dict[int, Any]]) -> Result:
+        """Run to the end and write the result. The record is synced whatever happens."""
+        self._numbers, self._states = numbers, states
+        try:
+            if self.resumed is None:
+                self.evaluator.look(self.drive, force=True)
+                self.save()
+            self.drive.run(start=self.resumed is None)
+            self.evaluator.look(self.drive, force=True)
+            self._show(last=True)
+        finally:
+            self.record.close()
+        return self._finish()
+
+    def save(self) -> None:
+        """Checkpoint now; only between instants."""
+        self.record.sync()
+        extras = {
+            **self._numbers(),
+            "events_bytes": self.record.events.size,
+            "metrics_bytes": self.record.metrics.size,
+            "bytes_up": self.drive.bytes_up,
+            "bytes_down": self.drive.bytes_down,
+            "evaluated": self.evaluator.version,
+            "due": self.evaluator.due,
+            "time_to_target": self.evaluator.time_to_target,
+            "wall_seconds": time.monotonic() - self._wall,
+        }
+        checkpoint.save(self.folder, self.server, self.gate, Extras(extras, self._states()))
+        self._saved = time.monotonic()
+
+    def _after_instant(self) -> None:
+        self.evaluator.look(self.drive)
+        now = time.monotonic()
+        if now - self._saved >= self.experiment.checkpoint_every and self.drive.settled and not self.server.over:
+            self.save()
+        if now - self._shown >= 0.1:
+            self._show()
+
+    def _show(self, last: bool = False) -> None:
+        self._shown = time.monotonic()
+        if self.progress is None:
+            return
+        server, limits = self.server, self.experiment.limits
+        shares = [
+            done / limit
+            for done, limit in (
+                (server.version, limits.versions),
+                (server.now, limits.seconds),
+                (server.landed, limits.tasks),
+            )
+            if limit
+        ]
+        scores = self.evaluator.scores
+        self.progress(
+            {
+                "t": server.now,
+                "version": server.version,
+                "tasks": server.landed,
+                "accuracy": scores.accuracy if scores else None,
+                "share": 1.0 if last else min(1.0, max(shares)),
+                "wall_seconds": time.monotonic() - self._wall,
+            }
+        )
+
+    def _finish(self) -> Result:
+        server, scores = self.server, self.evaluator.scores
+        server.space.restore(self.evaluator.model, server.state)
+        tensors = {k: v.detach().clone().contiguous() for k, v in self.evaluator.model.module.state_dict().items()}
+        beside = self.folder / "model.safetensors.part"
+        safetensors.torch.save_file(tensors, beside)
+        beside.replace(self.folder / "model.safetensors")
+        row = {
+            "schema": 1,
+            "strategy": self.experiment.method.name,
+            "seed": self.experiment.seed,
+            "transport": self.experiment.transport,
+            "clients": len(server.roster),
+            "versions": server.version,
+            "virtual_seconds": server.now,
+            "wall_seconds": time.monotonic() - self._wall,
+            "client_tasks": server.landed,
+            "accuracy": scores.accuracy if scores else None,
+            "loss": scores.loss if scores else None,
+            "worst_decile_accuracy": scores.worst_decile if scores else None,
+            "target": self.experiment.target,
+            "time_to_target": self.evaluator.time_to_target,
+            "bytes_up": self.drive.bytes_up,
+            "bytes_down": self.drive.bytes_down,
+            "updates": server.row(),
+            "stopped": server.over,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_worker_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+            "weights_sha256": wire.digest(wire.encode(server.state)),
+            "events_sha256": self.record.events.sha256,
+            "packages": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+        }
+        write_atomic(self.folder / "result.json", json.dumps(row, indent=1) + "\n")
+        return Result(self.folder, row)

@@ -1,0 +1,176 @@
+"""`transport=superlink`: a real SuperLink and one SuperNode per client, all on loopback, started and cleaned up here.
+
+The ServerApp runs in a process that Flower starts; it is told where the configuration and the run folder are and does
+there what `flwr run` would. For trying a method on real processes; a federation of real devices is enrolled instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fedhet import origin
+from fedhet.experiment import Experiment, Progress
+from fedhet.record import read_rows, write_atomic
+from fedhet.result import Result
+
+APP = """[project]
+name = "fedhet-run"
+version = "1.0.0"
+description = "one fedhet run"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedhet"
+[tool.flwr.app.components]
+serverapp = "fedhet.app:server"
+clientapp = "fedhet.app:client"
+[tool.flwr.app.config]
+config = ""
+folder = ""
+wanted = 0
+poll = 0.5
+"""
+MOST = 30
+"""SuperNodes on one machine: each is two processes of over 100 MB."""
+
+
+class SuperLinkError(RuntimeError):
+    """Flower's processes did not do what was asked; the message names the log."""
+
+
+def superlink(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+    """Run on a loopback SuperLink. Raises SuperLinkError with the end of the log if the run fails there."""
+    clients = len(experiment.clients)
+    if clients > MOST:
+        raise ValueError(f"{clients} SuperNodes are too many for one machine: fleet.clients={MOST} at most")
+    if not resume and (folder / "checkpoint").exists():
+        raise ValueError(f"{folder} holds an earlier run")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config))))
+    with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
+        home = Path(temporary)
+        with _processes(home) as start:
+            port = _free_port()
+            start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port),
+                  "--disable-runtime-dependency-installation")  # fmt: skip
+            _reachable(port, home)
+            for client in range(clients):
+                start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1",
+                      "--port", str(_free_port()), "--node-config",
+                      f"partition-id={client} num-partitions={clients}")  # fmt: skip
+            run_id = _submit(home, port, folder.resolve(), clients)
+            _follow(home, folder, run_id, progress)
+    return Result.read(folder)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    root = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    own = {"FLWR_HOME": str(home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    own |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, "PATH": path, "PYTHONPATH": root}
+
+
+@contextlib.contextmanager
+def _processes(home: Path) -> Iterator[object]:
+    """Start commands in process groups of their own, in an empty folder; end them all, and what they started."""
+    running: list[subprocess.Popen[bytes]] = []
+    (home / "work").mkdir()
+
+    def start(*command: str) -> None:
+        log = (home / f"{len(running)}-{command[0]}.log").open("wb")
+        environment = _environment(home)
+        running.append(
+            subprocess.Popen(
+                command, cwd=home / "work", env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        )
+
+    try:
+        yield start
+    finally:
+        for sign in (15, 9):
+            for process in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, sign)
+            if sign == 15:
+                end = time.monotonic() + 5
+                while time.monotonic() < end and any(p.poll() is None for p in running):
+                    time.sleep(0.05)
+        for process in running:
+            process.wait()
+
+
+def _submit(home: Path, port: int, folder: Path, clients: int) -> int:
+    app = home / "fedhet-run"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(APP)
+    flwr_home = home / "flwr"
+    flwr_home.mkdir(exist_ok=True)
+    (flwr_home / "config.toml").write_text(
+        f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
+    text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={clients}"
+    done = _flwr(home, "run", str(app), "loop", "--run-config", text, "--format", "json")
+    try:
+        return int(json.loads(done)["run-id"])
+    except (ValueError, KeyError):
+        raise SuperLinkError(f"flwr run gave no run id: {done[-400:]}") from None
+
+
+def _flwr(home: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["flwr", *arguments], env=_environment(home), cwd=home / "work", capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SuperLinkError(f"flwr {arguments[0]}: {(done.stdout + done.stderr)[-600:]}")
+    return done.stdout
+
+
+def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) -> None:
+    """Until the result is there, or the run is not running any more."""
+    looked = time.monotonic()
+    while not (folder / "result.json").is_file():
+        time.sleep(0.2)
+        if progress is not None and (folder / "metrics.jsonl").is_file() and (rows := read_rows(folder / "metrics.jsonl")):
+            row = rows[-1]
+            progress({k: row[k] for k in ("t", "version", "accuracy")} | {"tasks": row["client_tasks"], "share": None})
+        if time.monotonic() - looked > 5:
+            looked = time.monotonic()
+            state = json.loads(_flwr(home, "list", "--run-id", str(run_id), "--format", "json"))
+            status = str(state["runs"][0]["status"])
+            if status.startswith("finished") and not (folder / "result.json").is_file():
+                logs = _flwr(home, "log", str(run_id), "--show")
+                shutil.copytree(home, folder / "flower-logs", ignore=shutil.ignore_patterns("flwr", "work"), dirs_exist_ok=True)
+                raise SuperLinkError(f"the run is {status}; its log ends: {logs[-1500:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _reachable(port: int, home: Path, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    log = (home / "0-flower-superlink.log").read_text(errors="replace")
+    raise SuperLinkError(f"the SuperLink did not open port {port} in {seconds:g} seconds: {log[-600:]}")

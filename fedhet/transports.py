@@ -1,0 +1,112 @@
+"""What carries a run: virtual time on worker processes, Flower's Ray simulation, or a loopback SuperLink.
+
+The method is the same object on every transport.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from flwr.app import Message
+
+from fedhet import message as records
+from fedhet import origin
+from fedhet.app import client_app
+from fedhet.client import Device
+from fedhet.experiment import Experiment, Progress
+from fedhet.grids.pool import Pool
+from fedhet.grids.virtual import VirtualGrid
+from fedhet.profile import Trip
+from fedhet.result import Result
+from fedhet.roster import Clients
+from fedhet.session import Session
+from fedhet.streams import stream
+
+FIRST_NODE = 2
+"""Node id of client 0 on the virtual grid; 1 is the server's."""
+
+
+def carry_out(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+    """Run an experiment on its transport. Raises ValueError for a transport that does not exist."""
+    match experiment.transport:
+        case "virtual":
+            return virtual(experiment, folder, resume=resume, progress=progress)
+        case "ray":
+            from fedhet.ray import ray
+
+            return ray(experiment, folder, resume=resume, progress=progress)
+        case "superlink":
+            from fedhet.superlink import superlink
+
+            return superlink(experiment, folder, resume=resume, progress=progress)
+        case other:
+            raise ValueError(f"transport {other!r} does not exist: use virtual, ray or superlink")
+
+
+def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+    """Virtual time on a pool of worker processes."""
+    device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
+    app = client_app(lambda message: device, seal=False)
+    with one_thread(), Pool(app, experiment.workers) as pool:
+        session = Session(
+            experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False
+        )
+        clients, record = experiment.clients, session.record
+        muted = False
+
+        def observe(message: Message, trip: Trip) -> None:
+            if muted:
+                return
+            job, _ = records.read_job(message.content)
+            fields = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
+            fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
+            record.emit(grid.now(), "flight", fields)
+
+        grid = VirtualGrid(
+            pool,
+            range(FIRST_NODE, FIRST_NODE + len(clients)),
+            partial(travel, clients, experiment.world.flops(), experiment.seed),
+            config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
+            silent=lambda node: clients[node - FIRST_NODE].silent,
+            observe=observe,
+        )
+        drive = session.join(grid, grid, lambda client: client + FIRST_NODE)
+        if session.resumed:
+            muted = True
+            grid.states.update(session.resumed.clients)
+            for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
+                grid.now_ns = round(job.sent * 1e9)
+                drive.resend(job)
+            grid.now_ns = session.resumed.numbers["now_ns"]
+            muted = False
+        return session.go(lambda: {"now_ns": grid.now_ns}, lambda: grid.states)
+
+
+def travel(clients: Clients, flops: float, seed: int, message: Message, at_ns: int) -> Trip:
+    """How long a job takes on its client's profile: download, training, upload; or where it is lost."""
+    job, carrier = records.read_job(message.content)
+    payload, _ = records.read_payload(message.content)
+    return clients[job.client].trip(
+        at_ns=at_ns,
+        steps=job.budget.steps,
+        batch=carrier["batch"],
+        bytes_down=len(payload),
+        bytes_up=carrier["bytes_up"],
+        flops_per_sample=flops,
+        rng=stream(seed, "trip", job.client, job.turn),
+    )
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread while a run lasts: sums in one order, on any machine and in any process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
