@@ -1,0 +1,179 @@
+"""`key=value` as typed on the command line: parsed, held against what the configuration knows, multiplied out.
+
+Grammar and parser are Hydra's; what is added are checks that name the key, the value, and the nearest thing there is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from fedhet.errors import ConfigError
+
+LIST = "`fedhet list` shows what there is"
+HIDDEN = ("hydra",)
+"""Groups of Hydra's own, which it checks itself."""
+
+OPTIONAL: dict[str, int | float] = {
+    "stop.versions": 0, "stop.seconds": 0.0, "stop.tasks": 0, "timeout": 0.0, "max_weight": 0.0
+}  # fmt: skip
+"""Keys outside the axes whose default may be null, with an example of what else they take."""
+
+
+def parse(texts: Sequence[str]) -> list[Override]:
+    """Overrides by Hydra's grammar. Raises ConfigError naming the one that does not parse."""
+    parser, parsed = OverridesParser.create(), []
+    for text in texts:
+        if "=" not in text and not text.startswith("~"):
+            raise ConfigError(f"{text!r} is not an override: write key=value, such as seed=3 or strategy=fedbuff")
+        try:
+            one = parser.parse_override(text)
+        except HydraException as error:
+            lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
+            reason = lines[0].partition(" expecting {")[0] if lines else "not key=value"
+            hint = "quote text with special characters, as in 'key=\"a b\"'"
+            raise ConfigError(f"{text!r} does not parse ({reason}); {hint}") from None
+        if not isinstance(one.key_or_group, str) or one.key_or_group in ("", "None"):
+            raise ConfigError(f"{text!r} has no key: write key=value")
+        parsed.append(one)
+    return parsed
+
+
+def sweeps(texts: Sequence[str]) -> list[str]:
+    """The keys given more than one value."""
+    return [o.key_or_group for o in parse(texts) if o.is_sweep_override()]
+
+
+def product(texts: Sequence[str]) -> list[list[str]]:
+    """Every combination of comma lists and ranges, the last key changing fastest. Raises ConfigError."""
+    choices: list[list[str]] = []
+    for text, one in zip(texts, parse(texts), strict=True):
+        if not one.is_sweep_override():
+            choices.append([text])
+        elif one.is_discrete_sweep() or one.is_range_sweep():
+            key = text.partition("=")[0]
+            choices.append([f"{key}={value}" for value in one.sweep_string_iterator()])
+        else:
+            raise ConfigError(f"{text!r} has no finite list of values: write {one.key_or_group}=a,b,c")
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def groups(conf: Path) -> dict[str, list[str]]:
+    """Every group under a configuration folder with its options, both sorted."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(conf.glob("*/**/*.yaml")):
+        inside = path.relative_to(conf)
+        found.setdefault(inside.parent.as_posix(), []).append(inside.stem)
+    return found
+
+
+def check_choices(parsed: Iterable[Override], known: Mapping[str, list[str]]) -> None:
+    """Group choices exist. Raises ConfigError with the nearest option."""
+    for one in parsed:
+        group, value = one.key_or_group.partition("@")[0], one.value()
+        if group not in known or one.is_sweep_override():
+            continue
+        if one.is_delete():
+            raise ConfigError(f"~{group}: an axis cannot be removed; some have an option none. {LIST}")
+        if one.type is OverrideType.ADD:
+            raise ConfigError(f"+{group}: {group} is there already; write {group}={value}")
+        if value is None or not isinstance(value, str | int | float):
+            raise ConfigError(
+                f"{group}={_told(value)}: name one option ({_some(known[group])}); a value inside is set as "
+                f"{group}.KEY=VALUE. {LIST}"
+            )
+        if str(value) not in known[group]:
+            raise ConfigError(
+                f"{group}={value}: there is no {group} {str(value)!r}{_nearest(str(value), known[group])}; "
+                f"there are {_some(known[group])}. `fedhet list {group}` describes them"
+            )
+
+
+def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str, list[str]]) -> None:
+    """Values go to keys that exist and have the type of what they replace. Raises ConfigError with the nearest key."""
+    keys = [*flat(cfg), *known]
+    for one in parsed:
+        key = one.key_or_group
+        if key in known or key.partition(".")[0] in HIDDEN or "@" in key:
+            continue
+        if one.is_delete():
+            raise ConfigError(f"~{key}: a key cannot be removed; set it to null where that is allowed")
+        if one.type is OverrideType.ADD or one.type is OverrideType.FORCE_ADD:
+            continue
+        default = OmegaConf.select(cfg, key, default=Missing)
+        if default is Missing:
+            told = f"{key}={_told(one.value())}: there is no key {key!r}{_nearest(key, keys)}"
+            raise ConfigError(f"{told}. {_lister(key, known)}")
+        if key in OPTIONAL and default is None:
+            default = OPTIONAL[key]
+        wanted = mismatch(default, one.value())
+        if wanted:
+            raise ConfigError(f"{key}={_told(one.value())}: needs {wanted}")
+
+
+class Missing:
+    """Marks a key that is not there; None is a value."""
+
+
+def mismatch(default: Any, value: Any) -> str:
+    """What a value should be, in words, if it does not fit the type of the default; empty if it fits."""
+    if default is None or value is None or (isinstance(value, str) and value.startswith("${")):
+        return ""  # an optional value: its part checks it
+    if isinstance(default, DictConfig):
+        return "" if isinstance(value, dict | DictConfig) else "a mapping; set one key inside it as KEY.INNER=VALUE"
+    if isinstance(default, list | tuple | ListConfig):
+        return "" if isinstance(value, list | tuple | ListConfig) else "a list, such as [1,2]"
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "an integer"
+    if isinstance(default, float):
+        return "" if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    return "" if not isinstance(value, list | dict) else "a text"
+
+
+def flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration, dotted, inner ones after their parent."""
+    for key in map(str, cfg):
+        if prefix == "" and key in HIDDEN:
+            continue
+        yield f"{prefix}{key}"
+        inner = cfg._get_node(key)
+        if isinstance(inner, DictConfig) and not inner._is_none():
+            yield from flat(inner, f"{prefix}{key}.")
+
+
+def _lister(key: str, known: Mapping[str, list[str]]) -> str:
+    head = key.partition(".")[0]
+    more = f", `fedhet list {head}` its options" if head in known else ""
+    return f"`fedhet run --cfg job` shows every key{more}"
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    """The nearest existing words, in brackets: neighbours of the key first, then by spelling, then by last part."""
+    pool = [w for w in dict.fromkeys(words) if not w.endswith("_target_")]
+    head, _, last = word.rpartition(".")
+    siblings = [w for w in pool if head and w.startswith(head + ".")]
+    near = (
+        difflib.get_close_matches(word, siblings, 3, 0.75)
+        or siblings[:8]
+        or difflib.get_close_matches(word, pool, 3, 0.6)
+        or [w for w in pool if w.rpartition(".")[2] == last][:3]
+    )
+    return f" (nearest: {', '.join(near)})" if near else ""
+
+
+def _some(words: Sequence[str], most: int = 12) -> str:
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+
+
+def _told(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
