@@ -1,0 +1,41 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the library. Needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from clients.data.dataset import Dataset, cached, classes_in_targets
+from fedhet.streams import stream
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (n, 1, 8, 8) with values in [0, 1]; a fixed fifth of every class is the test set (1,437 / 360)."""
+
+    cache: str | None = None
+
+    def load(self) -> Dataset:
+        import sklearn
+
+        return cached("digits", classes_in_targets, {"sklearn": sklearn.__version__}, _decode, self.cache)
+
+
+def _decode() -> Mapping[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    order = stream(0, "digits split").permutation(len(labels))
+    # every fifth of each class goes to the test set: equal class shares in both
+    test = np.zeros(len(labels), bool)
+    for label in range(10):
+        test[order[labels[order] == label][::5]] = True
+    test[order[test[order]][360:]] = False
+    train_at, test_at = order[~test[order]], order[test[order]]
+    return {
+        "x_train": images[train_at], "y_train": labels[train_at].astype(np.int64),
+        "x_test": images[test_at], "y_test": labels[test_at].astype(np.int64),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Fleets: who the simulated clients are. Each builds a roster from a seed."""

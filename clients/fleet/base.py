@@ -1,0 +1,52 @@
+"""What all fleets share: network, jitter, dropout, and how many clients there are."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedhet.profile import Jitter
+from fedhet.roster import Clients
+from fedhet.streams import stream
+
+
+@dataclass(frozen=True)
+class AbstractFleet(ABC):
+    """`clients` of them; `sec_per_step` is the mean seconds of one optimiser step; `jitter_cv` the relative spread of a
+    job's compute time; null bandwidth is unlimited. Raises ValueError for values out of range."""
+
+    clients: int = 12
+    sec_per_step: float = 0.1
+    jitter_cv: float = 0.05
+    uplink_bytes_per_s: float | None = None
+    downlink_bytes_per_s: float | None = None
+    latency_s: float = 0.0
+    dropout_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ValueError(f"clients={self.clients} must be at least 1")
+        if not 0 < self.sec_per_step < math.inf:
+            raise ValueError(f"sec_per_step={self.sec_per_step} must be a positive number of seconds")
+
+    @abstractmethod
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        """Seconds per step, (clients,)."""
+
+    def build(self, seed: int) -> Clients:
+        """The roster; number of samples is set later from the partition."""
+        speeds = self.speeds(stream(seed, "fleet"))
+        columns: Mapping[str, Any] = {
+            "sec_per_step": speeds,
+            "compute_jitter": Jitter("normal", self.jitter_cv) if self.jitter_cv else Jitter(),
+            "uplink_bytes_per_s": self.uplink_bytes_per_s or math.inf,
+            "downlink_bytes_per_s": self.downlink_bytes_per_s or math.inf,
+            "latency_s": self.latency_s,
+            "dropout_prob": self.dropout_prob,
+        }
+        return Clients.from_columns(self.clients, columns)

@@ -1,0 +1,110 @@
+"""Fleets whose speeds follow a law: the ones the literature compares on.
+
+Homogeneous, normal and exponential are FedCompass's (arXiv:2309.14675); the linear grid is FedFix's F-x
+(arXiv:2206.10189); half-normal is FedBuff's (arXiv:2106.06639).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clients.fleet.base import AbstractFleet
+
+
+@dataclass(frozen=True)
+class Homogeneous(AbstractFleet):
+    """Everybody takes `sec_per_step`."""
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        return np.full(self.clients, self.sec_per_step)
+
+
+@dataclass(frozen=True)
+class Normal(AbstractFleet):
+    """N(mu, (cv mu)^2); draws below a hundredth of the mean are drawn again, not clipped."""
+
+    cv: float = 0.3
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not 0 <= self.cv <= 1:
+            raise ValueError(f"cv={self.cv} must be in [0, 1]")
+        out = rng.normal(1.0, self.cv, self.clients)
+        while (low := out < 0.01).any():
+            out[low] = rng.normal(1.0, self.cv, int(low.sum()))
+        return out * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class Exponential(AbstractFleet):
+    """Exp(mu), no faster than `floor` * mu: an unbounded law lets one lucky client do most of the work."""
+
+    floor: float = 0.2
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"floor={self.floor} must be in (0, 1], a share of the mean")
+        return np.maximum(rng.exponential(1.0, self.clients), self.floor) * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class Lognormal(AbstractFleet):
+    """mu * exp(N(-sigma^2/2, sigma^2)): mean mu, a long tail of slow clients."""
+
+    sigma: float = 0.8
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma={self.sigma} must be 0 or more")
+        return np.exp(rng.normal(-(self.sigma**2) / 2, self.sigma, self.clients)) * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class HalfNormal(AbstractFleet):
+    """floor * mu + |N(0, sd)| * mu."""
+
+    sd: float = 1.0
+    floor: float = 0.2
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not (self.sd >= 0 and self.floor > 0):
+            raise ValueError(f"sd={self.sd} must be 0 or more and floor={self.floor} positive")
+        return (self.floor + np.abs(rng.normal(0.0, self.sd, self.clients))) * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class Pareto(AbstractFleet):
+    """mu times a Pareto variable of shape `alpha` and least value 1, no slower than `cap` * mu."""
+
+    alpha: float = 1.5
+    cap: float = 50.0
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not (self.alpha > 0 and self.cap >= 1):
+            raise ValueError(f"alpha={self.alpha} must be positive and cap={self.cap} at least 1")
+        return np.minimum(1 + rng.pareto(self.alpha, self.clients), self.cap) * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class LinearGrid(AbstractFleet):
+    """Equally spaced from `sec_per_step` (the slowest) to (1 - x) times that: F-80 is x = 0.8."""
+
+    x: float = 0.8
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not 0 <= self.x < 1:
+            raise ValueError(f"x={self.x} must be in [0, 1)")
+        return (1 - self.x * np.arange(self.clients) / max(1, self.clients - 1)) * self.sec_per_step
+
+
+@dataclass(frozen=True)
+class Tiers(AbstractFleet):
+    """`sec_per_step` times one factor per tier, clients dealt evenly in blocks."""
+
+    factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+
+    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+        if not self.factors or min(self.factors) <= 0:
+            raise ValueError(f"factors={self.factors} must be positive numbers")
+        return np.asarray(self.factors)[np.arange(self.clients) * len(self.factors) // self.clients] * self.sec_per_step

@@ -1,0 +1,1 @@
+"""Model factories: functions of `input_shape` and `classes` that return any nn.Module."""

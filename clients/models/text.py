@@ -1,0 +1,40 @@
+"""A small causal transformer over characters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class CharTransformer(nn.Module):
+    """Pre-norm decoder; input (n, length) int64, output logits (n, length, classes)."""
+
+    mask: Tensor
+
+    def __init__(self, length: int, classes: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(classes, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+        self.register_buffer("mask", torch.triu(torch.ones(length, length, dtype=torch.bool), 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        h = self.embed(x) + self.position[:length]
+        for block in self.blocks:
+            h = block(h, src_mask=self.mask[:length, :length])
+        out: Tensor = self.head(self.norm(h))
+        return out
+
+
+def char_transformer(
+    *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
+) -> nn.Module:
+    """A causal character model for sequences of `input_shape[0]` characters."""
+    if width % heads:
+        raise ValueError(f"width={width} must be a multiple of heads={heads}")
+    return CharTransformer(input_shape[0], classes, width, heads, depth)

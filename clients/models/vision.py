@@ -1,0 +1,67 @@
+"""Image classifiers: softmax regression, perceptrons and small convolutional networks, none with batch statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def softmax(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Softmax regression: one linear layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes))
+
+
+def mlp(*, input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (200, 200)) -> nn.Module:
+    """A perceptron with ReLU; with (200, 200) on 784 inputs it is McMahan's 2NN (arXiv:1602.05629)."""
+    widths = [math.prod(input_shape), *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+
+def cnn_mcmahan(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Two padded 5x5 convolutions (32, 64) and 512 units: 1,663,370 parameters on 28 x 28 (arXiv:1602.05629)."""
+    return _two_convolutions(input_shape, classes, (32, 64), 512, padding=2)
+
+
+def cnn_mnist(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The same without padding: 582,026 parameters on 28 x 28; FedCompass's MNIST model (arXiv:2309.14675)."""
+    return _two_convolutions(input_shape, classes, (32, 64), 512, padding=0)
+
+
+def lenet(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Convolutions of 10 and 20 channels and 50 units: 21,840 parameters on 28 x 28."""
+    return _two_convolutions(input_shape, classes, (10, 20), 50, padding=0)
+
+
+def cnn_cifar(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Three 3x3 convolutions (32, 64, 64) and 64 units: 122,570 parameters on 3 x 32 x 32."""
+    channels, height, width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64 * _after(height) * _after(width), 64), nn.ReLU(), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def _after(size: int) -> int:
+    return ((size - 2) // 2 - 2) // 2 - 2
+
+
+def _two_convolutions(
+    input_shape: tuple[int, ...], classes: int, channels: tuple[int, int], units: int, padding: int
+) -> nn.Module:
+    first, height, width = input_shape
+    for _ in range(2):
+        height, width = (height + 2 * padding - 4) // 2, (width + 2 * padding - 4) // 2
+    if height < 1 or width < 1:
+        raise ValueError(f"images of {input_shape[1]} x {input_shape[2]} are too small for two 5x5 convolutions")
+    return nn.Sequential(
+        nn.Conv2d(first, channels[0], 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(channels[0], channels[1], 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(channels[1] * height * width, units), nn.ReLU(), nn.Linear(units, classes),
+    )  # fmt: skip

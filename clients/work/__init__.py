@@ -1,0 +1,1 @@
+"""Local training: what a device does with its data and a model."""

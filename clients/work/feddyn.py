@@ -1,0 +1,67 @@
+"""FedDyn: each client's objective carries a linear term that makes local and global optima agree.
+
+Acar et al., "Federated Learning Based on Dynamic Regularization", arXiv:2111.04263, Algorithm 1:
+
+    client   y ~ argmin F_i(y) - <g_i, y> + (alpha/2) ||y - x||^2 ;   g_i <- g_i - alpha (y - x)
+    server   h <- h - (alpha/n) sum_{i in S} (y_i - x) ;              x <- mean_S y_i - h / alpha
+
+Both halves are here: `FedDyn` is the work, `FedDynServer` the layer for the optimizer slot. The mean is uniform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clients.work.loop import AbstractLocal
+from fedhet import tree
+from fedhet.bases import AbstractLayer
+from fedhet.model import Model
+from fedhet.protocols import Shard, View
+from fedhet.types import Job, Memory, Tree
+
+
+@dataclass(frozen=True)
+class FedDyn(AbstractLocal):
+    """`alpha` is the regularisation; small values need `clip_norm` early in training."""
+
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha} must be positive")
+
+    def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
+        own = memory.get("linear", torch.zeros_like(model.params))
+        start = model.params.clone()
+        constant = own + self.alpha * start
+
+        def bend(grad: Tensor, params: Tensor) -> None:
+            grad.add_(params, alpha=self.alpha).sub_(constant)
+
+        metrics = self.steps(model, data, job, bend)
+        memory["linear"] = own - self.alpha * (model.params - start)
+        return metrics
+
+
+@dataclass(frozen=True)
+class FedDynServer(AbstractLayer):
+    """The server's h, one tensor per leaf in memory; `alpha` must be the clients'."""
+
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha} must be positive")
+
+    def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
+        share = len(view.cohort) / len(view.roster)
+        step = tree.flatten(delta)
+        for name, leaf in step.items():
+            h = memory.get(name, torch.zeros_like(leaf)) - self.alpha * share * leaf
+            memory[name] = h
+        return tree.flatten({name: leaf - memory[name] / self.alpha for name, leaf in step.items()})

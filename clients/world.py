@@ -1,0 +1,79 @@
+"""The simulated world: one data set, divided among clients, and models that fit it.
+
+Everything is built once per process and shared by all of its clients; a client's data are an index into the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clients.data.dataset import Dataset
+from clients.data.partition import Partition
+from clients.data.shard import ClientShard
+from clients.models.build import build
+from clients.models.flops import forward_flops
+from fedhet.build import Scores
+from fedhet.model import Model
+from fedhet.protocols import Shard
+from fedhet.types import ClientId
+
+BATCH = 2048
+"""Test samples evaluated at a time."""
+
+
+class Loader(Protocol):
+    def load(self) -> Dataset: ...
+
+
+class Splitter(Protocol):
+    def split(self, dataset: Dataset, clients: int, seed: int) -> Partition: ...
+
+
+class SimulatedWorld:
+    """`data` loads, `partition` divides among `clients`, `model(input_shape=..., classes=...)` makes a module."""
+
+    def __init__(
+        self, data: Loader, partition: Splitter, model: Callable[..., nn.Module], clients: int, seed: int
+    ) -> None:
+        self.clients, self._seed, self._factory = clients, seed, model
+        self.dataset = data.load()
+        self.partition = partition.split(self.dataset, clients, seed)
+
+    def examples(self) -> np.ndarray:
+        return self.partition.counts
+
+    def model(self) -> Model:
+        """A fresh model; the same initial bits for the same seed."""
+        return build(self._factory, self.dataset.input_shape, self.dataset.classes, self._seed)
+
+    def shard(self, client: ClientId, turn: int) -> Shard:
+        data = self.dataset
+        return ClientShard(data.x_train, data.y_train, self.partition.indices(client), self._seed, client, turn)
+
+    def evaluate(self, model: Model) -> Scores:
+        """Accuracy and loss over the whole test set, and the accuracy each client would see on data like its own."""
+        data, correct, loss = self.dataset, [], 0.0
+        for at in range(0, len(data.x_test), BATCH):
+            x, y = data.x_test[at : at + BATCH], data.y_test[at : at + BATCH]
+            output = model.predict(x)
+            loss += float(model.loss_of(output, y)) * len(y)
+            correct.append(_share_right(output, y))
+        right = torch.cat(correct).numpy()
+        return Scores(float(right.mean()), loss / len(right), self.partition.client_accuracy(right))
+
+    def flops(self) -> float:
+        return float(forward_flops(self.model().module, self.dataset.input_shape))
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"data": self.dataset.name, "fingerprint": self.dataset.fingerprint}
+
+
+def _share_right(output: Tensor, target: Tensor) -> Tensor:
+    """Per sample, the share of its targets predicted right: 0 or 1 for images, a mean over positions for sequences."""
+    right = (output.argmax(-1) == target).to(torch.float64)
+    return right if right.dim() == 1 else right.flatten(1).mean(1)

@@ -1,0 +1,1 @@
+"""What is sent, how it is installed, and how it combines."""

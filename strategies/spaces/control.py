@@ -1,0 +1,88 @@
+"""The full model with a control variate beside every parameter: what SCAFFOLD sends.
+
+Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378, Algorithm 1.
+State (x, c), payload (x, c), delta (y - x, c_i+ - c_i). The model part combines as the rule says; the control part is
+always c <- c + (1/n) sum_{i in S} (c_i+ - c_i), n being all clients, so that c stays the mean of all c_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from fedhet import tree
+from fedhet.bases import AbstractDense
+from fedhet.model import Model
+from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.types import Job, Tree
+
+PREFIX = "control."
+
+
+@dataclass(frozen=True)
+class ControlVariates(AbstractDense):
+    """`clients` is n, the number of all clients. Leaves of the control part are named `control.<parameter>`."""
+
+    clients: int
+    gives: ClassVar[frozenset[str]] = frozenset({"coordinates", "control"})
+
+    def __post_init__(self) -> None:
+        if self.clients < 1:
+            raise ValueError(f"clients={self.clients} must be the number of all clients, at least 1")
+
+    def begin(self, model: Model) -> Tree:
+        return FlatTree(_doubled(model), torch.cat([model.flat, torch.zeros_like(model.params)]))
+
+    def install(self, model: Model, payload: Tree, job: Job) -> None:
+        flat = _flat(model, payload)
+        size = model.flat.numel()
+        model.flat.copy_(flat[:size])
+        model.extras["control"] = flat[size:]
+
+    def extract(self, model: Model, payload: Tree) -> Tree:
+        flat = _flat(model, payload)
+        moved = model.flat - flat[: model.flat.numel()]
+        return FlatTree(_doubled(model), torch.cat([moved, model.extras["control_step"]]))
+
+    def restore(self, model: Model, state: Tree) -> None:
+        model.flat.copy_(_flat(model, state)[: model.flat.numel()])
+
+    def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
+        """Of the model parts: control variates do not vote."""
+        return tree.gram([_part(d, control=False) for d in deltas])
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+        model = tree.weighted_sum([_part(d, control=False) for d in deltas], coefficients)
+        control = tree.weighted_sum([_part(d, control=True) for d in deltas], [1.0 / self.clients] * len(deltas))
+        schema = Schema.of(deltas[0])
+        assert isinstance(model, FlatTree) and isinstance(control, FlatTree)
+        return FlatTree(schema, torch.cat([model.flat, control.flat]))
+
+
+def _doubled(model: Model) -> Schema:
+    """The model's schema with a control leaf for every trainable parameter (buffers have none)."""
+    at, control = 0, []
+    for name, leaf in model.schema.leaves:
+        if at < model.params.numel():
+            control.append((PREFIX + name, Leaf(leaf.shape, leaf.dtype)))
+        at += leaf.size
+    return Schema((*model.schema.leaves, *control))
+
+
+def _flat(model: Model, payload: Tree) -> torch.Tensor:
+    if not isinstance(payload, FlatTree) or payload.schema != _doubled(model):
+        raise ValueError("the payload is not this model's with control variates")
+    return payload.flat
+
+
+def _part(delta: Tree, *, control: bool) -> FlatTree:
+    """The model part or the control part of a delta, as a view."""
+    assert isinstance(delta, FlatTree)
+    leaves = tuple((n, leaf) for n, leaf in delta.schema.leaves if n.startswith(PREFIX) == control)
+    schema = Schema(leaves)
+    flat = delta.flat[-schema.size :] if control else delta.flat[: schema.size]
+    return FlatTree(schema, flat)
