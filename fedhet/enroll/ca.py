@@ -1,0 +1,178 @@
+"""The federation's certificate authority: a root that can lie in a safe, an issuing key that works, short certificates.
+
+    root (10 years) ── issuing (1 year) ─┬─ server (30 days, renewed when the server starts)
+                                         └─ client (7 days edge, 30 days silo)
+
+Devices trust the root alone, so the issuing key is replaced without them noticing; certificates that the old one signed
+hold until they expire. Instead of all this an operator's own authority may sign (see signer.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fedhet.enroll import certificates, files, identity, signer
+from fedhet.enroll.certificates import DAY, Leaf
+from fedhet.enroll.errors import EnrollError
+
+ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 365.0, 30.0
+Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an authority is for: public endpoint "host:port", the server's names, the signer command or ()."""
+
+    federation: str
+    endpoint: str
+    hosts: tuple[str, ...]
+    signer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The authority in a folder of mode 0700."""
+
+    folder: Path
+
+    @classmethod
+    def create(
+        cls, folder: Path, federation: str, endpoint: str, hosts: Sequence[str], now: float, *, passphrase: str = "",
+        root: Path | None = None, command: Sequence[str] = (),
+    ) -> Authority:  # fmt: skip
+        """Make root, issuing and server certificates; or, given a foreign root and a signer command, the server's."""
+        files.private_folder(folder)
+        if (folder / "ca.json").exists():
+            raise EnrollError("E306", f"{folder} holds an authority already")
+        if bool(root) != bool(command):
+            raise EnrollError("E306", "a root file and a signer command go together")
+        made = cls(folder)
+        if root is not None:
+            foreign = x509.load_pem_x509_certificate(root.read_bytes())
+            files.write_file(folder / "root.pem", certificates.text([foreign]))
+        else:
+            made._make_root(federation, passphrase, now)
+        about = About(federation, endpoint, tuple(hosts), tuple(command))
+        made._renew_server(about, now)
+        files.write_file(folder / "ca.json", json.dumps(asdict(about), indent=1) + "\n")
+        return made
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """An existing authority. Raises EnrollError E306."""
+        if not (folder / "ca.json").exists():
+            raise EnrollError("E306", f"{folder} holds no authority: run fedhet ca init")
+        files.private_folder(folder)
+        return cls(folder)
+
+    @property
+    def about(self) -> About:
+        """What it is for."""
+        given = json.loads((self.folder / "ca.json").read_text())
+        return About(given["federation"], given["endpoint"], tuple(given["hosts"]), tuple(given["signer"]))
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The root certificate."""
+        return x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
+
+    @property
+    def fingerprint(self) -> str:
+        """The root's SHA-256, which tokens hold."""
+        return certificates.fingerprint(self.root)
+
+    def issuers(self) -> list[x509.Certificate]:
+        """Every certificate that may have signed a client's: the working one, retired ones, and the root."""
+        found = [x509.load_pem_x509_certificate(p.read_bytes()) for p in sorted(self.folder.glob("issuing*.pem"))]
+        return [*found, self.root]
+
+    def issue(self, csr: bytes, node: str, days: float, now: float) -> tuple[bytes, Leaf]:
+        """A client's certificate for a checked request: the chain as PEM, and what it says. Raises E110, E309."""
+        checked = certificates.check_request(csr, node)
+        if command := self.about.signer:
+            chain = signer.ask(command, csr, self.root, usage="client", node=node, days=days, now=now)
+            self._remember(chain[1:])
+            return certificates.text(chain), certificates.read_client(chain[0], self.issuers())
+        public, names = checked.public_key(), checked.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        assert isinstance(public, ec.EllipticCurvePublicKey)  # check_request saw to it
+        issuing = self._issuing()
+        made = certificates.leaf(public, names.value, False, days, now, issuing)
+        return certificates.text([made, issuing[0]]), certificates.describe(made, node)
+
+    def read(self, der: bytes) -> Leaf:
+        """What a client's certificate says, if it is ours. Dates are not judged. Raises EnrollError E208."""
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+        except ValueError:
+            raise EnrollError("E208", "it cannot be read") from None
+        return certificates.read_client(certificate, self.issuers())
+
+    def rotate(self, now: float, passphrase: str = "") -> x509.Certificate:
+        """A new issuing key; what the old one signed stays valid until it expires. Raises EnrollError E306."""
+        if self.about.signer:
+            raise EnrollError("E306", "the issuing key is the signer command's")
+        old = x509.load_pem_x509_certificate((self.folder / "issuing.pem").read_bytes())
+        files.write_file(self.folder / f"issuing.{old.serial_number:x}.pem", certificates.text([old]))
+        federation = self.about.federation
+        made = self._make_issuing(federation, self._root_pair(passphrase), now)
+        self._renew_server(self.about, now)
+        return made
+
+    def renew_server(self, now: float) -> None:
+        """Replace the server's certificate if less than a third of its life is left."""
+        held = certificates.describe(x509.load_pem_x509_certificates((self.folder / "server.pem").read_bytes())[0])
+        if now > held.not_after - SERVER_DAYS * DAY / 3:
+            self._renew_server(self.about, now)
+
+    def crl(self, entries: Iterable[tuple[str, float]], now: float) -> bytes:
+        """The revocation list for third parties, PEM. Raises EnrollError E306 with a signer command."""
+        if self.about.signer:
+            raise EnrollError("E306", "the outside authority publishes its own list")
+        return certificates.revocations(entries, now, self._issuing())
+
+    def _make_root(self, federation: str, passphrase: str, now: float) -> None:
+        key = ec.generate_private_key(ec.SECP384R1())
+        root = certificates.authority(f"{federation} root", key, ROOT_DAYS, now, 1)
+        files.write_file(self.folder / "root.key", identity.pem(key, passphrase))
+        files.write_file(self.folder / "root.pem", certificates.text([root]))
+        self._make_issuing(federation, (root, key), now)
+
+    def _make_issuing(self, federation: str, root: Pair, now: float) -> x509.Certificate:
+        key = ec.generate_private_key(ec.SECP384R1())
+        made = certificates.authority(f"{federation} issuing", key, ISSUING_DAYS, now, 0, root)
+        # Key and certificate in one file: one rename replaces both, so that they never disagree.
+        files.write_file(self.folder / "issuing.key", identity.pem(key) + certificates.text([made]))
+        files.write_file(self.folder / "issuing.pem", certificates.text([made]))
+        return made
+
+    def _issuing(self) -> Pair:
+        data = files.read_private(self.folder / "issuing.key")
+        return x509.load_pem_x509_certificate(data), identity.load_ec_key(data)
+
+    def _root_pair(self, passphrase: str) -> Pair:
+        return self.root, identity.load_ec_key(files.read_private(self.folder / "root.key"), passphrase)
+
+    def _renew_server(self, about: About, now: float) -> None:
+        key = identity.new_tls_key()
+        if about.signer:
+            asked = certificates.server_request(key, about.hosts)
+            chain = signer.ask(about.signer, asked, self.root, usage="server", node="", days=SERVER_DAYS, now=now)
+            self._remember(chain[1:])
+        else:
+            issuing = self._issuing()
+            names = certificates.host_names(about.hosts)
+            chain = [certificates.leaf(key.public_key(), names, True, SERVER_DAYS, now, issuing), issuing[0]]
+        files.write_file(self.folder / "server.pem", certificates.text(chain) + identity.pem(key))
+
+    def _remember(self, intermediates: Sequence[x509.Certificate]) -> None:
+        for certificate in intermediates:
+            path = self.folder / f"issuing.{certificate.serial_number:x}.pem"
+            if not path.exists():
+                files.write_file(path, certificate.public_bytes(Encoding.PEM))

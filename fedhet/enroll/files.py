@@ -1,0 +1,55 @@
+"""Files that hold keys and state: whole or not at all, and readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from fedhet.enroll.errors import EnrollError
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder of mode 0700, or check that an existing one is. Raises EnrollError E305."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise EnrollError("E305", f"{path} has mode {mode:03o}, not 700")
+    return path
+
+
+def write_file(path: Path, content: bytes | str, mode: int = 0o600) -> None:
+    """Write by temporary file, fsync and rename; a reader sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_private(path: Path) -> bytes:
+    """The content of a private file. Raises EnrollError E306 if it is missing, E305 if others can read it."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        raise EnrollError("E306", f"{path} is missing") from None
+    if mode & 0o077:
+        raise EnrollError("E305", f"{path} has mode {mode:03o}, not 600")
+    return path.read_bytes()
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
