@@ -5,7 +5,7 @@
 
 The mean client displacement plays the part of a negative gradient: Reddi et al., "Adaptive Federated Optimization",
 arXiv:2003.00295, Algorithm 1. Momentum at the server is FedAvgM: Hsu, Qi, Brown, "Measuring the Effects of
-Non-Identical Data Distribution for Federated Visual Classification", arXiv:1909.06335, section 4.3.
+Non-Identical Data Distribution for Federated Visual Classification", arXiv:1909.06335.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 delta = t_eff * sum_i p_i * delta_i / t_i with t_eff = sum_i p_i t_i / sum_i p_i, where t_i is the number of local
 steps, or with local momentum m the sum of the weights a step has in the displacement,
 t_i = (k - m (1 - m^k) / (1 - m)) / (1 - m) for k steps.
-Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", arXiv:2007.07481,
-equation (6) and section 4. With over="population" it is the normalised variant of FedCompass (arXiv:2309.14675).
+Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", arXiv:2007.07481.
+With over="population" it is the normalised variant of FedCompass (arXiv:2309.14675).
 """
 
 from __future__ import annotations

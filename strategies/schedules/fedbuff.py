@@ -99,7 +99,7 @@ class FedBuff(AbstractPerClient):
             if self._free(client, at, view):
                 yield Assign(client)
             else:
-                yield from self._rouse_one(at, view)
+                yield from self._rouse_one(client, view)
         elif at <= view.now + SLACK:
             yield from self._fill(view)
         else:
@@ -117,4 +117,6 @@ class FedBuff(AbstractPerClient):
         clients = view.idle.sample(free, view.rng("refill"))
         yield from self._assign(clients)
         if len(clients) < free:
-            yield from self._rouse_one(view.now, view)
+            online = view.next_online()
+            if online is not None:
+                yield from self._wake(online, view)

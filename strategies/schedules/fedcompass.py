@@ -6,7 +6,7 @@ whichever combination is next, and keep nobody waiting. Updates are not renormal
 population, with alpha as the server's learning rate.
 
 Li et al., "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power
-Aware Scheduler", arXiv:2309.14675, Algorithm 1. Beyond the paper: `join_slack`, the initial group, a bound on task
+Aware Scheduler", arXiv:2309.14675. Beyond the paper: `join_slack`, the initial group, a bound on task
 time, giving up on silent members, and that the second late answer of one client combines the waiting ones by itself.
 """
 
@@ -200,7 +200,7 @@ class FedCompass(AbstractPerClient):
         if self._free(client, at, view):
             yield from self._give(client, view)
         else:
-            yield from self._rouse_one(at, view)
+            yield from self._rouse_one(client, view)
 
     def _give(self, client: ClientId, view: View) -> Iterator[Command]:
         """The next task: a first one, or one that ends with a group."""

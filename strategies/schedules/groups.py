@@ -5,7 +5,7 @@ that gives it the most steps within bounds. If there is none it founds a group t
 group can join it after their own combination: that group's latest second plus q_max steps of its fastest member.
 
 Li et al., "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power
-Aware Scheduler", arXiv:2309.14675, Algorithm 2 (join and create). Sorted lists keep a decision logarithmic in the
+Aware Scheduler", arXiv:2309.14675. Sorted lists keep a decision logarithmic in the
 number of groups, and a heap per group keeps its fastest member known.
 """
 

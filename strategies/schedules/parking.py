@@ -60,14 +60,11 @@ class AbstractPerClient(ABC):
 
     def _rouse(self, view: View) -> Iterator[Command]:
         """After clients were parked: make sure of a wake when the first of them may work. Cost O(parked)."""
-        due = [at for at in self.parked.values() if at > view.now + SLACK]
-        if len(due) < len(self.parked):
-            due.append(_online(view))
-        yield from self._wake(min(due, default=math.inf), view)
+        yield from self._wake(min((_chance(c, at, view) for c, at in self.parked.items()), default=math.inf), view)
 
-    def _rouse_one(self, at: float, view: View) -> Iterator[Command]:
-        """The same for one client parked until `at`. Cost O(1)."""
-        yield from self._wake(at if at > view.now + SLACK else _online(view), view)
+    def _rouse_one(self, client: ClientId, view: View) -> Iterator[Command]:
+        """The same after one client was parked. Cost O(1)."""
+        yield from self._wake(_chance(client, self.parked[client], view), view)
 
     def _wake(self, at: float, view: View) -> Iterator[Command]:
         at = max(at, view.now + BREATH)
@@ -77,9 +74,14 @@ class AbstractPerClient(ABC):
             yield Wake(at)
 
 
-def _online(view: View) -> float:
-    at = view.next_online()
-    return math.inf if at is None else at
+def _chance(client: ClientId, at: float, view: View) -> float:
+    """When to look again at a client parked until `at`; infinity if an event will tell (busy, gone, unknown)."""
+    if at > view.now + SLACK:
+        return at
+    if client not in view.roster:
+        return math.inf
+    online = view.roster[client].next_online(view.now)
+    return math.inf if online is None or online <= view.now + SLACK else online
 
 
 def positive(name: str, value: float) -> None:

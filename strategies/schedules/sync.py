@@ -2,7 +2,7 @@
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629,
 Algorithm 1. Over-selection with a reporting goal and a deadline follow Bonawitz et al., "Towards Federated Learning
-at Scale: System Design", arXiv:1902.01046, section 2.2: ceil(factor * k) clients are asked, the first k answers
+at Scale: System Design", arXiv:1902.01046: ceil(factor * k) clients are asked, the first k answers
 close the round, and answers that come after it are dropped as "late".
 """
 

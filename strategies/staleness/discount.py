@@ -7,7 +7,7 @@
     sigmoid       (1 + exp(-a b)) / (1 + exp(a (u - b)))     so that st(0) = 1
     inverse       B / (B + u)
 
-Constant, polynomial and hinge: Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934, section 5.
+Constant, polynomial and hinge: Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934.
 Polynomial with a = 1/2 in the buffer: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation",
 arXiv:2106.06639. u is counted in versions at the moment of combination. The factor goes into `Update.scale`, which no
 rule normalises away; every form has st(0) = 1, is positive and never increases.

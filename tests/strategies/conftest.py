@@ -42,7 +42,7 @@ SECOND = 1_000_000_000
 class Roster(Mapping[int, Any]):
     """Registered clients; the profile is whatever the test wants it to be."""
 
-    def __init__(self, examples: dict[int, int], profiles: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, examples: dict[int, int], profiles: Any = None) -> None:
         self.counts, self.profiles = examples, profiles or {}
 
     def __getitem__(self, client: int) -> Any:
@@ -61,6 +61,16 @@ class Roster(Mapping[int, Any]):
 
     def examples(self, client: int) -> int:
         return self.counts[client]
+
+
+@dataclass
+class Profiles:
+    """Profiles that know when their client is online."""
+
+    world: World
+
+    def get(self, client: int) -> SimpleNamespace:
+        return SimpleNamespace(next_online=lambda now: self.world.back(client))
 
 
 @dataclass
@@ -112,7 +122,7 @@ class World:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.roster = Roster(dict.fromkeys(range(self.clients), self.examples))
+        self.roster = Roster(dict.fromkeys(range(self.clients), self.examples), Profiles(self))
         self.idle, self.nanos, self.version = Idle(self), 0, 0
         self.occupied: set[int] = set()
         self.barred: set[int] = set(self.absent)
@@ -151,9 +161,13 @@ class World:
     def online(self, client: Any) -> bool:
         return not any(_nanos(a) <= self.nanos < _nanos(b) for a, b in self.away.get(client, ()))
 
+    def back(self, client: int) -> float:
+        """The first second from now on at which a client is online."""
+        ends = [b for a, b in self.away.get(client, ()) if _nanos(a) <= self.nanos < _nanos(b)]
+        return max(ends, default=self.now)
+
     def next_online(self) -> float | None:
-        ends = [b for c, gaps in self.away.items() for a, b in gaps if _nanos(a) <= self.nanos < _nanos(b)]
-        return min(ends, default=None)
+        return min((self.back(c) for c in self.away if not self.online(c)), default=None)
 
     def rng(self, purpose: str) -> np.random.Generator:
         self.draws += 1

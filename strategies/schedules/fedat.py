@@ -1,0 +1,151 @@
+"""FedAT: tiers of similar speed, each training synchronously at its own pace.
+
+The first jobs of all clients are combined into version 1 and measured; the clients, sorted by (seconds per step,
+number), are cut into tiers of equal size, and from then on every tier is a synchronous federation of its own. The
+layer `strategies.staleness.tiers` keeps the tiers' models and weighs them. Clients that were not measured at the start
+belong to the last tier.
+
+Chai et al., "FedAT: A High-Performance and Communication-Efficient Federated Learning System with Asynchronous Tiers",
+arXiv:2010.05958.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fedhet.protocols import View
+from fedhet.types import (
+    Aggregate,
+    Arrived,
+    Assign,
+    ClientId,
+    Command,
+    Drop,
+    Event,
+    Failed,
+    JobId,
+    Joined,
+    Left,
+    Started,
+    Wake,
+    Woke,
+)
+from strategies.schedules.parking import BREATH, SLACK, at_least, positive
+
+
+@dataclass
+class Tier:
+    """One synchronous federation: its clients, and its round if one is open."""
+
+    clients: set[ClientId] = field(default_factory=set)
+    waiting: set[ClientId] = field(default_factory=set)
+    arrived: list[JobId] = field(default_factory=list)
+    open: bool = False
+    opened: float = 0.0
+    resume: float = 0.0
+
+
+@dataclass
+class FedAT:
+    """Synchronous rounds per tier.
+
+    tiers: how many. per_round: clients a tier asks per round; None asks all of its idle ones. pause_seconds: a round
+    that failed whole is followed by the tier's next one no sooner than this long after its start.
+
+    Raises ValueError for values out of range.
+    """
+
+    tiers: int = 5
+    per_round: int | None = None
+    pause_seconds: float = 1.0
+
+    parts: list[Tier] = field(init=False, default_factory=lambda: [Tier()])
+    """One part while clients are measured, then the tiers, fastest first."""
+    of: dict[ClientId, int] = field(init=False, default_factory=dict)
+    measured: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        at_least("tiers", self.tiers, 1)
+        at_least("per_round", self.per_round, 1)
+        positive("pause_seconds", self.pause_seconds)
+
+    def react(self, event: Event, view: View) -> Iterator[Command]:
+        touched = self.parts
+        match event:
+            case Started():
+                self.parts[0].clients.update(view.roster)
+            case Arrived(job):
+                part = self._part(job.client)
+                if job.client in part.waiting:
+                    part.waiting.remove(job.client)
+                    part.arrived.append(job.id)
+                else:
+                    yield Drop((job.id,), "late")
+                touched = [part]
+            case Failed(job):
+                part = self._part(job.client)
+                part.waiting.discard(job.client)
+                touched = [part]
+            case Joined(client):
+                part = self._part(client)
+                part.clients.add(client)
+                touched = [part]
+            case Left(client):
+                part = self._part(client)
+                part.clients.discard(client)
+                if not any(job.client == client for job in view.inflight.values()):
+                    part.waiting.discard(client)
+                touched = [part]
+            case Woke():
+                pass
+            case _:
+                return
+        for part in touched:
+            yield from self._turn(part, view)
+
+    def _part(self, client: ClientId) -> Tier:
+        return self.parts[self.of.get(client, len(self.parts) - 1)]
+
+    def _turn(self, part: Tier, view: View) -> Iterator[Command]:
+        """Close the round if everybody is back, and open the next."""
+        if part.waiting:
+            return
+        opening = [part]
+        if part.open and part.arrived:
+            jobs, part.arrived, part.open = tuple(part.arrived), [], False
+            if not self.measured:
+                self._sort([view.buffer[i].client for i in jobs], view)
+                opening = self.parts
+            yield Aggregate(jobs)
+        elif part.open:
+            part.open, part.resume = False, part.opened + self.pause_seconds
+        for each in opening:
+            yield from self._open(each, view)
+
+    def _sort(self, clients: list[ClientId], view: View) -> None:
+        """Cut the measured clients into tiers; everybody else goes to the last one."""
+        ranked = sorted(clients, key=lambda c: (view.observed(c).seconds_per_step or 0.0, c))
+        self.of = {c: rank * self.tiers // len(ranked) for rank, c in enumerate(ranked)}
+        everybody = self.parts[0].clients
+        self.parts = [Tier() for _ in range(self.tiers)]
+        for client in everybody:
+            self._part(client).clients.add(client)
+        self.measured = True
+
+    def _open(self, part: Tier, view: View) -> Iterator[Command]:
+        if view.now < part.resume - SLACK:
+            yield Wake(part.resume)
+            return
+        clients = sorted(c for c in part.clients if c in view.idle)
+        if not clients:
+            online = view.next_online() if part.clients else None
+            if online is not None:
+                yield Wake(max(online, view.now + BREATH))
+            return
+        if self.per_round is not None and self.measured and len(clients) > self.per_round:
+            chosen = view.rng("tier").choice(clients, self.per_round, replace=False)
+            clients = sorted(int(c) for c in chosen)
+        part.waiting, part.open, part.opened = set(clients), True, view.now
+        for client in clients:
+            yield Assign(client)

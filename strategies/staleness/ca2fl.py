@@ -1,0 +1,69 @@
+"""CA2FL: the last displacement of every client stands in for those that are not in the buffer.
+
+With h_i the last displacement of client i and h their mean over all M clients, a buffer S of K answers gives
+
+    v = h + (1/K) sum_{i in S} (delta_i - h_i),    then h_i = delta_i and h = mean_i h_i.
+
+Wang, Cao, Wu, Chen, Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning with Cached Update
+Calibration", ICLR 2024 (OpenReview 4aywmeb97I). The rule must divide by the number of updates. Memory grows with M
+models. A client that is in the buffer twice counts with its last answer, against its old cache once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedhet.bases import AbstractLayer
+from fedhet.protocols import View
+from fedhet.tree import FlatTree, Schema
+from fedhet.types import Memory, Tree, Update
+
+
+@dataclass(frozen=True)
+class CA2FL(AbstractLayer):
+    """Calibrates by cached updates.
+
+    recompute_every: the sum of the caches is formed anew after this many versions, against rounding drift.
+    Raises ValueError if it is below 1.
+    """
+
+    recompute_every: int = 100
+
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+
+    def __post_init__(self) -> None:
+        if self.recompute_every < 1:
+            raise ValueError(f"recompute_every={self.recompute_every} must be at least 1 version")
+
+    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+        flat, key = _vector(update.delta), f"cache/{update.job.client}"
+        old = memory.get(key)
+        change = flat if old is None else flat - old
+        memory[key] = flat.clone()
+        memory["change"] = memory["change"] + change if "change" in memory else change.clone()
+        return update if old is None else replace(update, delta=_like(change, update.delta))
+
+    def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
+        change = memory.pop("change")
+        total = memory.get("total")
+        count = len(view.roster)
+        step = delta if total is None else _like(_vector(delta) + total / count, delta)
+        memory["total"] = change if total is None else total + change
+        if (view.version + 1) % self.recompute_every == 0:
+            caches = [leaf for key, leaf in sorted(memory.items()) if key.startswith("cache/")]
+            memory["total"] = torch.stack(caches).sum(0)
+        return step
+
+
+def _vector(tree: Tree) -> Tensor:
+    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+
+
+def _like(flat: Tensor, tree: Tree) -> Tree:
+    if isinstance(tree, FlatTree):
+        return FlatTree(tree.schema, flat)
+    return dict(FlatTree(Schema.of(tree), flat))

@@ -1,0 +1,88 @@
+"""FedAT's mixture: the global model is a weighted sum of tier models, slow tiers weighted by the fast tiers' counts.
+
+    w_m = base + mean of the tier's displacements;   w = sum_m a_m w_m,   a_m = c_{T+1-m} / sum_k c_k
+
+with c_m the number of updates of tier m, fastest tier first, and a_m = 1/T until every tier has reported.
+Chai et al., "FedAT: A High-Performance and Communication-Efficient Federated Learning System with Asynchronous Tiers",
+arXiv:2010.05958. Goes with the schedule of the same name: the cohort of version 1 is
+sorted by (seconds per step, number) and cut into equal parts; who is not in it belongs to the last tier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedhet.bases import AbstractLayer
+from fedhet.protocols import View
+from fedhet.tree import FlatTree, Schema, add, subtract, weighted_sum
+from fedhet.types import Memory, Tree
+
+
+def tier_weights(counts: list[int]) -> list[float]:
+    """a_m for the tiers' numbers of updates, fastest first; they add up to one."""
+    if 0 in counts:
+        return [1.0 / len(counts)] * len(counts)
+    return [c / sum(counts) for c in reversed(counts)]
+
+
+@dataclass(frozen=True)
+class Tiers(AbstractLayer):
+    """Turns a tier's mean update into the step from the present model to the new mixture.
+
+    tiers: as many as the schedule's. Raises ValueError if it is below 1.
+    """
+
+    tiers: int = 5
+
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+
+    def __post_init__(self) -> None:
+        if self.tiers < 1:
+            raise ValueError(f"tiers={self.tiers} must be at least 1, and the same as the schedule's")
+
+    def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
+        if "counts" not in memory:
+            ranked = sorted(
+                {j.client for j in view.cohort}, key=lambda c: (view.observed(c).seconds_per_step or 0.0, c)
+            )
+            memory["clients"] = torch.tensor(ranked, dtype=torch.int64)
+            memory["counts"] = torch.zeros(self.tiers, dtype=torch.int64)
+            return delta
+        tier = self._tier(view.cohort[0].client, memory["clients"])
+        counts = memory["counts"].clone()
+        counts[tier] += 1
+        models = [_read(memory, m, view.state) for m in range(self.tiers)]
+        models[tier] = add(view.base(view.cohort[0].version), delta)
+        if int(memory["counts"].sum()) == 0:  # the others start from the model that all have now
+            for m, model in enumerate(models):
+                _write(memory, m, model)
+        _write(memory, tier, models[tier])
+        memory["counts"] = counts
+        mixture = weighted_sum(models, tier_weights([int(c) for c in counts]))
+        return subtract(mixture, view.state)
+
+    def _tier(self, client: int, ranked: Tensor) -> int:
+        at = (ranked == client).nonzero()
+        return self.tiers - 1 if len(at) == 0 else int(at[0]) * self.tiers // len(ranked)
+
+
+def _read(memory: Memory, tier: int, like: Tree) -> Tree:
+    flat = memory.get(f"tier/{tier}")
+    if flat is None:
+        return like
+    return _shaped(flat, like)
+
+
+def _write(memory: Memory, tier: int, model: Tree) -> None:
+    leaves = [model.flat] if isinstance(model, FlatTree) else [leaf.reshape(-1) for leaf in model.values()]
+    memory[f"tier/{tier}"] = torch.cat(leaves)
+
+
+def _shaped(flat: Tensor, like: Tree) -> Tree:
+    if isinstance(like, FlatTree):
+        return FlatTree(like.schema, flat)
+    return dict(FlatTree(Schema.of(like), flat))
