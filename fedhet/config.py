@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedhet import origin, overrides
 from fedhet.errors import ConfigError
@@ -40,8 +40,9 @@ def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig
     known = options(folder)
     overrides.check_choices(parsed, known)
     chosen = [t for t, o in zip(texts, parsed, strict=True) if o.key_or_group in known]
-    overrides.check_values(parsed, _compose(chosen, folder), known)
-    return _compose(texts, folder)
+    base = _compose(chosen, folder)
+    overrides.check_values(parsed, base, known)
+    return base if chosen == texts else _compose(texts, folder)
 
 
 def options(folder: Path | None = None) -> dict[str, list[str]]:
@@ -71,6 +72,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no default: give {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from None
     plain.pop("hydra", None)

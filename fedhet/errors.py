@@ -13,3 +13,11 @@ class ConfigError(InputError):
 
 class OriginError(InputError):
     """The code of one run lies in more than one place."""
+
+
+class RunFailed(RuntimeError):
+    """A run that had started and did not come to its end; its folder holds what there is."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; the message says how to continue."""

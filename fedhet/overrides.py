@@ -99,7 +99,7 @@ def check_choices(parsed: Iterable[Override], known: Mapping[str, list[str]]) ->
 
 def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str, list[str]]) -> None:
     """Values go to keys that exist and have the type of what they replace. Raises ConfigError with the nearest key."""
-    keys = [*flat(cfg), *known]
+    keys = list(dict.fromkeys([*flat(cfg), *known]))
     for one in parsed:
         key = one.key_or_group
         if key in known or key.partition(".")[0] in HIDDEN or "@" in key:
@@ -108,19 +108,15 @@ def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str
             raise ConfigError(f"~{key}: a key cannot be removed; set it to null where that is allowed")
         if one.type is OverrideType.ADD or one.type is OverrideType.FORCE_ADD:
             continue
-        default = OmegaConf.select(cfg, key, default=Missing)
-        if default is Missing:
+        if key not in keys:
             told = f"{key}={_told(one.value())}: there is no key {key!r}{_nearest(key, keys)}"
             raise ConfigError(f"{told}. {_lister(key, known)}")
+        default = OmegaConf.select(cfg, key)
         if key in OPTIONAL and default is None:
             default = OPTIONAL[key]
         wanted = mismatch(default, one.value())
         if wanted:
             raise ConfigError(f"{key}={_told(one.value())}: needs {wanted}")
-
-
-class Missing:
-    """Marks a key that is not there; None is a value."""
 
 
 def mismatch(default: Any, value: Any) -> str:
@@ -158,15 +154,15 @@ def _lister(key: str, known: Mapping[str, list[str]]) -> str:
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
-    """The nearest existing words, in brackets: neighbours of the key first, then by spelling, then by last part."""
+    """The nearest existing words, in brackets: neighbours of the key first, then same endings, then by spelling."""
     pool = [w for w in dict.fromkeys(words) if not w.endswith("_target_")]
     head, _, last = word.rpartition(".")
     siblings = [w for w in pool if head and w.startswith(head + ".")]
     near = (
         difflib.get_close_matches(word, siblings, 3, 0.75)
         or siblings[:8]
+        or [w for w in pool if "." in w and w.rpartition(".")[2] == last][:3]
         or difflib.get_close_matches(word, pool, 3, 0.6)
-        or [w for w in pool if w.rpartition(".")[2] == last][:3]
     )
     return f" (nearest: {', '.join(near)})" if near else ""
 

@@ -1,0 +1,49 @@
+"""`fedhet simulate`: somebody's Flower app, unchanged, on a fleet of ours in virtual time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedhet import build, config
+from fedhet import simulate as simulation
+
+
+def simulate(
+    server: str,
+    client: str,
+    texts: Sequence[str],
+    nodes: int | None,
+    fleet: str | None,
+    run_config: str,
+    steps: int,
+    batch: int,
+    events: Path | None,
+    as_json: bool,
+) -> None:
+    """The command, with its options in the order of `fedhet.cli.simulate`."""
+    more = [f"fleet={fleet}"] if fleet is not None else []
+    more += [f"fleet.clients={nodes}"] if nodes is not None else []
+    cfg = config.resolved(config.compose([*more, *texts]))
+    summary = simulation.simulate(
+        simulation.load_app(server, ServerApp),
+        simulation.load_app(client, ClientApp),
+        build.fleet(cfg),
+        run_config=simulation.parse_run_config(run_config),
+        workers=int(cfg["workers"]),
+        steps=steps,
+        batch=batch,
+        seed=int(cfg["seed"]),
+        events=events,
+    )
+    row = dataclasses.asdict(summary)
+    if as_json:
+        print(json.dumps(row, indent=1))
+        return
+    for name, value in row.items():
+        print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {value}")

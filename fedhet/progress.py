@@ -1,0 +1,71 @@
+"""What a run shows while it goes on: a bar on a terminal, now and then a plain line elsewhere.
+
+Drawn from the engine's callback and on standard error; there is no thread, and standard output stays clean.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+PLAIN_SECONDS = 5.0
+"""Between two lines where there is no terminal."""
+
+
+class Bar:
+    """`with Bar("name") as show: ... show({...})`; the mapping is that of `fedhet.experiment.Progress`."""
+
+    def __init__(self, name: str, stream: IO[str] | None = None) -> None:
+        self.name, self._stream = name, stream if stream is not None else sys.stderr
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._next = 0.0
+        self._seen = False
+
+    def __enter__(self) -> Bar:
+        console = Console(file=self._stream)
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold cyan]{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[told]}"),
+                TimeElapsedColumn(),
+                console=console,
+                auto_refresh=False,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.name, total=1.0, told="starting")
+            self._bar.refresh()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        share = row.get("share")
+        if self._bar is not None:
+            total = 1.0 if share is not None else None
+            self._bar.update(self._task, total=total, completed=share or 0.0, told=describe(row), refresh=True)
+            return
+        now = time.monotonic()
+        if now >= self._next or (share == 1.0 and not self._seen):
+            self._next, self._seen = now + PLAIN_SECONDS, share == 1.0
+            part = "" if share is None else f"{share:4.0%} "
+            print(f"{self.name}: {part}{describe(row)}", file=self._stream, flush=True)
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """One line: versions, seconds of the run's clock, client jobs, accuracy if it was measured."""
+    accuracy = row.get("accuracy")
+    told = "" if accuracy is None else f", accuracy {accuracy:.3f}"
+    return f"version {row['version']}, {row['t']:.1f} s, {row['tasks']} tasks{told}"

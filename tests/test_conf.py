@@ -1,0 +1,72 @@
+"""Every file under conf/ composes, and what it describes can be built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedhet import build, config, origin, overrides
+from fedhet.compose import ONION
+
+FILES = sorted(p.relative_to(origin.conf()).with_suffix("").as_posix() for p in origin.conf().glob("*/**/*.yaml"))
+TOP = {"config", "demo", "bibliography"}
+
+
+def missing(name: str) -> list[str]:
+    """Keys without a default: folders of data, which the user has to name."""
+    node = OmegaConf.load(origin.conf() / f"{name}.yaml")
+    return [str(key) for key in node if OmegaConf.is_missing(node, key)]
+
+
+def company() -> dict[str, str]:
+    """For options that only some preset chooses: the first one that does."""
+    found: dict[str, str] = {}
+    for path in sorted((origin.conf() / "strategy").glob("*.yaml")):
+        for item in OmegaConf.load(path).get("defaults", []):
+            (group, option), *_ = item.items()
+            found.setdefault(f"{group.removeprefix('override /')}/{option}", path.stem)
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_option_composes_and_its_parts_can_be_built(name, tmp_path):
+    group, _, option = name.rpartition("/")
+    preset = company().get(name)
+    asked = [f"strategy={preset}"] if preset else []
+    asked += [f"{group}={option}", *(f"{group}.{key}={tmp_path}" for key in missing(name))]
+    cfg = config.resolved(config.compose(asked))
+    assert cfg["strategy"] == (option if group == "strategy" else preset or "fedavg")
+    if group not in ("data", "fleet", "partition", "model"):
+        assert build.method(cfg).name == cfg["strategy"]
+    node = cfg.get(group)
+    if isinstance(node, Mapping) and "_target_" in node:
+        assert config.instantiate(node, group) is not None
+    elif group in ONION:
+        assert all(part is not None for part in config.layers(node, group))
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if not f.startswith(("strategy/", "debug/", "transport/"))])
+def test_an_option_says_what_it_builds_or_nothing(name):
+    node = OmegaConf.to_container(OmegaConf.load(origin.conf() / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    inner = [v for v in node.values() if isinstance(v, dict)]
+    assert node == {} or "_target_" in node or (inner and all("_target_" in v for v in inner))
+
+
+def test_optional_axes_have_an_option_none():
+    for group in (*ONION, "attack"):
+        assert "none" in config.options()[group]
+        assert OmegaConf.load(origin.conf() / group / "none.yaml") == {}
+
+
+def test_no_file_lies_beside_the_groups_unnoticed():
+    assert {p.stem for p in origin.conf().glob("*.yaml")} == TOP
+    assert [p for p in origin.conf().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
+
+
+def test_the_demo_composes():
+    demo = OmegaConf.load(origin.conf() / "demo.yaml").overrides
+    for combination in overrides.product([str(text) for text in demo]):
+        build.method(config.resolved(config.compose(combination)))
