@@ -1,0 +1,11 @@
+"""What a run folder shows: a page for one run, a page that compares several, and tables for the terminal."""
+
+from __future__ import annotations
+
+from fedhet.report.compare import comparison_rows
+from fedhet.report.comparison import write_comparison
+from fedhet.report.errors import ReportError
+from fedhet.report.page import write_report
+from fedhet.report.terminal import comparison_table, summary_table
+
+__all__ = ["ReportError", "comparison_rows", "comparison_table", "summary_table", "write_comparison", "write_report"]

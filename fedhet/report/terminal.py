@@ -1,0 +1,111 @@
+"""The same figures for the terminal, as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedhet.report import figures
+from fedhet.report.compare import comparison_rows
+from fedhet.report.files import Row
+from fedhet.report.ledger import ACCOUNTS
+
+
+def spread(mean: float | None, sd: float | None, kind: str) -> str:
+    """ "91.2% ± 0.4", in the unit of `kind`: share, time, bytes or count. A single run has no spread."""
+    if mean is None:
+        return "-"
+    match kind:
+        case "share":
+            return figures.percent(mean) + ("" if sd is None else f" ± {100 * sd:.1f}")
+        case "time":
+            return figures.seconds(mean) + ("" if sd is None else f" ± {figures.seconds(sd)}")
+        case "bytes":
+            return figures.size(mean)
+        case "count":
+            return figures.count(mean)
+        case other:
+            raise ValueError(f"kind {other!r} is none of share, time, bytes, count")
+
+
+def ratio(row: Mapping[str, Any]) -> str:
+    """ "1.00x" for the reference; "-" if either has no time to the target."""
+    return "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
+
+
+def comparison_table(
+    results: Sequence[Mapping[str, Any]], target: float | None = None, reference: str | None = None
+) -> Table:
+    """`comparison_rows` as a table; the fastest strategy is set apart."""
+    rows = comparison_rows(results, target, reference)
+    table = Table(
+        title=f"time to {figures.percent(rows[0]['target'])} accuracy" if rows else None, title_justify="left"
+    )
+    table.add_column("strategy", overflow="fold")
+    for name in (
+        "reached",
+        "time to target",
+        "ratio",
+        "accuracy",
+        "worst tenth",
+        "up",
+        "down",
+        "tasks",
+        "accepted",
+        "late",
+        "rejected",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            Text(row["strategy"]),
+            f"{row['reached']}/{row['runs']}",
+            spread(row["seconds_mean"], row["seconds_sd"], "time"),
+            ratio(row),
+            spread(row["accuracy_mean"], row["accuracy_sd"], "share"),
+            spread(row["worst_decile_accuracy_mean"], row["worst_decile_accuracy_sd"], "share"),
+            spread(row["bytes_up_mean"], None, "bytes"),
+            spread(row["bytes_down_mean"], None, "bytes"),
+            *(spread(row[f"{key}_mean"], None, "count") for key in ("client_tasks", "accepted", "late", "rejected")),
+            style="bold green" if row["fastest"] else "",
+        )
+    return table
+
+
+def summary_table(result: Mapping[str, Any]) -> Table:
+    """One run's result.json: what came out, what it took, and where the updates went."""
+    row = Row(Path(str(result.get("path", "result"))), None, result)
+    table = Table(
+        title=Text(f"{row.text('strategy', 'run')}, seed {row.text('seed', '?')}"),
+        title_justify="left",
+        show_header=False,
+    )
+    table.add_column("figure", style="dim", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    reached, span, wall = (row.optional(k) for k in ("time_to_target", "virtual_seconds", "wall_seconds"))
+    up, down = figures.size(row.optional("bytes_up")), figures.size(row.optional("bytes_down"))
+    met = "not reached" if reached is None else figures.seconds(reached)
+    updates = row.inner("updates") if "updates" in result else Row(row.path, None, {})
+    lines = [
+        ("accuracy", figures.percent(row.optional("accuracy"), 2)),
+        ("worst tenth of clients", figures.percent(row.optional("worst_decile_accuracy"), 2)),
+        (f"time to {figures.level(row.optional('target'))}", met),
+        ("time", f"{figures.seconds(span)} (computed in {figures.seconds(wall)})"),
+        ("versions", figures.count(row.optional("versions"))),
+        ("client tasks", figures.count(row.optional("client_tasks"))),
+        ("bytes", f"{up} up, {down} down"),
+        ("peak memory", figures.size(row.optional("peak_rss_bytes"))),
+    ]
+    for account in ACCOUNTS:
+        tally = updates.tally(account)
+        if tally or account == "accepted":
+            reasons = ", ".join(f"{reason} {n}" for reason, n in tally.items() if reason)
+            lines.append((account, figures.count(sum(tally.values())) + (f" ({reasons})" if reasons else "")))
+    lines.append(("weights", row.text("weights_sha256", figures.NONE)))
+    for name, value in lines:
+        table.add_row(name, Text(value))
+    return table
