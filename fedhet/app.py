@@ -58,7 +58,7 @@ def remember(context: Context, memories: Memories) -> None:
     for name in [n for n in context.state.array_records if n.startswith("memory.")]:
         del context.state[name]
     for name, memory in sorted(memories.items()):
-        context.state["memory." + name] = ArrayRecord({"tree": records.array(wire.encode(memory))})  # type: ignore[misc]
+        context.state["memory." + name] = ArrayRecord({"tree": records.array(wire.encode(memory))})
 
 
 @lru_cache(maxsize=2)
@@ -86,4 +86,3 @@ def main(grid: Grid, context: Context) -> None:
     from fedhet import live
 
     live.serve(grid, context)
-

@@ -25,7 +25,7 @@ from fedhet.record import write_atomic
 from fedhet.server import Seen, Server
 from fedhet.types import Job, Tree, Update
 
-PLAIN = ("now", "version", "closing", "turns", "timers", "draws", "jobs", "landed")
+PLAIN = ("now", "version", "closing", "turns", "timers", "draws", "jobs", "landed", "barren")
 """Fields of the server that are plain data and go into the file as they are."""
 
 
@@ -120,7 +120,7 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     gate.strikes = Counter(plain.load(data["gate"]["strikes"], modules))
     gate.suspended = set(data["gate"]["suspended"])
     clients = {
-        int(c): RecordDict({r: ArrayRecord({"tree": _array(at / f"client-{c}-{r}")}) for r in records})  # type: ignore[misc]
+        int(c): RecordDict({r: ArrayRecord({"tree": _array(at / f"client-{c}-{r}")}) for r in records})
         for c, records in data["clients"].items()
     }
     return Extras(data["extras"], clients)

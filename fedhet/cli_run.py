@@ -107,9 +107,8 @@ def tell(result: Result, as_json: bool) -> None:
 def put(table: Table) -> None:
     """A table at its natural width: on a narrow terminal its lines wrap and nothing is cut off."""
     console = Console()
-    natural = console.measure(table).maximum
-    wide = Console(width=max(console.width, natural), force_terminal=console.is_terminal, soft_wrap=True)
-    wide.print(table, crop=False)
+    natural = Console(width=10_000).measure(table).maximum
+    Console(width=max(console.width, natural), soft_wrap=True).print(table, crop=False)
 
 
 def _resume(folder: Path, texts: Sequence[str], as_json: bool, unusable: Sequence[str]) -> None:

@@ -42,7 +42,8 @@ class Method:
         offered = self.space.gives | {"each"}
         for _, layer in self.layers:
             offered -= layer.hides
-        for part in (self.rule, self.work, *(layer for _, layer in self.layers)):
+        parts: tuple[Rule | Work | Layer, ...] = (self.rule, self.work, *(layer for _, layer in self.layers))
+        for part in parts:
             missing = part.needs - offered
             if missing:
                 raise Misfit(

@@ -130,7 +130,12 @@ class Drive:
         for send in sends:
             array, sha256 = self._pack(send.payload)
             content = records.request(
-                send.job, array, bytes_up=send.bytes_up, batch=self.server.method.work.batch, sha256=sha256, world=self.world
+                send.job,
+                array,
+                bytes_up=send.bytes_up,
+                batch=self.server.method.work.batch,
+                sha256=sha256,
+                world=self.world,
             )
             self.bytes_down += len(array.data)
             node = self.nodes(send.job.client)

@@ -73,9 +73,23 @@ class Experiment:
 
     def for_devices(self) -> str:
         """The configuration a device far from here needs, as JSON; the same text for the same experiment."""
-        axes = ("strategy", "seed", "world", "data", "partition", "model", "attack", "work", "schedule", "space", "rule")
+        axes = (
+            "strategy",
+            "seed",
+            "world",
+            "data",
+            "partition",
+            "model",
+            "attack",
+            "work",
+            "schedule",
+            "space",
+            "rule",
+        )
         layers = ("budget", "optimizer", "staleness", "privacy", "codec")
-        return json.dumps({**{k: self.config[k] for k in (*axes, *layers)}, "clients": len(self.clients)}, sort_keys=True)
+        return json.dumps(
+            {**{k: self.config[k] for k in (*axes, *layers)}, "clients": len(self.clients)}, sort_keys=True
+        )
 
     def run(self, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Result:
         """Run on this experiment's transport; the folder holds the whole record. See `fedhet.transports`."""

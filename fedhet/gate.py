@@ -1,10 +1,10 @@
 """The gate: nothing a client sends reaches the server's state before it is checked. Never raises for bad input.
 
 Checks in this order, each with a stable reason code: the job is outstanding and was given to this sender
-(`unsolicited`, `sender`, `version`), the payload is exactly what was asked for (`oversize`, `truncated`, `digest`,
-`format`, `names`, `shape`, `dtype`), the weight is a positive number within the client's cap (`weight`), metrics are
-finite (`metrics`), every element is finite (`non_finite`), and the norm is below the hard limit (`norm`). Rejections are
-counted per client; one that keeps failing is suspended until `pardon`.
+(`unsolicited`, `sender`, `version`), both run the same `code`, the weight is positive and within the client's cap
+(`weight`), the payload is exactly what was asked for (`oversize`, `truncated`, `digest`, `format`, `names`, `shape`,
+`dtype`), metrics are finite (`metrics`), every element is finite (`non_finite`), and the norm is below the hard limit
+(`norm`). Rejections are counted per client; one that keeps failing is suspended until `pardon`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rejected:
 
 @dataclass
 class Gate:
-    """`max_weight` caps a client's declared samples (None: what its profile declares). `max_norm` rejects larger deltas.
+    """`max_weight` caps a client's declared samples (None: what its profile declares), `max_norm` the norm of a delta.
     `suspend_after` rejections of one client without an accepted update between them suspend it (0: never)."""
 
     max_weight: float | None = None
@@ -51,7 +51,9 @@ class Gate:
         if job is None:
             return Rejected("unsolicited", f"job {answer.job} is not outstanding")
         if answer.client != sender or job.client != sender:
-            return Rejected("sender", f"client {sender} answered job {job.id} of client {job.client} as {answer.client}")
+            return Rejected(
+                "sender", f"client {sender} answered job {job.id} of client {job.client} as {answer.client}"
+            )
         if answer.version != job.version:
             return Rejected("version", f"base version {answer.version}, the job's is {job.version}")
         if self.code and answer.code != self.code:

@@ -1,6 +1,6 @@
 """From a composed configuration to a finished run folder, and back to one that was interrupted.
 
-    config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report.html  checkpoint/
+config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report.html  checkpoint/
 """
 
 from __future__ import annotations

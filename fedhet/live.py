@@ -21,6 +21,7 @@ from fedhet.session import Session
 WATCH = 3.0
 """Seconds between looks at which nodes are online."""
 
+
 def live(
     experiment: Experiment,
     folder: Path,
@@ -44,9 +45,7 @@ def live(
     server = session.server
     clock = WallClock(poll, offset=server.now)
     server.barred.update(set(server.roster) - set(nodes.of_client))
-    drive = session.join(
-        grid, clock, lambda client: nodes.of_client[client], seal=True, world=experiment.for_devices()
-    )
+    drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=experiment.for_devices())
     if session.resumed:
         for job in sorted(server.inflight):
             server.failed(job, "restart", clock.now())
@@ -66,6 +65,7 @@ def live(
 
     drive.before_instant = watch
     return session.go(dict, dict)
+
 
 def serve(grid: Grid, context: Context) -> None:
     """What our ServerApp does. Run configuration: `config` names a resolved YAML file, else `overrides` are composed;
@@ -87,7 +87,7 @@ def serve(grid: Grid, context: Context) -> None:
     print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
     print(result.path.resolve())
 
+
 def _line(row: Any) -> None:
     accuracy = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.3f}"
     print(f"t {row['t']:.1f} s  version {row['version']}  tasks {row['tasks']}{accuracy}", flush=True)
-Nap = Callable[[], None]

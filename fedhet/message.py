@@ -18,7 +18,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedhet import wire
-from fedhet.types import Budget, Job, Tree, Update
+from fedhet.types import Budget, Job, Update
 from fedhet.wire import MalformedUpdate
 
 STYPE = "fedhet.safetensors"
@@ -116,7 +116,8 @@ def read_answer(content: RecordDict) -> Answer:
     if not isinstance(metrics, dict) or len(metrics) > METRICS or not all(_finite(v) for v in metrics.values()):
         raise MalformedUpdate("metrics", f"metrics must be at most {METRICS} finite numbers")
     code = fields.get("code")
-    return Answer(*numbers, float(weight), metrics, payload, sha256, code if isinstance(code, str) else "")
+    job, client, version = numbers
+    return Answer(job, client, version, float(weight), metrics, payload, sha256, code if isinstance(code, str) else "")
 
 
 def _head(content: RecordDict) -> Mapping[str, Any]:

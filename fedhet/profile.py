@@ -1,6 +1,6 @@
 """What a client declares of itself, and how long a job takes on it.
 
-SI units with explicit suffixes. A job's trip is download, compute, upload, each with its jitter, drift and availability:
+SI units with explicit suffixes. A job's trip is download, compute, upload, each with jitter, drift, availability:
 
     t_down = latency + bytes_down / downlink     t_up = latency + bytes_up / uplink
     t_compute = sec_per_step * Q | sec_per_sample * Q * batch | 3 * flops_per_sample * Q * batch / flops_per_s
@@ -125,7 +125,11 @@ class Profile:
             if not 0 < value < math.inf:
                 unit = "FLOP/s" if key == "flops_per_s" else "seconds"
                 raise ProfileError(f"{key}={value} must be a positive finite number of {unit}")
-        for key, unit in (("memory_bytes", "bytes"), ("uplink_bytes_per_s", "bytes/s"), ("downlink_bytes_per_s", "bytes/s")):
+        for key, unit in (
+            ("memory_bytes", "bytes"),
+            ("uplink_bytes_per_s", "bytes/s"),
+            ("downlink_bytes_per_s", "bytes/s"),
+        ):
             if not getattr(self, key) > 0:
                 raise ProfileError(f"{key}={getattr(self, key)} must be a positive number of {unit}")
         if not 0 <= self.latency_s < math.inf:
@@ -215,9 +219,11 @@ class Profile:
             a, b = min(begin + work[0], end), min(begin + work[1], end)
             return Trip(at_ns, a, b, end, "offline")
         ends = [warp(at_ns, w, windows, period) for w in work]
-        if any(e is None for e in ends):
-            return Trip(at_ns, at_ns, at_ns, end, "offline")
-        return Trip(at_ns, *[e for e in ends if e is not None])
+        known = [e for e in ends if e is not None]
+        if len(known) < len(ends):  # its last window closes before it is done
+            known += [end] * (len(ends) - len(known))
+            return Trip(at_ns, known[0], known[1], max(known), "offline")
+        return Trip(at_ns, known[0], known[1], known[2])
 
     # Records
 
@@ -269,9 +275,7 @@ def _check_windows(windows: tuple[tuple[float, float], ...], period: float | Non
         last = end
 
 
-def _window(
-    at_ns: int, windows: tuple[tuple[float, float], ...], period: float | None
-) -> tuple[int, int] | None:
+def _window(at_ns: int, windows: tuple[tuple[float, float], ...], period: float | None) -> tuple[int, int] | None:
     """The eligible interval that holds `at_ns`, or the next one: (first usable ns, end ns); None if there is none."""
     span = round(period * NS) if period is not None else 0
     cycle = at_ns // span if span else 0
@@ -283,9 +287,7 @@ def _window(
     return None
 
 
-def warp(
-    at_ns: int, work_ns: int, windows: tuple[tuple[float, float], ...], period: float | None
-) -> int | None:
+def warp(at_ns: int, work_ns: int, windows: tuple[tuple[float, float], ...], period: float | None) -> int | None:
     """When `work_ns` of eligible time have passed from `at_ns` on (policy pause); None if they never do."""
     if not windows:
         return at_ns + work_ns

@@ -54,8 +54,16 @@ SLACK = 1e-9
 """Seconds: times closer than a nanosecond are the same instant."""
 
 
+PATIENCE = 100
+"""Jobs that may fail one after the other, in small fleets; three times the number of clients in larger ones."""
+
+
 class Diverged(RuntimeError):
     """The combined update is not finite: the model is lost, the last good one is kept."""
+
+
+class Hopeless(RuntimeError):
+    """Job after job fails and nothing arrives: the run would go on like this for ever."""
 
 
 class ScheduleError(RuntimeError):
@@ -129,6 +137,7 @@ class Server:
     draws: int = 0
     jobs: int = 0
     landed: int = 0
+    barren: int = 0
     _assigned: dict[ClientId, Assign] = field(default_factory=dict)
     _busy: set[ClientId] = field(default_factory=set)
     _holders: Counter[Version] = field(default_factory=Counter)
@@ -189,6 +198,7 @@ class Server:
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
         self.buffer[job.id], self.updates[job.id] = job, update
         self.counts["arrived"] += 1
+        self.barren = 0
         self._emit(
             "arrived", job=job.id, client=job.client, version=job.version, seconds=seconds,
             weight=update.weight, metrics=dict(update.metrics),
@@ -196,12 +206,13 @@ class Server:
         self._react(Arrived(job, seconds))
 
     def failed(self, job_id: JobId, reason: str, now: float) -> None:
-        """A job that will bring nothing. What stands after a colon in `reason` is for people and is not counted apart."""
+        """A job that will bring nothing; what follows a colon in `reason` is for people and is not counted apart."""
         self._advance(now)
         job = self._land(job_id)
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts["failed: " + reason.partition(":")[0]] += 1
         self._emit("failed", job=job.id, client=job.client, reason=reason)
+        self._mourn(reason)
         self._react(Failed(job, reason))
 
     def reject(self, job: Job, code: str, detail: str, now: float) -> None:
@@ -211,6 +222,7 @@ class Server:
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts[f"rejected: {code}"] += 1
         self._emit("rejected", client=job.client, job=job.id, code=code, detail=detail)
+        self._mourn(f"rejected: {code}: {detail}")
         self._react(Failed(job, f"rejected: {code}"))
 
     def joined(self, client: ClientId, now: float) -> None:
@@ -352,6 +364,12 @@ class Server:
         self.landed += 1
         return job
 
+    def _mourn(self, reason: str) -> None:
+        """Count failures in a row; give up when they outnumber anything a shaky federation explains."""
+        self.barren += 1
+        if self.barren >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
+            raise Hopeless(f"the last {self.barren} jobs all failed; the last one: {reason}")
+
     def _hold(self, version: Version) -> None:
         self._holders[version] += 1
 
@@ -383,7 +401,9 @@ class Server:
         for name, layer in inward:
             delta = layer.finish(delta, self, self.memories.setdefault(name, {}))
         if not math.isfinite(tree.squared_norm(delta)):
-            raise Diverged(f"version {self.version + 1}, combined from clients {[j.client for j in self.cohort]}, is not finite")
+            raise Diverged(
+                f"version {self.version + 1}, combined from clients {[j.client for j in self.cohort]}, is not finite"
+            )
         old = self.version
         self.state = self.space.merge(self.state, delta)
         self.version += 1

@@ -85,7 +85,6 @@ class Session:
         try:
             if self.resumed is None:
                 self.evaluator.look(self.drive, force=True)
-                self.save()
             self.drive.run(start=self.resumed is None)
             self.evaluator.look(self.drive, force=True)
             self._show(last=True)

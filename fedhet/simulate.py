@@ -121,7 +121,12 @@ def simulate(
         counts["down"] += size
         counts["up"] += size if trip.lost is None and message.metadata.message_type.startswith("train") else 0
         if log is not None:
-            row = {"t": grid.now(), "event": "flight", "job": counts["messages"] - 1, "type": message.metadata.message_type}
+            row = {
+                "t": grid.now(),
+                "event": "flight",
+                "job": counts["messages"] - 1,
+                "type": message.metadata.message_type,
+            }
             row |= {"client": message.metadata.dst_node_id - FIRST_NODE, "downloaded": trip.downloaded_ns / 1e9}
             log.write(row | {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost})
 

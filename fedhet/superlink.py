@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -85,7 +85,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _processes(home: Path) -> Iterator[object]:
+def _processes(home: Path) -> Iterator[Callable[..., None]]:
     """Start commands in process groups of their own, in an empty folder; end them all, and what they started."""
     running: list[subprocess.Popen[bytes]] = []
     (home / "work").mkdir()
@@ -95,9 +95,14 @@ def _processes(home: Path) -> Iterator[object]:
         environment = _environment(home)
         running.append(
             subprocess.Popen(
-                command, cwd=home / "work", env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                command,
+                cwd=home / "work",
+                env=environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         )
 
     try:
@@ -147,7 +152,11 @@ def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) ->
     looked = time.monotonic()
     while not (folder / "result.json").is_file():
         time.sleep(0.2)
-        if progress is not None and (folder / "metrics.jsonl").is_file() and (rows := read_rows(folder / "metrics.jsonl")):
+        if (
+            progress is not None
+            and (folder / "metrics.jsonl").is_file()
+            and (rows := read_rows(folder / "metrics.jsonl"))
+        ):
             row = rows[-1]
             progress({k: row[k] for k in ("t", "version", "accuracy")} | {"tasks": row["client_tasks"], "share": None})
         if time.monotonic() - looked > 5:
@@ -156,7 +165,9 @@ def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) ->
             status = str(state["runs"][0]["status"])
             if status.startswith("finished") and not (folder / "result.json").is_file():
                 logs = _flwr(home, "log", str(run_id), "--show")
-                shutil.copytree(home, folder / "flower-logs", ignore=shutil.ignore_patterns("flwr", "work"), dirs_exist_ok=True)
+                shutil.copytree(
+                    home, folder / "flower-logs", ignore=shutil.ignore_patterns("flwr", "work"), dirs_exist_ok=True
+                )
                 raise SuperLinkError(f"the run is {status}; its log ends: {logs[-1500:]}")
 
 

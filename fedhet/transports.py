@@ -52,9 +52,7 @@ def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
     device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
     app = client_app(lambda message: device, seal=False)
     with one_thread(), Pool(app, experiment.workers) as pool:
-        session = Session(
-            experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False
-        )
+        session = Session(experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False)
         clients, record = experiment.clients, session.record
         muted = False
 
@@ -62,7 +60,7 @@ def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
             if muted:
                 return
             job, _ = records.read_job(message.content)
-            fields = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
+            fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
             fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
             record.emit(grid.now(), "flight", fields)
 

@@ -74,7 +74,7 @@ def encode(tree: Tree) -> bytes:
 
 
 def _raw(leaf: Tensor) -> memoryview:
-    return memoryview(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def digest(payload: bytes | bytearray | memoryview) -> str:
@@ -164,7 +164,9 @@ def _explain(payload: memoryview, expects: Schema) -> None:
         if table[name].get("shape") != list(leaf.shape):
             raise MalformedUpdate("shape", f"{name}: {str(table[name].get('shape'))[:60]}, expected {list(leaf.shape)}")
         if table[name].get("dtype") != NAMES[leaf.dtype]:
-            raise MalformedUpdate("dtype", f"{name}: {str(table[name].get('dtype'))[:20]}, expected {NAMES[leaf.dtype]}")
+            raise MalformedUpdate(
+                "dtype", f"{name}: {str(table[name].get('dtype'))[:20]}, expected {NAMES[leaf.dtype]}"
+            )
 
 
 def save(tree: Tree, path: str) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,10 @@ def _write(
 def _open(name: str, folder: Path) -> Dataset:
     meta = json.loads((folder / "meta.json").read_text())
     # copy-on-write maps: pages are shared by all processes, and torch gets the writable memory it insists on
-    arrays = {p: np.load(folder / f"{p}.npy", mmap_mode="c", allow_pickle=False) for p in PARTS}
-    owners = {
-        p: np.load(folder / f"{p}.npy", allow_pickle=False) if (folder / f"{p}.npy").is_file() else None for p in OWNERS
-    }
-    tensors = {p: torch.from_numpy(a) for p, a in arrays.items()}
-    return Dataset(name, int(meta["classes"]), **tensors, fingerprint=meta["fingerprint"], **owners)
+    x, y, u, v = (torch.from_numpy(np.load(folder / f"{p}.npy", mmap_mode="c", allow_pickle=False)) for p in PARTS)
+    dataset = Dataset(name, int(meta["classes"]), x, y, u, v, str(meta["fingerprint"]))
+    owners = {p: np.load(folder / f"{p}.npy", allow_pickle=False) for p in OWNERS if (folder / f"{p}.npy").is_file()}
+    return replace(dataset, **owners)
 
 
 def classes_in_targets(arrays: Mapping[str, np.ndarray]) -> int:

@@ -69,7 +69,8 @@ class Partition:
             sizes = np.diff(offsets)
             sums = np.zeros(len(sizes))
             np.add.at(sums, np.repeat(np.arange(len(sizes)), sizes), right[index])
-            return np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+            own: np.ndarray = np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+            return own
         if self.dataset.y_test.dim() != 1:  # sequences cut without owners: everybody sees the same
             return np.full(self.clients, right.mean())
         labels = self.dataset.y_test.numpy()
@@ -77,7 +78,8 @@ class Partition:
         hits = np.bincount(labels, right, self.dataset.classes)
         per_class = np.divide(hits, seen, out=np.zeros(len(seen)), where=seen > 0)
         mix = self.histogram * (seen > 0)
-        return (mix @ per_class) / np.maximum(mix.sum(1), 1)
+        expected: np.ndarray = (mix @ per_class) / np.maximum(mix.sum(1), 1)
+        return expected
 
 
 def _csr(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

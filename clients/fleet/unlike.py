@@ -1,7 +1,7 @@
 """Twelve clients that are not alike: phones, laptops, edge boxes, a workstation, a rack. The default fleet.
 
-The figures are this project's own round numbers, chosen so that speed, network, availability and reliability all differ;
-they describe no product.
+The figures are this project's own round numbers, chosen so that speed, network, availability and reliability all
+differ; they describe no product.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -17,7 +18,7 @@ def mlp(*, input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (
     """A perceptron with ReLU; with (200, 200) on 784 inputs it is McMahan's 2NN (arXiv:1602.05629)."""
     widths = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 

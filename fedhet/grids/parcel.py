@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flwr.app import Array, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedhet.grids.arena import Arena, Slot
 
@@ -44,11 +44,12 @@ def strip(content: RecordDict, refs: list[Ref]) -> RecordDict:
     gone = {(r.record, r.key) for r in refs}
     for name, record in content.items():
         if any(r.record == name for r in refs):
-            copy = type(record)()
-            for key, value in record.items():
-                hollow = isinstance(value, Array) and (name, key) in gone
-                copy[key] = Array(value.dtype, value.shape, value.stype, b"") if hollow else value  # type: ignore[index]
-            out[name] = copy
+            out[name] = ArrayRecord(
+                {
+                    key: Array(a.dtype, a.shape, a.stype, b"") if (name, key) in gone else a
+                    for key, a in content.array_records[name].items()
+                }
+            )
         else:
             out[name] = record
     return out
@@ -58,8 +59,7 @@ def fill(content: RecordDict, refs: list[Ref], arena: Arena, *, copy: bool) -> N
     """Put the data back: as bytes of one's own, or as views of the arena that live as long as the slot."""
     for ref in refs:
         view = arena.view(ref.at, ref.size)
-        array = content[ref.record][ref.key]
-        array.data = bytes(view) if copy else view  # type: ignore[union-attr]
+        content.array_records[ref.record][ref.key].data = bytes(view) if copy else view  # type: ignore[assignment]
 
 
 def pour(content: RecordDict, slot: Slot | None, arena: Arena) -> list[Ref]:

@@ -261,7 +261,12 @@ def _light(message: Message, refs: list[Ref]) -> Message:
 
 def _bare(context: Context) -> Context:
     return Context(
-        context.run_id, context.node_id, dict(context.node_config), RecordDict(), dict(context.run_config), context.series_id
+        context.run_id,
+        context.node_id,
+        dict(context.node_config),
+        RecordDict(),
+        dict(context.run_config),
+        context.series_id,
     )
 
 

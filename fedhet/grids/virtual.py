@@ -77,20 +77,24 @@ class VirtualGrid(Grid):
             at = min(at, round(until * 1e9))
         if at >= NEVER:
             mute = sorted({f.message.metadata.dst_node_id for f in self._flights.values()})
-            who = f"{len(mute)} client(s) never answer ({mute[:8]}) and no timer is set" if mute else "nothing is in flight"
+            who = (
+                f"{len(mute)} client(s) never answer ({mute[:8]}) and no timer is set"
+                if mute
+                else "nothing is in flight"
+            )
             raise Stalled(f"at {self.now():g} virtual seconds {who}")
         self.now_ns = max(self.now_ns, at)
 
     # Grid
 
-    def set_run(self, run: Run) -> None:  # type: ignore[override]
+    def set_run(self, run: Run) -> None:
         self._run = run
 
     @property
     def run(self) -> Run:
         return self._run
 
-    def create_message(  # type: ignore[override]
+    def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

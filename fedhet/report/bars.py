@@ -68,12 +68,12 @@ def _tell(job: Job, end: float) -> str:
 
 def marks(combinations: Sequence[Combination], across: Scale, bottom: float) -> list[Html]:
     """A dot and a line where a version was made; its number where there is room for it."""
-    parts, free = [], -1e9
+    parts, free = [], across.start
     foot = 38.0 if len(combinations) > 120 else bottom
     for made in combinations:
         x, name = across(made.at), f"v{made.version}"
         half = 4.0 * len(name) + 2
-        hidden = "hidden" if x - half < free else None
+        hidden = "hidden" if x - half < free or x + half > across.end else None
         free = free if hidden else x + half
         number = tag("text", name, text_anchor="middle", y=26, visibility=hidden, data_half=half)
         pin = tag("g", number, tag("circle", r=2.6, cy=32), cls="pin", data_x=x, transform=f"translate({xy(x)},0)")

@@ -104,9 +104,10 @@ for (const svg of document.querySelectorAll("svg.timeline")) {
     zoomed.setAttribute("transform", `translate(${left - left * zoom - shift},0) scale(${zoom},1)`);
     hatch.setAttribute("patternTransform", `scale(${1 / zoom},1) rotate(45)`);
     for (const pin of pins) pin.setAttribute("transform", `translate(${pin.dataset.x},0) scale(${1 / zoom},1)`);
-    let free = -Infinity; // names and numbers appear as they get room
+    const last = left * zoom + shift + width;
+    let free = left * zoom + shift; // names and numbers appear as they get room
     for (const text of numbers) {
-      const x = Number(text.parentNode.dataset.x) * zoom, half = Number(text.dataset.half), fits = x - half >= free;
+      const x = Number(text.parentNode.dataset.x) * zoom, half = Number(text.dataset.half), fits = x - half >= free && x + half <= last;
       text.setAttribute("visibility", fits ? "visible" : "hidden");
       if (fits) free = x + half;
     }

@@ -13,7 +13,16 @@ from fedhet import wire
 from fedhet.tree import FlatTree, Leaf, Schema, flatten
 from fedhet.wire import MalformedUpdate
 
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def sample() -> FlatTree:
