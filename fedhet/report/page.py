@@ -125,7 +125,8 @@ def _timeline(result: Row, story: Story) -> Html:
     keys += [("wait", "waits to be combined"), ("hatched", "late, rejected or failed"), ("mark", "combined")]
     words = f"Over {_clock(result)}, one lane a client."
     if story.groups:
-        words += " A group's bar runs to the expected arrival and, paler, to the latest; its jobs are underlined."
+        paler = " and, paler, to the latest" if any(g.latest is not None for g in story.groups.values()) else ""
+        words += f" A group's bar runs to the expected arrival{paler}; its jobs are underlined in its colour."
     buttons = [
         tag("button", name, type="button", data_do=do, data_tip=tip)
         for name, do, tip in (
