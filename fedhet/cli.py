@@ -201,16 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except click.ClickException as error:
         return _fail(f"{error.format_message()} (--help shows the options)", 2)
-    except (KeyboardInterrupt, click.exceptions.Abort) as error:
-        return _fail(str(error) or "interrupted", 130)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if debug:
             raise
-        from fedhet.errors import RunFailed
+        from fedhet.errors import Interrupted, RunFailed
 
+        if isinstance(error, Interrupted):
+            return _fail(str(error), 130)
         if isinstance(error, RunFailed):
             return _fail(str(error), 1)
         if isinstance(error, ValueError | OSError):

@@ -73,7 +73,8 @@ def failures(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         path = out / "config.yaml"
-        raise Interrupted(f"interrupted; continue with: fedhet run --resume {out}" if path.is_file() else "") from None
+        told = f"; continue with: fedhet run --resume {out}" if path.is_file() else " before it began"
+        raise Interrupted(f"interrupted{told}") from None
     except Exception as error:
         path = out / "config.yaml"
         if isinstance(error, InputError) or not path.is_file():

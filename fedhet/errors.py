@@ -19,5 +19,5 @@ class RunFailed(RuntimeError):
     """A run that had started and did not come to its end; its folder holds what there is."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Exception):
     """Ctrl-C during a run; the message says how to continue."""

@@ -1,0 +1,328 @@
+"""The command line: what is printed where, exit codes, and that bad input writes nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedhet import cli, origin
+from fedhet.explain import explain, text
+from fedhet.progress import Bar, describe
+
+QUICK = ["debug=quick", "fleet=homogeneous", "fleet.clients=3", "model=softmax"]
+"""Three versions of a linear model on three equal clients, in this process."""
+
+
+@pytest.fixture
+def fedhet(capsys, tmp_path, monkeypatch):
+    """Run a command in an empty folder; its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main([*arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_help_needs_neither_torch_nor_flower_nor_hydra():
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from fedhet import cli; assert cli.main(['--help']) == 0; "
+        "heavy = {'torch', 'flwr', 'hydra', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(origin.root())], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "compare", "demo", "list", "cite", "explain", "report", "simulate", "version"):
+        assert command in done.stdout
+
+
+def test_help_of_run_lists_the_axes_and_their_options(fedhet):
+    code, out, _ = fedhet("run", "--help")
+    assert code == 0
+    assert "schedule: " in out and "fedbuff" in out and "transport: " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "strategi=fedbuff"], ["strategi=fedbuff", "nearest: strategy"]),
+        (["run", "strategy=fedbuf"], ["strategy=fedbuf", "nearest: fedbuff"]),
+        (["run", "seed=abc"], ["seed=abc", "integer"]),
+        (["run", "schedule.per_round=-1"], ["schedule: per_round=-1"]),
+        (["run", "work=scaffold", "space=full"], ["Scaffold needs ['control']"]),
+        (["run", "stop.versions=null"], ["a run needs an end"]),
+        (["run", "stop.versions=-2"], ["versions=-2", "positive"]),
+        (["run", "seed=1,2"], ["--multirun"]),
+        (["run", "data=mnist"], ["data.path="]),
+        (["run", "--multirun", "seed=1,2", "strategy=fedavg,nope"], ["strategy=nope"]),
+        (["run", "--multirun", "work.lr=interval(0.1,1)"], ["no finite list"]),
+        (["run", "--nope"], ["--nope", "--help"]),
+        (["run", "--cfg", "hydra"], ["--cfg job"]),
+        (["run", "--resume", "absent"], ["absent is not a run folder"]),
+        (["run", "--resume", "absent", "seed=2"], ["seed=2", "only workers=N"]),
+        (["run", "--resume", "absent", "--out", "x"], ["--out cannot be used with --resume"]),
+        (["compare", "strategy=fedavg,nope"], ["strategy=nope"]),
+        (["compare", "target=0.5,0.9"], ["a comparison has one target"]),
+        (["compare", "--resume", "absent"], ["absent holds no comparison"]),
+        (["compare", "--resume", "absent", "seed=1"], ["give it alone"]),
+        (["list", "shedule"], ["no axis 'shedule'"]),
+        (["cite", "strategy=nope"], ["strategy=nope"]),
+        (["explain", "absent", "--client", "1"], ["absent is not a run folder"]),
+        (["report", "absent"], ["absent holds no finished run"]),
+        (["simulate", "absent.py:server", "absent.py:client"], ["absent.py"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_bad_input_is_one_line_exit_two_and_nothing_written(fedhet, tmp_path, arguments, parts):
+    code, out, err = fedhet(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(fedhet):
+    with pytest.raises(ValueError, match="seed=abc"):
+        fedhet("run", "seed=abc", "--debug")
+
+
+def test_a_configuration_is_printed_and_nothing_run(fedhet, tmp_path):
+    code, out, _ = fedhet("run", "strategy=fedbuff", "--cfg", "job")
+    assert code == 0 and "strategy: fedbuff" in out and "${" in out
+    code, out, _ = fedhet("run", "strategy=fedbuff", "seed=7", "--cfg", "job", "--resolve")
+    assert code == 0 and "seed: 7" in out and "${" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_ends_with_its_folder_and_json_is_the_result(fedhet):
+    code, out, err = fedhet("run", *QUICK)
+    folder = Path(out.splitlines()[-1])
+    assert code == 0, err
+    assert folder.parent == Path("runs") and folder.name.startswith("fedavg-seed0-")
+    kept = {"config.yaml", "events.jsonl", "metrics.jsonl", "model.safetensors", "report.html", "result.json"}
+    assert kept <= {p.name for p in folder.iterdir()}
+    assert "version 3" in err and "accuracy" in out
+
+    code, out, _ = fedhet("run", "--resume", str(folder), "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads((folder / "result.json").read_text())
+    assert json.loads(out)["versions"] == 3
+
+
+def test_a_folder_that_holds_something_is_not_touched(fedhet, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    code, _, err = fedhet("run", *QUICK, "--out", "mine")
+    assert code == 2 and "not empty" in err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_if_nothing_had_been(fedhet, monkeypatch):
+    code, out, _ = fedhet("run", *QUICK, "checkpoint.every_seconds=0.0", "--out", "whole", "--json")
+    whole = json.loads(out)
+    plain = Bar.__call__
+
+    def interrupt(self, row):
+        plain(self, row)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bar, "__call__", interrupt)
+        code, _, err = fedhet("run", *QUICK, "checkpoint.every_seconds=0.0", "--out", "half")
+    assert code == 130
+    assert "error: interrupted; continue with: fedhet run --resume half" in err
+    assert not Path("half/result.json").exists()
+
+    code, out, _ = fedhet("run", "--resume", "half", "workers=0", "--json")
+    assert code == 0
+    assert [json.loads(out)[k] for k in ("weights_sha256", "events_sha256", "versions")] == [
+        whole[k] for k in ("weights_sha256", "events_sha256", "versions")
+    ]
+
+
+def test_a_run_that_fails_is_exit_one_and_names_its_folder(fedhet, monkeypatch):
+    from fedhet import evaluate
+
+    def broken(self, *given, **named):
+        raise ArithmeticError("no accuracy today")
+
+    monkeypatch.setattr(evaluate.Evaluator, "look", broken)
+    code, out, err = fedhet("run", *QUICK, "--out", "broken")
+    assert code == 1 and out == ""
+    assert "error: broken: ArithmeticError: no accuracy today" in err
+    assert not Path("broken/result.json").exists()
+
+
+def test_a_comparison_runs_the_product_and_keeps_what_is_finished(fedhet):
+    asked = [*QUICK, "strategy=fedavg,fedbuff", "seed=1,2", "target=0.1"]
+    code, out, err = fedhet("compare", *asked, "--out", "both")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "both"
+    assert "fedavg" in out and "fedbuff" in out and "ratio" in out
+    names = {f"strategy={s},seed={n}" for s in ("fedavg", "fedbuff") for n in (1, 2)}
+    assert {p.name for p in Path("both").iterdir() if p.is_dir()} == names
+    assert Path("both/comparison.html").stat().st_size > 1000
+    stamps = {p: p.stat().st_mtime_ns for p in Path("both").glob("*/result.json")}
+
+    code, out, err = fedhet("compare", "--resume", "both", "--json")
+    assert code == 0 and err.count("finished before, kept") == 4
+    assert {p: p.stat().st_mtime_ns for p in Path("both").glob("*/result.json")} == stamps
+    rows = json.loads(out)
+    assert [(row["strategy"], row["runs"], sorted(row["seeds"])) for row in rows] == [
+        ("fedavg", 2, [1, 2]),
+        ("fedbuff", 2, [1, 2]),
+    ]
+
+    code, _, err = fedhet("compare", *asked, "work.lr=0.5", "--out", "both")
+    assert code == 2 and "another configuration" in err
+    assert {p: p.stat().st_mtime_ns for p in Path("both").glob("*/result.json")} == stamps
+
+
+def test_a_comparison_goes_on_after_a_run_that_failed(fedhet, monkeypatch):
+    from fedhet import launch
+
+    real = launch.run
+
+    def sometimes(cfg, out, **more):
+        if cfg.seed == 1:
+            out.mkdir(parents=True)
+            (out / "config.yaml").write_text("seed: 1\n")
+            raise RuntimeError("the first one breaks")
+        return real(cfg, out, **more)
+
+    monkeypatch.setattr(launch, "run", sometimes)
+    code, out, err = fedhet("compare", *QUICK, "seed=1,2", "--out", "some")
+    assert code == 1
+    assert "the first one breaks" in err and "1 of 2 runs failed: seed=1" in err
+    assert out.splitlines()[-1] == "some" and Path("some/seed=2/result.json").exists()
+
+
+def test_the_demo_is_a_comparison_that_can_be_changed(fedhet):
+    code, _, err = fedhet("demo", *QUICK, "strategy=fedbuff", "stop.seconds=null", "stop.versions=2", "--out", "demo")
+    assert code == 0, err
+    asked = json.loads(Path("demo/compare.json").read_text())["overrides"]
+    assert "data=digits" in asked and "strategy=fedbuff" in asked and "stop.seconds=60" not in asked
+    assert json.loads(Path("demo/run/result.json").read_text())["versions"] == 2
+
+
+def test_multirun_sweeps_by_hydra_and_ends_with_a_table(fedhet):
+    code, out, err = fedhet("run", "--multirun", *QUICK, "seed=1,2", "--out", "sweep")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "sweep"
+    assert sorted(p.parent.name for p in Path("sweep").glob("*/result.json")) == ["0", "1"]
+    assert [json.loads(Path(f"sweep/{n}/result.json").read_text())["seed"] for n in (0, 1)] == [1, 2]
+    assert Path("sweep/comparison.html").exists()
+
+
+def test_list_shows_one_line_and_the_papers_of_each_option(fedhet):
+    code, out, _ = fedhet("list", "schedule")
+    assert code == 0 and "fedbuff" in out and "2106.06639" in out
+    code, out, _ = fedhet("list", "--json")
+    assert {"axis", "name", "about", "targets", "papers"} == set(json.loads(out)[0])
+
+
+def test_cite_prints_bibtex_for_the_composed_parts(fedhet):
+    code, out, err = fedhet("cite", "strategy=fedbuff", "optimizer=none")
+    assert code == 0 and err == ""
+    assert out.count("eprint = {2106.06639}") == 1
+
+
+def test_version_names_what_results_depend_on(fedhet):
+    code, out, _ = fedhet("version")
+    assert code == 0 and out.startswith("fedhet 0.1.0") and origin.fingerprint() in out and "torch 2" in out
+
+
+def test_a_report_is_written_again(fedhet):
+    assert fedhet("run", *QUICK, "--out", "one")[0] == 0
+    Path("one/report.html").unlink()
+    code, out, _ = fedhet("report", "one")
+    assert code == 0 and out == "one/report.html\n" and Path("one/report.html").exists()
+
+
+def test_explain_tells_a_clients_jobs(fedhet):
+    assert fedhet("run", *QUICK, "--out", "one")[0] == 0
+    code, out, _ = fedhet("explain", "one", "--client", "2")
+    assert code == 0
+    assert out.startswith("client 2: 3 jobs\n0.000 s  job 2, model version 0: ")
+    assert "combined into version 1" in out
+    code, _, err = fedhet("explain", "one", "--client", "9")
+    assert code == 2 and "its clients are 0 to 2" in err
+
+
+ROWS = [
+    {"t": 0.0, "event": "started", "clients": 3, "method": "m"},
+    {"t": 0.0, "event": "note", "kind": "group", "client": 1, "group": 4, "due": 12.5},
+    {"t": 0.0, "event": "assign", "job": 0, "client": 1, "version": 0, "turn": 0, "steps": 8, "rank": 0, "width": 1.0},
+    {"t": 4.0, "event": "arrived", "job": 0, "client": 1, "version": 0, "seconds": 4.0, "weight": 1, "metrics": {}},
+    {"t": 4.0, "event": "combined", "version": 3, "jobs": [0], "clients": [1], "staleness": [2], "scales": [0.5]},
+    {"t": 5.0, "event": "assign", "job": 1, "client": 1, "version": 3, "turn": 1, "steps": 2, "rank": 4, "width": 0.5},
+    {"t": 6.0, "event": "failed", "job": 1, "client": 1, "reason": "dropout"},
+    {"t": 6.0, "event": "assign", "job": 2, "client": 0, "version": 3, "turn": 0, "steps": 2, "rank": 0, "width": 1.0},
+]
+
+
+def test_an_explanation_joins_notes_measured_speed_and_fate():
+    story = explain(ROWS, 1)
+    first, second = story.jobs
+    assert (first.steps, first.why, first.known) == (8, ["group: group 4, due 12.5"], None)
+    assert first.end == "arrived at 4.000 s, after 4.000 s, combined into version 3, 2 versions late, scaled by 0.5"
+    assert (second.known, second.why) == (0.5, [])
+    assert second.end == "failed at 6.000 s (dropout)"
+    told = text(story)
+    assert "its speed was not known yet" in told and "measured 0.5 s a step so far" in told
+    assert "2 steps, rank 4, width 0.5" in told and "the budget policy alone" in told
+    assert text(story, 1).splitlines()[-1] == "... and 1 more jobs (--all shows them)"
+    assert explain(ROWS, 0).jobs[0].end == "still out when the record ends"
+
+
+def test_a_client_without_a_job_is_told_from_one_that_does_not_exist():
+    with pytest.raises(ValueError, match="client 2 was given no job"):
+        explain(ROWS, 2)
+    with pytest.raises(ValueError, match="no client 3 in this run; its clients are 0 to 2"):
+        explain(ROWS, 3)
+
+
+def test_progress_without_a_terminal_is_plain_lines_now_and_then():
+    import io
+
+    stream = io.StringIO()
+    with Bar("mine", stream) as show:
+        for share in (0.0, 0.1, 0.2, 1.0, 1.0):
+            show({"t": 2.5, "version": 3, "tasks": 9, "accuracy": None, "share": share})
+        show({"t": 2.5, "version": 3, "tasks": 9, "accuracy": 0.5, "share": None})
+    assert stream.getvalue().splitlines() == [
+        "mine:   0% version 3, 2.5 s, 9 tasks",
+        "mine: 100% version 3, 2.5 s, 9 tasks",
+    ]
+    assert describe({"t": 1, "version": 2, "tasks": 3, "accuracy": 0.25}).endswith("accuracy 0.250")
+
+
+def test_a_flower_app_is_simulated_on_a_fleet(fedhet, tmp_path):
+    (tmp_path / "app.py").write_text(
+        "from flwr.app import ConfigRecord, Message, RecordDict\n"
+        "from flwr.clientapp import ClientApp\n"
+        "from flwr.serverapp import ServerApp\n"
+        "client, server = ClientApp(), ServerApp()\n"
+        "@client.train()\n"
+        "def train(message, context):\n"
+        "    return Message(RecordDict({'c': ConfigRecord({'x': 2})}), reply_to=message)\n"
+        "@server.main()\n"
+        "def main(grid, context):\n"
+        "    nodes = list(grid.get_node_ids())\n"
+        "    replies = grid.send_and_receive([Message(RecordDict(), n, 'train') for n in nodes])\n"
+        "    assert sum(r.content['c']['x'] for r in replies) == 2 * len(nodes) * context.run_config['k']\n"
+    )
+    asked = ["simulate", "app.py:server", "app.py:client", "workers=0", "--nodes", "5", "--fleet", "homogeneous"]
+    code, out, err = fedhet(*asked, "--run-config", "k=1", "--json", "--steps", "3")
+    assert code == 0, err
+    assert json.loads(out)["messages"] == 5 and json.loads(out)["virtual_seconds"] > 0
+    code, _, err = fedhet("simulate", "app.py:client", "app.py:client")
+    assert code == 2 and "is no ServerApp" in err
