@@ -101,10 +101,10 @@ class Registry:
     def certificate(self, serial: str) -> CertificateRow | None:
         """A certificate that was issued."""
         with self._reading() as session:
-            return session.get(CertificateRow, serial)
+            return session.scalar(select(CertificateRow).where(CertificateRow.serial == serial))
 
     def newest(self, number: int) -> CertificateRow | None:
-        """The certificate of a client that holds longest and is not denied."""
+        """The certificate that a client got last, unless it is denied."""
         with self._reading() as session:
             return _newest(session, number)
 
@@ -112,7 +112,7 @@ class Registry:
         """Serials on the deny list and since when, until they would have expired anyway."""
         query = select(CertificateRow.serial, CertificateRow.denied).where(CertificateRow.denied.is_not(None))
         with self._reading() as session:
-            return [(s, at) for s, at in session.execute(query.where(CertificateRow.not_after > now)).tuples() if at]
+            return [(s, at) for s, at in session.execute(query.where(CertificateRow.not_after > now)) if at]
 
     def observe(self, number: int, **figures: float | int) -> None:
         """Note what the server itself saw of a client, over what was noted before."""
@@ -125,7 +125,7 @@ class Registry:
 
 def _newest(session: Session, number: int) -> CertificateRow | None:
     query = select(CertificateRow).where(CertificateRow.client == number, CertificateRow.denied.is_(None))
-    return session.scalars(query.order_by(CertificateRow.not_after.desc())).first()
+    return session.scalars(query.order_by(CertificateRow.id.desc())).first()
 
 
 def _client(session: Session, row: ClientRow) -> Client:

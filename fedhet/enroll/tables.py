@@ -63,7 +63,8 @@ class CertificateRow(Base):
     """A certificate that was issued. Without a row here a certificate is worth nothing."""
 
     __tablename__ = "certificates"
-    serial: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    serial: Mapped[str] = mapped_column(unique=True)
     client: Mapped[int] = mapped_column(ForeignKey("clients.number"), index=True)
     not_before: Mapped[float]
     not_after: Mapped[float]

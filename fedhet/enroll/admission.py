@@ -1,0 +1,217 @@
+"""What a device may ask of a federation, and the checks before each answer. No network here: bodies in, bodies out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedhet.enroll import certificates, identity, profiles, rows, seal, tables
+from fedhet.enroll.canonical import unb64
+from fedhet.enroll.certificates import DAY, Leaf
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation, check_name
+from fedhet.enroll.registry import Client
+from fedhet.enroll.rows import Applicant
+from fedhet.enroll.tables import CertificateRow
+
+RETRY_S = 5
+"""How long a device that waits for approval should wait before it asks again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A client that proved who it is by a certificate that holds."""
+
+    client: Client
+    leaf: Leaf
+
+
+def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """A device shows its token and its keys; it is pending afterwards, or active if the policy says so.
+
+    Raises EnrollError E101, E102, E104, E106, E107, E110, E111, E114 to E116, E203, E301 to E303.
+    """
+    now, policy = federation.clock(), federation.policy
+    applicant, nonces = read_application(federation, body, address, policy.skew_s)
+    with federation.registry.transaction() as session:
+        for nonce in nonces:
+            rows.fresh(session, applicant.node, nonce, now, 2 * policy.skew_s)
+        row = rows.redeem(session, str(body.get("token", "")), str(body.get("secret", "")), applicant.public, now)
+        if isinstance(row, EnrollError):
+            who = {"token": str(body.get("token", ""))[:16], "address": address}
+            federation.audit.append(f"device:{applicant.node}", "refused", "", code=row.code, **who)
+            refusal: EnrollError | None = row  # raised after the commit, so that the wrong try stays counted
+        else:
+            refusal = None
+            if row.state == tables.INVITED:
+                _big_enough(federation, row.device_class, applicant.declared)
+                rows.apply(session, row, applicant, now)
+                federation.audit.append(f"device:{applicant.node}", "enrol", row.name, address=address)
+    if refusal is not None:
+        raise refusal
+    client = federation.registry.client(applicant.node)
+    if client.state == tables.PENDING and client.device_class in policy.auto_approve:
+        client = federation.approve(applicant.node, actor="policy")
+    return standing(federation, client)
+
+
+def poll(federation: Federation, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A device asks what became of it. Raises E109, E111, E202, E203, E204, E210 or E212."""
+    client = federation.registry.by_node(str(body.get("node", "")))
+    if client is None or client.public is None:
+        raise EnrollError("E210", str(body.get("node", ""))[:12])
+    now, skew = federation.clock(), federation.policy.skew_s
+    nonce = seal.check_body(client.public, "poll", body, now, skew, "E111")
+    with federation.registry.transaction() as session:
+        rows.fresh(session, str(client.node), nonce, now, 2 * skew)
+    return standing(federation, client)
+
+
+def standing(federation: Federation, client: Client) -> dict[str, Any]:
+    """A client's state as told to its device; with the certificate once there is one. Raises E109, E202 or E212."""
+    if client.state == tables.REVOKED:
+        raise EnrollError("E202" if client.serials else "E109", client.reason)
+    if client.state == tables.LEFT:
+        raise EnrollError("E212")
+    told = {"state": client.state, "name": client.name, "node": client.node, "number": client.number}
+    told |= {
+        "server_time": int(federation.clock()),
+        "retry_s": RETRY_S,
+        "federation": federation.authority.about.federation,
+    }
+    newest = federation.registry.newest(client.number)
+    return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
+
+
+def authenticate(
+    federation: Federation, headers: Mapping[str, str], method: str, path: str, body: bytes, *, renewing: bool = False
+) -> Caller:  # fmt: skip
+    """Who sealed this request. Raises EnrollError E115, E201 to E209 or E212; each of them is a test."""
+    given, now, policy = seal.read(headers), federation.clock(), federation.policy
+    leaf = federation.authority.read(given.certificate)
+    seal.check(given, leaf.public, method, path, body, now, policy.skew_s)
+    row = federation.registry.certificate(leaf.serial)
+    client = federation.registry.by_node(leaf.node)
+    if row is None or client is None or row.client != client.number or row.public != leaf.public:
+        raise EnrollError("E208", "the registry does not know it")
+    may_act(client)
+    if row.denied is not None:
+        raise EnrollError("E202", row.reason)
+    if now < leaf.not_before:
+        raise EnrollError("E207")
+    _not_expired(leaf, now, policy.grace_days if renewing else 0.0, renewing)
+    with federation.registry.transaction() as session:
+        rows.fresh(session, leaf.node, given.nonce, now, 2 * policy.skew_s)
+    return Caller(client, leaf)
+
+
+def may_act(client: Client) -> None:
+    """Raises EnrollError E105, E202, E206 or E212 unless the client is active."""
+    if client.state == tables.ACTIVE:
+        return
+    codes = {tables.SUSPENDED: "E206", tables.REVOKED: "E202", tables.LEFT: "E212"}
+    raise EnrollError(codes.get(client.state, "E105"), client.reason)
+
+
+def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A new certificate for a new key, asked for with the old one and signed by the identity key.
+
+    Raises EnrollError E110, E111, E203 or E204. Asking again with the same request gives the same certificate.
+    """
+    client, now = caller.client, federation.clock()
+    assert client.public is not None and client.node is not None
+    nonce = seal.check_body(client.public, "renew", body, now, federation.policy.skew_s, "E111")
+    csr = str(body.get("csr", "")).encode()
+    certificates.check_request(csr, client.node)
+    newest = federation.registry.newest(client.number)
+    if newest is None or newest.request != csr:
+        chain, leaf = federation.authority.issue(
+            csr, client.node, federation.policy.client_days[client.device_class], now
+        )
+        with federation.registry.transaction() as session:
+            rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
+            row = rows.by_name(session, client.node)
+            if row.state != tables.ACTIVE:
+                raise EnrollError("E211", f"{row.name} is {row.state}")
+            rows.grant(session, row, leaf, chain, csr)
+            federation.audit.append(
+                f"client:{client.node}", "renew", row.name, old=caller.leaf.serial, serial=leaf.serial
+            )
+    return standing(federation, federation.registry.client(client.node))
+
+
+def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, Any]:
+    """Replace the declared and measured columns. Raises EnrollError E203, E204 or E303."""
+    client, now = caller.client, federation.clock()
+    assert client.public is not None and client.node is not None
+    declared, measured, nonce = profiles.check(client.public, client.node, body, now, federation.policy.skew_s)
+    _big_enough(federation, client.device_class, declared)
+    with federation.registry.transaction() as session:
+        rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
+        row = rows.by_name(session, client.node)
+        row.declared, row.measured, row.changed = declared, measured, now
+        federation.audit.append(f"client:{client.node}", "profile", row.name)
+    return standing(federation, federation.registry.client(client.node))
+
+
+def fleet_key(federation: Federation, line: str) -> Client:
+    """The active client with an unexpired certificate whose SuperNode has this key. Raises E201, E202, E206 to E212."""
+    client = federation.registry.by_flower_key(line)
+    if client is None:
+        raise EnrollError("E208", "no client has this SuperNode key")
+    may_act(client)
+    now = federation.clock()
+    newest: CertificateRow | None = federation.registry.newest(client.number)
+    if newest is None:
+        raise EnrollError("E202", client.reason)
+    if now > newest.not_after:
+        raise EnrollError("E201", f"{(now - newest.not_after) / DAY:.1f} days ago")
+    return client
+
+
+def read_application(
+    federation: Federation, body: Mapping[str, Any], address: str, skew: float
+) -> tuple[Applicant, list[str]]:
+    """An application whose signatures, keys and claim hold, and the nonces it used.
+
+    Raises EnrollError E110, E111, E115, E203, E301 or E303.
+    """
+    now = federation.clock()
+    try:
+        public = unb64(str(body["public"]))
+        line, csr, version = str(body["flower_public"]), str(body["csr"]).encode(), str(body["version"])
+        identity.flower_key(line)
+    except (KeyError, ValueError) as error:
+        raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
+    if _number(version) < _number(federation.policy.min_version):
+        raise EnrollError("E301", f"yours {version}, at least {federation.policy.min_version}")
+    node = identity.node_id(public)
+    nonces = [seal.check_body(public, "enrol", body, now, skew, "E111")]
+    certificates.check_request(csr, node)
+    declared, measured, nonce = profiles.check(public, node, body.get("profile"), now, skew)
+    name = str(body.get("name", ""))
+    if name:
+        check_name(name)
+    partition = declared.get("partition")
+    return Applicant(node, public, line, csr, name, address, partition, declared, measured), [*nonces, nonce]
+
+
+def _not_expired(leaf: Leaf, now: float, grace_days: float, renewing: bool) -> None:
+    if now <= leaf.not_after:
+        return
+    days = (now - leaf.not_after) / DAY
+    if not renewing:
+        raise EnrollError("E201", f"{days:.1f} days ago")
+    if days > grace_days:
+        raise EnrollError("E209", f"{days:.1f} days ago, allowed {grace_days:g}")
+
+
+def _big_enough(federation: Federation, device_class: str, declared: Mapping[str, Any]) -> None:
+    least = federation.policy.min_memory_bytes.get(device_class, 0)
+    if declared.get("memory_bytes", 0) < least:
+        raise EnrollError("E302", f"memory {declared.get('memory_bytes', 0)} of {least} bytes")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())

@@ -1,0 +1,142 @@
+"""What an operator does with a federation: found it, invite, approve, reject, suspend, resume, revoke.
+
+<folder>/ca/  policy.yaml  registry.db  audit.jsonl  flower/
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhet.enroll import files, rows, tables
+from fedhet.enroll.audit import Audit
+from fedhet.enroll.ca import Authority
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.policy import Policy
+from fedhet.enroll.registry import Client, Registry
+from fedhet.enroll.tokens import Token
+
+
+def me() -> str:
+    """Who is at the keyboard, for the audit log."""
+    return f"operator:{getpass.getuser()}"
+
+
+@dataclass
+class Federation:
+    """A federation in its folder of mode 0700. Every verb is one transaction with one audit line."""
+
+    folder: Path
+    clock: Callable[[], float] = time.time
+    authority: Authority = field(init=False)
+    policy: Policy = field(init=False)
+    registry: Registry = field(init=False)
+    audit: Audit = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.authority = Authority.load(self.folder / "ca")
+        self.policy = Policy.load(self.folder / "policy.yaml")
+        self.registry = Registry(self.folder / "registry.db")
+        self.audit = Audit(self.folder / "audit.jsonl", self.clock)
+
+    @classmethod
+    def create(
+        cls, folder: Path, federation: str, endpoint: str, hosts: Sequence[str] = (), *, passphrase: str = "",
+        root: Path | None = None, signer: Sequence[str] = (), clock: Callable[[], float] = time.time,
+        policy: Policy | None = None,
+    ) -> Federation:  # fmt: skip
+        """Found a federation that devices reach at "host:port"; `hosts` are further names of the server."""
+        host, _, port = endpoint.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise EnrollError("E306", f"the endpoint {endpoint!r} is not of the form host:port")
+        files.private_folder(folder)
+        names = list(dict.fromkeys([host.strip("[]"), *hosts]))
+        Authority.create(folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root,
+                         command=signer)  # fmt: skip
+        (policy or Policy()).save(folder / "policy.yaml")
+        made = cls(folder, clock)
+        made.audit.append(me(), "found", federation, endpoint=endpoint, root=made.authority.fingerprint)
+        return made
+
+    def close(self) -> None:
+        """Release the registry's file."""
+        self.registry.close()
+
+    def invite(
+        self, name: str = "", device_class: str = "edge", *, hours: float | None = None,
+        labels: Mapping[str, str] | None = None, actor: str = "",
+    ) -> tuple[str, Token]:  # fmt: skip
+        """A client's name and the token that lets one device become it. Raises EnrollError E104 or E302."""
+        if device_class not in self.policy.client_days:
+            raise EnrollError("E302", f"there is no class {device_class!r}: {sorted(self.policy.client_days)}")
+        token = Token.new(self.authority.about.endpoint, self.authority.fingerprint)
+        name, now = name or f"{device_class}-{token.id[:8]}", self.clock()
+        check_name(name)
+        expires = now + 3600 * (self.policy.token_hours if hours is None else hours)
+        with self.registry.transaction() as session:
+            row = rows.invite(session, token.id, token.hash, name=name, device_class=device_class, labels=labels or {},
+                              expires=expires, now=now, most=self.policy.most_clients)  # fmt: skip
+            self.audit.append(actor or me(), "invite", name, number=row.number, token=token.id, expires=int(expires))
+        return name, token
+
+    def approve(self, name: str, actor: str = "") -> Client:
+        """Let a pending device in: it gets its certificate when it asks next. Raises E210, E211 or E309."""
+        client = self.registry.client(name)
+        if client.state != tables.PENDING or client.csr is None or client.node is None:
+            raise EnrollError("E211", f"{client.name} is {client.state}, not pending")
+        days, now = self.policy.client_days[client.device_class], self.clock()
+        chain, leaf = self.authority.issue(client.csr, client.node, days, now)  # outside the lock: a signer may be slow
+        with self.registry.transaction() as session:
+            row = rows.by_name(session, client.node)
+            rows.move(row, tables.ACTIVE, now)
+            rows.grant(session, row, leaf, chain, client.csr)
+            self.audit.append(actor or me(), "approve", row.name, node=row.node, serial=leaf.serial)
+        return self.registry.client(client.node)
+
+    def reject(self, name: str, reason: str, actor: str = "") -> Client:
+        """Refuse a pending or invited device. Raises E210 or E211."""
+        if self.registry.client(name).state not in (tables.PENDING, tables.INVITED):
+            raise EnrollError("E211", f"{name} is not waiting; a client is revoked")
+        return self._change(name, tables.REVOKED, "reject", reason, actor)
+
+    def suspend(self, name: str, reason: str = "", actor: str = "") -> Client:
+        """Shut a client out until it is resumed. Raises E210 or E211."""
+        return self._change(name, tables.SUSPENDED, "suspend", reason, actor)
+
+    def resume(self, name: str, actor: str = "") -> Client:
+        """Let a suspended client in again. Raises E210 or E211."""
+        if self.registry.client(name).state != tables.SUSPENDED:
+            raise EnrollError("E211", f"{name} is not suspended")
+        return self._change(name, tables.ACTIVE, "resume", "", actor)
+
+    def revoke(self, name: str, reason: str, actor: str = "") -> Client:
+        """End a client for good, at its next message: its certificates go on the deny list. Raises E210 or E211."""
+        return self._change(name, tables.REVOKED, "revoke", reason, actor)
+
+    def leave(self, client: Client) -> Client:
+        """A client goes of its own accord."""
+        assert client.node is not None
+        return self._change(client.node, tables.LEFT, "leave", "left by itself", f"client:{client.node}")
+
+    def crl(self) -> bytes:
+        """The deny list as a signed revocation list, PEM."""
+        return self.authority.crl(self.registry.denied(self.clock()), self.clock())
+
+    def _change(self, name: str, state: str, action: str, reason: str, actor: str) -> Client:
+        now = self.clock()
+        with self.registry.transaction() as session:
+            row = rows.by_name(session, name)
+            rows.move(row, state, now, reason)
+            denied = rows.deny(session, row, now, reason) if state in (tables.REVOKED, tables.LEFT) else []
+            self.audit.append(actor or me(), action, row.name, node=row.node, reason=reason, serials=denied)
+            number = row.number
+        return next(c for c in self.registry.clients() if c.number == number)
+
+
+def check_name(name: str) -> None:
+    """Raises EnrollError E115 unless this can be a client's name."""
+    if not 1 <= len(name) <= 63 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
+        raise EnrollError("E115", f"a client's name has 1 to 63 letters, digits, - _ or .: {name[:70]!r}")

@@ -1,0 +1,120 @@
+"""Becoming a client: verify the server, make the keys, measure, ask, wait for the operator."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fedhet
+from fedhet.enroll import benchmark, files, profiles, seal
+from fedhet.enroll.canonical import b64
+from fedhet.enroll.device import Device
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.identity import Identity
+from fedhet.enroll.link import Link, fetch_root
+from fedhet.enroll.tokens import Token
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a device says of its data. `path` stays on the device; `labels` counts examples by label, or is empty."""
+
+    path: str = ""
+    examples: int = 0
+    partition: int | None = None
+    partitions: int | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.partition is None) != (self.partitions is None):
+            raise ValueError("partition and partitions go together")
+        if self.partition is not None and self.partitions is not None and not 0 <= self.partition < self.partitions:
+            raise ValueError(f"partition={self.partition} must be in [0, {self.partitions})")
+        if self.labels and self.examples and sum(self.labels.values()) != self.examples:
+            raise ValueError(f"labels count {sum(self.labels.values())} examples, examples={self.examples}")
+
+    def declared(self) -> dict[str, Any]:
+        """The part that is told to the server."""
+        told: dict[str, Any] = {"examples": self.examples or sum(self.labels.values())}
+        if self.partition is not None:
+            told |= {"partition": self.partition, "partitions": self.partitions}
+        return {**told, "labels": dict(self.labels)} if self.labels else told
+
+
+def begin(
+    folder: Path, line: str, data: Data | None = None, *, name: str = "", seconds: float = 3.0,
+    measured: Mapping[str, int] | None = None, clock: Callable[[], float] = time.time,
+) -> dict[str, Any]:  # fmt: skip
+    """Show the token; the state the server answers. `seconds` is how long the benchmark runs.
+
+    A device that lost the answer may begin again with the same token and folder. Raises EnrollError; E103 before
+    anything secret is sent.
+    """
+    token = Token.parse(line)
+    root = fetch_root(token.url, token.root)
+    device = prepare(folder, data or Data(), clock=clock)
+    files.write_file(folder / "root.pem", root)
+    body = application(device, name=name, measured=benchmark.run(seconds) if measured is None else measured)
+    body = seal.sign_body(device.identity, "enrol", {**body, "token": token.id, "secret": token.secret}, clock())
+    with Link(token.url, root) as link:
+        answer = link.call("POST", "/v1/enroll/join", json.dumps(body).encode())
+    device.note(endpoint=token.endpoint)
+    return take(device, answer)
+
+
+def prepare(folder: Path, data: Data, *, clock: Callable[[], float] = time.time) -> Device:
+    """A folder with keys and the data declaration. Raises EnrollError E306 if it belongs to a client already."""
+    device = Device(folder, clock)
+    if (folder / "client.pem").exists():
+        raise EnrollError("E306", f"{folder} is the client {device.about.get('name')!r} already")
+    if not (folder / "identity.key").exists():
+        Identity.create(folder)
+    device.note(data=data.path, declared=data.declared(), state="new")
+    return device
+
+
+def application(device: Device, *, name: str, measured: Mapping[str, int]) -> dict[str, Any]:
+    """Keys, request and claim of a device, unsigned and without token."""
+    own = device.identity
+    claim = profiles.make(own, {**benchmark.hardware(), **device.about["declared"]}, measured, device.clock())
+    files.write_file(device.folder / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+    keys = {"public": b64(own.public), "flower_public": own.flower_public, "csr": device.request().decode()}
+    return {**keys, "name": name, "profile": claim, "version": fedhet.__version__}
+
+
+def take(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Note what the server answered, and its certificate if there is one."""
+    device.note(**{key: answer[key] for key in ("name", "node", "number", "state") if key in answer})
+    if "chain" in answer and (device.folder / "pending.csr").exists():
+        device.accept(str(answer["chain"]).encode())
+    return {k: v for k, v in answer.items() if k != "chain"}
+
+
+def poll(device: Device) -> dict[str, Any]:
+    """Ask what became of the application. Raises EnrollError E109 if it was rejected."""
+    body = seal.sign_body(device.identity, "poll", {"node": device.identity.node_id}, device.clock())
+    with device.link() as link:
+        return take(device, link.call("POST", "/v1/enroll/poll", json.dumps(body).encode()))
+
+
+def wait(device: Device, seconds: float, nap: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+    """Ask until the operator has decided; a server out of reach is waited for. Raises E105 after `seconds`."""
+    end = device.clock() + seconds
+    while True:
+        pause = 5.0
+        try:
+            answer = poll(device)
+            if answer["state"] != "pending":
+                return answer
+            pause = min(60.0, float(answer.get("retry_s", pause)))
+        except EnrollError as error:
+            if error.code not in ("E307", "E112"):
+                raise
+            pause = float(error.data.get("seconds", pause))
+        if device.clock() + pause > end:
+            raise EnrollError("E105", f"after {seconds:g} s; ask again with: fedhet client poll")
+        nap(pause)

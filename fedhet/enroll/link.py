@@ -1,0 +1,104 @@
+"""A device's connection to its federation. The server proves itself first: its root must be the one in the token.
+
+The root is fetched over a connection that trusts nobody and carries nothing. Only if its hash is the token's is a
+second connection made, which trusts that root alone; the secret travels there.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+from cryptography import x509
+
+from fedhet.enroll import certificates
+from fedhet.enroll.errors import EnrollError
+
+SECONDS = 20.0
+"""How long one request may take."""
+MOST = 1 << 20
+"""Bytes of an answer that are read."""
+
+
+def fetch_root(url: str, sha256: str) -> bytes:
+    """The server's root certificate, PEM. Raises EnrollError E103 unless its SHA-256 is the expected one."""
+    nobody = ssl.create_default_context()
+    nobody.check_hostname = False
+    nobody.verify_mode = ssl.CERT_NONE
+    with Link(url, nobody) as link:
+        answer = link.call("GET", "/v1/enroll/root")
+    try:
+        root = x509.load_pem_x509_certificate(str(answer["root"]).encode())
+    except (KeyError, ValueError):
+        raise EnrollError("E311", "it sent no root certificate") from None
+    found = certificates.fingerprint(root)
+    if not hmac.compare_digest(found, sha256):
+        raise EnrollError("E103", f"expected {sha256[:16]}…, found {found[:16]}…")
+    return certificates.text([root])
+
+
+class Link:
+    """An HTTPS connection that trusts one root (PEM), or what a given context trusts."""
+
+    def __init__(self, url: str, trust: bytes | ssl.SSLContext) -> None:
+        context = trust if isinstance(trust, ssl.SSLContext) else trusting(trust)
+        host = httpx.URL(url).host
+        self._client = httpx.Client(base_url=url, verify=context, timeout=SECONDS, trust_env=not is_loopback(host))
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._client.close()
+
+    def call(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The JSON object that the server answers. Raises the EnrollError it sent, E307 or E311."""
+        try:
+            with self._client.stream(method, path, content=body, headers=dict(headers or {})) as answer:
+                status, content = answer.status_code, b""
+                for part in answer.iter_bytes():
+                    content += part
+                    if len(content) > MOST:
+                        raise EnrollError("E311", "its answer is too long")
+        except httpx.HTTPError as error:
+            raise _named(error, str(self._client.base_url)) from None
+        try:
+            value = json.loads(content)
+        except ValueError:
+            raise EnrollError("E311", f"status {status}, {content[:60]!r}") from None
+        if status >= 400:
+            raise EnrollError.from_dict(value)
+        if not isinstance(value, dict):
+            raise EnrollError("E311", "its answer is not an object")
+        return value
+
+
+def trusting(root: bytes) -> ssl.SSLContext:
+    """A client context of TLS 1.3 that trusts one root and checks names."""
+    context = ssl.create_default_context(cadata=root.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    return host == "localhost" or host.strip("[]") == "::1" or host.startswith("127.")
+
+
+def _named(error: httpx.HTTPError, url: str) -> EnrollError:
+    """A connection's failure by its cause: a certificate that does not hold is not the same as no answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            # 9 and 10: not valid yet, expired; more often this machine's clock than the server's certificate.
+            code = "E203" if cause.verify_code in (9, 10) else "E103"
+            return EnrollError(code, f"{url}: {cause.verify_message}")
+        cause = cause.__cause__ or cause.__context__
+    return EnrollError("E307", f"{url}: {error}"[:200])

@@ -1,0 +1,96 @@
+"""Three columns about a client, kept apart: what it declares, what was measured on it, what the server observed.
+
+A device signs its claim, in integers of fixed units. A claim is a claim: the scheduler's profile takes observation over
+measurement, and measurement over nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedhet.enroll import seal
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.identity import Identity
+from fedhet.enroll.registry import Client
+from fedhet.profile import Profile
+
+DECLARED = frozenset(
+    {
+        *("cores", "memory_bytes", "gpu", "gpu_memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s"),
+        *("examples", "partition", "partitions", "labels", "max_rank", "software"),
+    }
+)
+MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy"})
+TEXT = frozenset({"gpu", "software"})
+LABELS = 4096
+"""Most labels a histogram may have."""
+DISAGREE = 3.0
+"""A measured speed that differs from the observed one by more than this factor is flagged."""
+
+
+def make(own: Identity, declared: Mapping[str, Any], measured: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """A signed claim. Raises EnrollError E303 for fields that a claim does not have."""
+    claim = {"node": own.node_id, "declared": dict(declared), "measured": dict(measured)}
+    _check(claim)
+    return seal.sign_body(own, "profile", claim, now)
+
+
+def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Declared and measured columns and the nonce of a claim that this node made now. Raises E303, E203 or E115."""
+    if not isinstance(claim, Mapping) or claim.get("node") != node:
+        raise EnrollError("E303", "it is not about this node")
+    nonce = seal.check_body(public, "profile", claim, now, skew, "E303")
+    _check(claim)
+    return dict(claim["declared"]), dict(claim["measured"]), nonce
+
+
+def believed(client: Client) -> Profile | None:
+    """What a schedule is told, or None as long as no speed is known."""
+    speed = client.observed.get("sec_per_step") or client.measured.get("step_us", 0) / 1e6
+    if not speed:
+        return None
+    told = client.declared
+    return Profile(
+        name=client.name,
+        device_class=client.device_class,
+        num_examples=int(told.get("examples", 0)),
+        max_rank=int(told.get("max_rank", 0)),
+        sec_per_step=float(speed),
+        memory_bytes=float(told.get("memory_bytes", math.inf)),
+        uplink_bytes_per_s=float(client.observed.get("uplink_bytes_per_s", told.get("uplink_bytes_per_s", math.inf))),
+        downlink_bytes_per_s=float(told.get("downlink_bytes_per_s", math.inf)),
+    )
+
+
+def doubtful(client: Client) -> str:
+    """Why the measured column is not to be trusted, or ""."""
+    if client.measured.get("noisy"):
+        return "noisy"
+    seen, said = client.observed.get("sec_per_step"), client.measured.get("step_us", 0) / 1e6
+    if seen and said and not 1 / DISAGREE <= seen / said <= DISAGREE:
+        return f"observed {seen:.3g} s a step, measured {said:.3g}"
+    return ""
+
+
+def _check(claim: Mapping[str, Any]) -> None:
+    for name, known in (("declared", DECLARED), ("measured", MEASURED)):
+        column = claim.get(name)
+        if not isinstance(column, Mapping) or not set(column) <= known:
+            raise EnrollError("E303", f"{name}: the fields are {', '.join(sorted(known))}")
+        for key, value in column.items():
+            if key == "labels":
+                _labels(value)
+            elif key in TEXT:
+                if not isinstance(value, str) or len(value) > 200:
+                    raise EnrollError("E303", f"{key} must be a text of at most 200 characters")
+            elif not isinstance(value, int) or not 0 <= value < 2**53:
+                raise EnrollError("E303", f"{key}={value!r:.40} must be an integer from 0 to 2^53")
+
+
+def _labels(value: Any) -> None:
+    if not isinstance(value, Mapping) or len(value) > LABELS:
+        raise EnrollError("E303", f"labels must be at most {LABELS} counts")
+    if not all(isinstance(count, int) and 0 <= count < 2**53 for count in value.values()):
+        raise EnrollError("E303", "labels must be counts")
