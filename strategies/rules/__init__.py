@@ -1,0 +1,1 @@
+"""N updates to one: what the answers of a cohort are worth together."""

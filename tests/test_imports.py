@@ -1,0 +1,51 @@
+"""Import rules that the contracts in pyproject.toml cannot say: which of Flower's modules are used, and where."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fedhet import origin
+
+PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
+COMPAT = "fedhet/flower_compat.py"
+FILES = sorted(
+    path.relative_to(origin.root()).as_posix()
+    for tree in ("fedhet", "strategies", "clients")
+    for path in (origin.root() / tree).rglob("*.py")
+)
+
+
+def flower_modules(path: Path) -> set[str]:
+    """The modules of Flower that a file imports from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "flwr"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_the_compatibility_file_touches_flowers_inner_modules(name):
+    private = flower_modules(origin.root() / name) - PUBLIC
+    assert name == COMPAT or private == set()
+
+
+def test_the_compatibility_file_is_where_they_are():
+    assert flower_modules(origin.root() / COMPAT) - PUBLIC != set()
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("strategies/", "clients/"))])
+def test_a_plug_in_writes_to_nothing_global(name):
+    tree = ast.parse((origin.root() / name).read_text(encoding="utf-8"))
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Global)] == []
+
+
+def test_every_folder_of_code_is_a_package():
+    # the import contracts do not see a folder without __init__.py
+    folders = {(origin.root() / name).parent for name in FILES}
+    assert sorted(str(f) for f in folders if not (f / "__init__.py").is_file()) == []
