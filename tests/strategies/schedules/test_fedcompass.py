@@ -145,6 +145,12 @@ def test_a_wide_range_of_steps_ends_in_one_group_of_everybody(world: World) -> N
     assert all(len(jobs) == 5 and set(ages) == {0} for _, jobs, ages in w.versions[20:])
 
 
+def test_the_newest_observation_weighs_beta_in_a_clients_speed(world: World) -> None:
+    time = lambda job: job.budget.steps * (0.1, 0.2, 0.4)[min(job.turn, 2)]  # noqa: E731
+    w = world(FedCompass(beta=0.75, latency_factor=2.0), 1, time).run(versions=2)
+    assert w.schedule.groups.speeds[0] == pytest.approx(0.25 * 0.1 + 0.75 * 0.2)
+
+
 # Late answers, silence, loss
 
 
