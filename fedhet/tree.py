@@ -203,22 +203,34 @@ def zeros_like(a: Tree) -> Tree:
     return {k: torch.zeros_like(v) for k, v in a.items()}
 
 
-def _vector(tree: Tree) -> Tensor:
-    if isinstance(tree, FlatTree):
-        return tree.flat
-    return torch.cat([leaf.reshape(-1) for leaf in tree.values()])
-
-
 def gram(trees: Sequence[Tree]) -> np.ndarray:
-    """All inner products in float64, shape (n, n), streamed in chunks of `CHUNK` columns."""
-    rows = [_vector(t) for t in trees]
+    """All inner products in float64, shape (n, n), streamed in chunks of `CHUNK` columns.
+
+    Extra memory is one chunk of n rows. Raises ValueError if the trees do not line up.
+    """
+    if twins(trees):
+        return _gram([t.flat for t in trees])  # type: ignore[attr-defined]
+    names = list(trees[0])
+    if any(list(t) != names for t in trees):
+        raise ValueError("inner products need trees of equal names")
+    total = np.zeros((len(trees), len(trees)))
+    for name in names:
+        total += _gram([t[name].reshape(-1) for t in trees])
+    return total
+
+
+def _gram(rows: Sequence[Tensor]) -> np.ndarray:
     width = rows[0].numel()
     if any(r.numel() != width for r in rows):
         raise ValueError("inner products need trees of equal size")
     total = np.zeros((len(rows), len(rows)))
+    room = torch.empty((len(rows), min(CHUNK, width)), dtype=torch.float64)
     for at in range(0, width, CHUNK):
-        block = torch.stack([r[at : at + CHUNK] for r in rows]).to(torch.float64).numpy()
-        total += block @ block.T
+        part = room[:, : width - at]
+        for line, row in zip(part, rows, strict=True):
+            line.copy_(row[at : at + CHUNK])
+        block = part.numpy()
+        total += block @ block.T  # of the same memory: BLAS computes one triangle
     return total
 
 
