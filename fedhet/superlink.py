@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -105,9 +106,14 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
             )
         )
 
+    def interrupted(*_: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, interrupted)  # or a polite kill would leave everything running
     try:
         yield start
     finally:
+        signal.signal(signal.SIGTERM, before)
         for sign in (15, 9):
             for process in running:
                 with contextlib.suppress(ProcessLookupError):
@@ -149,26 +155,26 @@ def _flwr(home: Path, *arguments: str) -> str:
 
 def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) -> None:
     """Until the result is there, or the run is not running any more."""
-    looked = time.monotonic()
+    looked, shown, metrics = time.monotonic(), -1, folder / "metrics.jsonl"
     while not (folder / "result.json").is_file():
         time.sleep(0.2)
-        if (
-            progress is not None
-            and (folder / "metrics.jsonl").is_file()
-            and (rows := read_rows(folder / "metrics.jsonl"))
-        ):
-            row = rows[-1]
+        rows = read_rows(metrics) if progress is not None and metrics.is_file() else []
+        if progress is not None and rows and rows[-1]["version"] != shown:
+            row, shown = rows[-1], rows[-1]["version"]
             progress({k: row[k] for k in ("t", "version", "accuracy")} | {"tasks": row["client_tasks"], "share": None})
         if time.monotonic() - looked > 5:
             looked = time.monotonic()
             state = json.loads(_flwr(home, "list", "--run-id", str(run_id), "--format", "json"))
             status = str(state["runs"][0]["status"])
             if status.startswith("finished") and not (folder / "result.json").is_file():
-                logs = _flwr(home, "log", str(run_id), "--show")
-                shutil.copytree(
-                    home, folder / "flower-logs", ignore=shutil.ignore_patterns("flwr", "work"), dirs_exist_ok=True
-                )
-                raise SuperLinkError(f"the run is {status}; its log ends: {logs[-1500:]}")
+                raise SuperLinkError(f"the run is {status}; {_last_words(home, folder, run_id)}")
+
+
+def _last_words(home: Path, folder: Path, run_id: int) -> str:
+    """The end of a failed run's log; all logs are kept in the run folder."""
+    ignore = shutil.ignore_patterns("flwr", "work")
+    shutil.copytree(home, folder / "flower-logs", ignore=ignore, dirs_exist_ok=True)
+    return f"its log ends: {_flwr(home, 'log', str(run_id), '--show')[-1500:]}"
 
 
 def _free_port() -> int:

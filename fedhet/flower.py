@@ -1,0 +1,137 @@
+"""A fedhet method as a Flower `Strategy`, for somebody's own ServerApp:
+
+    MethodStrategy(method, experiment).start(grid, initial_arrays, num_rounds=20)
+
+Flower's `Strategy.start` is a synchronous loop; here the same call runs the method's own schedule on the grid. The
+clients must run `fedhet.app.client`, which builds its half from the configuration each job carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from logging import INFO
+from typing import NoReturn
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedhet import origin
+from fedhet.clock import WallClock
+from fedhet.drive import Drive
+from fedhet.experiment import Experiment
+from fedhet.gate import Gate
+from fedhet.nodes import Nodes
+from fedhet.protocols import Clock
+from fedhet.server import Limits, Server
+from fedhet.tree import FlatTree, flatten
+
+
+class MethodStrategy(Strategy):
+    """The method of an experiment built from a configuration, on any Flower grid whose nodes declare `partition-id`.
+
+    `wanted` nodes are waited for (default: as many as the experiment has clients), `poll` seconds between looks.
+    `clock` is for a grid with a time of its own: a virtual grid is its own clock.
+    """
+
+    def __init__(
+        self, experiment: Experiment, *, wanted: int | None = None, poll: float = 0.2, clock: Clock | None = None
+    ) -> None:
+        if not experiment.config:
+            raise ValueError("clients elsewhere need a configuration: build the experiment with Experiment.of(...)")
+        self.experiment, self.wanted = experiment, wanted or len(experiment.clients)
+        self.clock: Clock = clock or WallClock(poll)
+
+    def summary(self) -> None:
+        method = self.experiment.method
+        parts = [method.schedule, method.space, method.rule, method.work, *(layer for _, layer in method.layers)]
+        log(INFO, "fedhet method %s: %s", method.name, ", ".join(type(p).__name__ for p in parts))
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run until `num_rounds` versions are combined or `timeout` seconds are over. `evaluate_fn` sees every version.
+
+        Raises ValueError if the arrays are not the model's, or if a train or evaluate configuration is given: a
+        method's hyper-parameters are its own.
+        """
+        if train_config or evaluate_config:
+            raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
+        self.summary()
+        clock = self.clock
+        nodes = Nodes(grid, clock)
+        nodes.gather(self.wanted, timeout, lambda: clock.wait(None))
+        result = Result()
+        server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
+        server.barred.update(set(server.roster) - set(nodes.of_client))
+        gate = Gate(max_weight=self.experiment.max_weight, code=origin.fingerprint(), sealed=True)
+        drive = Drive(
+            server, grid, clock, gate, lambda client: nodes.of_client[client], True,
+            self.experiment.for_devices(), self.experiment.timeout,
+        )  # fmt: skip
+        seen = -1
+
+        def look() -> None:
+            nonlocal seen
+            if server.version == seen:
+                return
+            seen = server.version
+            result.arrays = self._arrays(server)
+            if evaluate_fn is not None and (metrics := evaluate_fn(seen, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[seen] = metrics
+
+        drive.after_instant = look
+        look()
+        drive.run()
+        look()
+        return result
+
+    def _server(self, initial: ArrayRecord, limits: Limits) -> Server:
+        experiment = self.experiment
+        model = experiment.world.model()
+        state = flatten({name: torch.from_numpy(array.numpy().copy()) for name, array in initial.items()})
+        if not isinstance(state, FlatTree) or state.schema != model.schema:
+            raise ValueError(f"initial_arrays must be the model's: {list(model.schema)}")
+        model.flat.copy_(state.flat)
+        method = experiment.method
+
+        def emit(t: float, name: str, fields: object) -> None:
+            if name == "combined":
+                log(INFO, "[%.1f s] %s", t, fields)
+
+        return Server(method, method.space.begin(model), experiment.clients, limits, experiment.seed, emit)
+
+    def _arrays(self, server: Server) -> ArrayRecord:
+        model = self.experiment.world.model()
+        server.space.restore(model, server.state)
+        return ArrayRecord({name: Array(leaf.numpy().copy()) for name, leaf in model.tree().items()})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._no_rounds()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        self._no_rounds()
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._no_rounds()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        self._no_rounds()
+
+    def _no_rounds(self) -> NoReturn:
+        raise TypeError("a fedhet method has its own schedule, not Flower's rounds: call start(grid, arrays, num_rounds)")

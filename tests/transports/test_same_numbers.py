@@ -1,0 +1,112 @@
+"""One method, three carriers: virtual time, Flower's simulation on Ray, and a SuperLink with real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.serverapp import ServerApp
+
+from fedhet import app, config, origin
+from fedhet.experiment import Experiment
+from fedhet.flower import MethodStrategy
+from fedhet.grids.pool import Pool
+from fedhet.grids.virtual import VirtualGrid
+from fedhet.profile import Trip
+from fedhet.record import read_rows
+from fedhet.transports import one_thread
+from fedhet.wire import digest, encode
+
+SMALL = [
+    "fleet=homogeneous", "fleet.clients=2", "fleet.sec_per_step=0.001", "partition=iid", "budget.epochs=null",
+    "budget.steps=3", "stop.versions=2", "workers=1",
+]  # fmt: skip
+
+
+def experiment(*more):
+    return Experiment.of(config.resolved(config.compose([*SMALL, *more])))
+
+
+@pytest.fixture(scope="module")
+def virtual(tmp_path_factory):
+    return experiment().run(tmp_path_factory.mktemp("virtual") / "run").row
+
+
+@pytest.mark.transport
+def test_ray_gives_the_bits_of_virtual_time(tmp_path, virtual):
+    row = experiment("transport=ray").run(tmp_path / "run").row
+    assert row["weights_sha256"] == virtual["weights_sha256"]
+    assert row["bytes_up"] == virtual["bytes_up"] and row["updates"] == virtual["updates"]
+
+
+@pytest.mark.transport
+def test_a_superlink_gives_the_bits_of_virtual_time_and_leaves_nothing_running(tmp_path, virtual):
+    row = experiment("transport=superlink").run(tmp_path / "run").row
+    assert row["weights_sha256"] == virtual["weights_sha256"]
+    assert row["updates"] == virtual["updates"]
+    assert [r["event"] for r in read_rows(tmp_path / "run" / "events.jsonl")].count("combined") == 2
+    assert not processes(str(tmp_path))
+
+
+@pytest.mark.transport
+def test_a_terminated_superlink_run_cleans_up(tmp_path):
+    code = (
+        "from fedhet import config; from fedhet.experiment import Experiment;"
+        f"Experiment.of(config.resolved(config.compose({[*SMALL, 'transport=superlink']!r}))).run({str(tmp_path / 'run')!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(origin.root()), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
+    end = time.monotonic() + 60
+    while len(processes(str(tmp_path))) < 3 and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert not processes(str(tmp_path))
+
+
+def processes(marker):
+    """Flower processes whose environment or command line mentions a folder."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                command = file.read().replace(b"\0", b" ").decode(errors="replace")
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read().decode(errors="replace")
+        except OSError:
+            continue
+        if ("flower-" in command or "flwr-" in command) and marker in environment:
+            found.append(command)
+    return found
+
+
+def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, virtual):
+    """On the virtual grid, whose nodes run our client app: the same bits as the experiment's own run."""
+    e = experiment()
+    model = e.world.model()
+    initial = ArrayRecord({k: Array(v.numpy().copy()) for k, v in model.tree().items()})
+    out, evaluated = [], []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid, context):
+        strategy = MethodStrategy(e, clock=grid)
+        out.append(strategy.start(grid, initial, num_rounds=2, evaluate_fn=lambda v, arrays: evaluated.append(v)))
+
+    with one_thread(), Pool(app.client, 0) as pool:
+        grid = VirtualGrid(
+            pool,
+            range(2, 4),
+            lambda message, at: Trip(at, at, at + 10**9, at + 10**9),
+            config=lambda n: {"partition-id": n - 2},
+        )
+        server(grid=grid, context=Context(1, 1, {}, RecordDict(), {}))
+    for name, leaf in model.tree().items():
+        leaf.copy_(torch.from_numpy(out[0].arrays[name].numpy()))
+    assert digest(encode(model.tree())) == virtual["weights_sha256"]
+    assert evaluated == [0, 1, 2]
