@@ -1,0 +1,37 @@
+"""Bucketing: random groups of updates are averaged, so that honest ones look more alike.
+
+A random permutation is cut into ceil(n / size) buckets, the last maybe smaller; row k of M averages bucket k. A rule
+behind it that is to stand f wrong updates sees f wrong buckets: give it f as a number, and keep size < n / (2f).
+Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", arXiv:2006.09365,
+Algorithm 1. Put in front of a rule, see `strategies.rules.chain`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases.rule import Rows
+from fedhet.protocols import View
+
+
+@dataclass(frozen=True)
+class Bucketing:
+    """Means of random buckets of `size` updates; a bucket weighs what its members do. The order is the server's secret.
+
+    Raises ValueError for a size below 1.
+    """
+
+    size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} must be at least 1 update a bucket")
+
+    def __call__(self, rows: Rows, view: View) -> Rows:
+        n = len(rows)
+        order = view.rng("bucketing").permutation(n)
+        member = np.zeros((-(-n // self.size), n))
+        member[np.arange(n) // self.size, order] = 1.0
+        return rows.mix(member / member.sum(axis=1, keepdims=True), member @ rows.weights)

@@ -1,0 +1,62 @@
+"""Bulyan: Krum chooses updates one by one, then every coordinate is averaged near its median.
+
+n - 2f times: score those left by Krum with max(1, left - f - 2) neighbours and take the best out; then per coordinate
+the mean of the n - 4f chosen values nearest to their median. Valid for n >= 4f + 3.
+El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium", arXiv:1802.07927,
+section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.protocols import View
+from fedhet.types import Tree
+from strategies.rules import tolerance
+from strategies.rules.geometry import squared_distances
+from strategies.rules.krum import by_score
+from strategies.rules.order import mean_around, middle, ordered
+
+
+@dataclass(frozen=True)
+class Bulyan(AbstractRule):
+    """Repeated Krum, then means around medians. f: wrong updates to stand, a number or a share below 0.5.
+
+    Raises ValueError for values out of range and, when combining, for n < 4f + 3 unless f is 0.
+    """
+
+    f: tolerance.Tolerance = 0.1
+
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+
+    def __post_init__(self) -> None:
+        tolerance.check(self.f)
+
+    def on(self, rows: Rows, view: View) -> Tree:
+        n, f = len(rows), tolerance.count(self.f, len(rows))
+        tolerance.within(self, f, n, 4 * f + 3 if f else 1)
+        if not f:
+            return rows.sum(np.full(n, 1.0 / n))
+        chosen = choose(rows.gram, f)
+        picked = rows.mix(np.eye(n)[chosen], rows.weights[chosen])
+
+        def near_the_median(block: Tensor) -> Tensor:
+            sorted_rows = ordered(block)
+            return mean_around(sorted_rows, middle(sorted_rows), n - 4 * f)
+
+        return picked.reduce(near_the_median)
+
+
+def choose(gram: np.ndarray, f: int) -> list[int]:
+    """Indices of the n - 2f updates Krum takes out one after another, in ascending order."""
+    squared, left = squared_distances(gram), list(range(len(gram)))
+    chosen = []
+    for _ in range(len(gram) - 2 * f):
+        first = by_score(squared[np.ix_(left, left)], max(1, len(left) - f - 2))[0]
+        chosen.append(left.pop(int(first)))
+    return sorted(chosen)

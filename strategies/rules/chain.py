@@ -1,0 +1,57 @@
+"""Mixtures in front of a rule: rows M x instead of x, where every M follows from inner products alone.
+
+rule(M_k ... M_1 x): a linear rule sees M K M' and its coefficients come back as M'c; a coordinate rule sees blocks of
+M x. The idea is nearest-neighbour mixing's: Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine ML under
+Heterogeneity", arXiv:2302.01772.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.protocols import View
+from fedhet.types import Tree
+
+
+class Mixing(Protocol):
+    """New rows from old, by `Rows.mix`."""
+
+    def __call__(self, rows: Rows, view: View) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Chain(AbstractRule):
+    """A rule behind mixtures, applied in the order given; needs what the rule needs. Chains may be nested.
+
+    before: mixtures, or a mapping of names to mixtures, where None leaves one out. Raises ValueError for a rule that
+    does not work on rows.
+    """
+
+    before: Iterable[Mixing] | Mapping[str, Mixing | None]
+    rule: AbstractRule
+
+    def __post_init__(self) -> None:
+        given = self.before.values() if isinstance(self.before, Mapping) else self.before
+        object.__setattr__(self, "before", tuple(mixing for mixing in given if mixing is not None))
+        if not isinstance(self.rule, AbstractRule):
+            raise ValueError(
+                f"rule={type(self.rule).__name__} cannot stand behind mixtures; it must be an AbstractRule"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        needs: frozenset[str] = self.rule.needs  # type: ignore[attr-defined]
+        return needs | {"each"} if self.mixings else needs
+
+    @property
+    def mixings(self) -> tuple[Mixing, ...]:
+        """What stands before the rule, in order."""
+        return self.before  # type: ignore[return-value]  # a tuple since construction
+
+    def on(self, rows: Rows, view: View) -> Tree:
+        for mixing in self.mixings:
+            rows = mixing(rows, view)
+        return self.rule.on(rows, view)

@@ -1,0 +1,34 @@
+"""Clipping: no update longer than a fixed radius.
+
+M = diag(min(1, radius / |x_i|)). Put in front of a rule, see `strategies.rules.chain`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases.rule import Rows
+from fedhet.protocols import View
+
+
+def clip(rows: Rows, radius: float) -> Rows:
+    """Rows scaled down to at most this length."""
+    norms = np.sqrt(np.maximum(np.diag(rows.gram), 0.0))
+    kept = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
+    return rows.mix(np.diag(kept), rows.weights)
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Updates cut to an absolute `radius`. Raises ValueError unless it is positive."""
+
+    radius: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0.0:
+            raise ValueError(f"radius={self.radius} must be positive")
+
+    def __call__(self, rows: Rows, view: View) -> Rows:
+        return clip(rows, self.radius)

@@ -1,0 +1,125 @@
+"""The Flag Aggregator, in worker space: project the updates on the subspace that explains most of each of them.
+
+Y = argmin over Y'Y = I of sum_i sqrt(1 - v_i) + lam/(n-1) sum_{i != j} sqrt(1 - u_ij), with v_i = |Y'x_i|^2 / |x_i|^2
+and u_ij the same for x_i - x_j, by reweighted eigendecompositions; the answer is Y Y' sum_i r_i x_i / |x_i|.
+Almasi, Mishra, Vamanan, Ravi, "Flag Aggregator: Scalable Distributed Training under Failures and Augmented Losses
+using Convex Optimization", arXiv:2302.05865, equations (4) and (5). Only inner products are used: pair columns add up
+to a graph Laplacian among the updates, so neither they nor Y are formed.
+
+The published formula (out="paper", r_i = |x_i| / n) is bounded by no update's length and stands no single large one.
+The authors' code scales every update to length 1 first (out="authors", r_i = 1 / m, one iteration); that, not the
+subspace, is what protects it: compare with `strategies.rules.unit_mean`. out="unit" gives the step the median length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases import AbstractLinearRule
+from fedhet.protocols import View
+from fedhet.types import Update
+from strategies.rules.geometry import squared_distances
+
+OUT = ("unit", "authors", "paper")
+PAIRS = ("paper", "authors")
+EPS, RCOND = 1e-7, 1e-12
+"""Floor of 1 - v in the weights; share of the largest eigenvalue below which a direction is dropped."""
+
+
+@dataclass(frozen=True)
+class Flag(AbstractLinearRule):
+    """Projection on the flag median of the updates. Not robust by itself unless out is "unit" or "authors".
+
+    out: length of the answer, see the module. dimension: m of the subspace; None is ceil((n + 1) / 2). lam: weight of
+    the pair terms, 0 for none. pairs: "paper" divides differences by their own length, "authors" takes differences of
+    unit vectors. iterations, tolerance: reweightings at most, and the change of the objective that ends them early.
+    Raises ValueError for values out of range. Updates of length zero are left out.
+    """
+
+    out: str = "unit"
+    dimension: int | None = None
+    lam: float = 0.0
+    pairs: str = "paper"
+    iterations: int = 5
+    tolerance: float = 1e-10
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("out", self.out, OUT), ("pairs", self.pairs, PAIRS)):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(known)}")
+        if self.dimension is not None and self.dimension < 1:
+            raise ValueError(f"dimension={self.dimension} must be at least 1, or null for ceil((n + 1) / 2)")
+        if not 0.0 <= self.lam < math.inf or not self.tolerance >= 0.0:
+            raise ValueError(f"lam={self.lam} and tolerance={self.tolerance} must be 0 or more")
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations} must be at least 1")
+
+    def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
+        c = np.zeros(len(gram))
+        alive = np.flatnonzero(np.diag(gram) > 0.0)
+        if len(alive):
+            c[alive] = self._project(gram[np.ix_(alive, alive)])
+        return c
+
+    def _project(self, gram: np.ndarray) -> np.ndarray:
+        n, s = len(gram), np.sqrt(np.diag(gram))
+        m = math.ceil((n + 1) / 2) if self.dimension is None else min(self.dimension, n)
+        basis = subspace(gram, m, self.lam, self.pairs, self.iterations, self.tolerance)
+        length = {"paper": s / n, "authors": np.full(n, 1.0 / m), "unit": np.full(n, float(np.median(s)) / n)}
+        c: np.ndarray = basis @ (basis.T @ (gram / np.outer(s, s)) @ length[self.out]) / s
+        return c
+
+
+def subspace(gram: np.ndarray, m: int, lam: float, pairs: str, iterations: int, tolerance: float) -> np.ndarray:
+    """T, shape (n, at most m), with Y = [x_i / |x_i|] T orthonormal: T'CT = I for the matrix C of cosines."""
+    n, s = len(gram), np.sqrt(np.diag(gram))
+    cosines, squared = gram / np.outer(s, s), squared_distances(gram)
+    lam = lam if n > 1 else 0.0
+    v, u, before = np.zeros(n), np.zeros((n, n)), math.inf
+    basis: np.ndarray = np.zeros((n, 0))
+    for _ in range(iterations):
+        second = np.diag((np.abs(1.0 - v) + EPS) ** -0.5)
+        if lam:
+            second += _pair_moment(s, squared, u, lam, pairs)
+        values, vectors = np.linalg.eigh(second)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))  # root @ root' = second
+        values, vectors = np.linalg.eigh(root.T @ cosines @ root)
+        top = np.flatnonzero(values > RCOND * values[-1])[-m:]
+        basis = root @ vectors[:, top] / np.sqrt(values[top])
+        z = basis.T @ cosines  # Y'x_i / |x_i|, column by column
+        v = np.clip((z**2).sum(axis=0), 0.0, 1.0)
+        objective = float(np.sqrt(1.0 - v).sum())
+        if lam:
+            u = _pair_values(z, s, squared, pairs)
+            objective += lam / (n - 1) * float(np.sqrt(np.maximum(1.0 - u, 0.0))[~np.eye(n, dtype=bool)].sum())
+        if abs(before - objective) < tolerance:
+            break
+        before = objective
+    return basis
+
+
+def _pair_moment(s: np.ndarray, squared: np.ndarray, u: np.ndarray, lam: float, pairs: str) -> np.ndarray:
+    """Second moment of all n (n - 1) weighted pair columns, as coefficients of the unit vectors: a graph Laplacian."""
+    n, distance = len(s), np.abs(1.0 - u) + EPS
+    if pairs == "authors":
+        edges = 2.0 * (lam / (n * (n - 1)) * distance**-0.25) ** 2
+        np.fill_diagonal(edges, 0.0)
+        unit: np.ndarray = np.diag(edges.sum(axis=1)) - edges
+        return unit
+    edges = 2.0 * lam / (n - 1) * np.divide(distance**-0.5, squared, out=np.zeros((n, n)), where=squared > 0.0)
+    laplacian: np.ndarray = (np.diag(edges.sum(axis=1)) - edges) * np.outer(s, s)
+    return laplacian
+
+
+def _pair_values(z: np.ndarray, s: np.ndarray, squared: np.ndarray, pairs: str) -> np.ndarray:
+    """u_ij, the explained share of each difference; 1 where two updates coincide."""
+    if pairs == "authors":
+        return squared_distances(z.T @ z)  # of unit vectors' differences, which may be longer than 1
+    inside = squared_distances((z * s).T @ (z * s))
+    share = np.divide(inside, squared, out=np.ones_like(inside), where=squared > 0.0)
+    result: np.ndarray = np.clip(share, 0.0, 1.0)
+    return result

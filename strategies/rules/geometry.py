@@ -1,0 +1,55 @@
+"""Distances and neighbours, read off a Gram matrix K: |x_i - x_j|^2 = K_ii + K_jj - 2 K_ij."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def squared_distances(gram: np.ndarray) -> np.ndarray:
+    """(n, n), not negative, zero on the diagonal."""
+    norms = np.diag(gram)
+    result: np.ndarray = np.maximum(norms[:, None] + norms[None, :] - 2.0 * gram, 0.0)
+    np.fill_diagonal(result, 0.0)
+    return result
+
+
+def distances_to(gram: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """|x_i - sum_j c_j x_j| for every i, shape (n,): the square is K_ii - 2 (Kc)_i + c'Kc."""
+    product = gram @ c
+    result: np.ndarray = np.sqrt(np.maximum(np.diag(gram) - 2.0 * product + c @ product, 0.0))
+    return result
+
+
+def nearest(distances: np.ndarray, keep: int) -> np.ndarray:
+    """Indices of the `keep` smallest entries of each row of (n, n), ties to the lower index; shape (n, keep).
+
+    A row belongs to its own neighbourhood even if others coincide with it.
+    """
+    own = distances.copy()
+    np.fill_diagonal(own, -1.0)
+    result: np.ndarray = np.argsort(own, axis=1, kind="stable")[:, :keep]
+    return result
+
+
+def mean_of(chosen: np.ndarray, n: int) -> np.ndarray:
+    """Coefficients (n,) of the plain mean of the chosen indices."""
+    c = np.zeros(n)
+    c[chosen] = 1.0 / len(chosen)
+    return c
+
+
+def subsets(rule: object, n: int, size: int, limit: int) -> Iterator[np.ndarray]:
+    """Every subset of `size` of n indices, in batches (b, size), lexicographic. Raises ValueError above the limit."""
+    number = math.comb(n, size)
+    if number > limit:
+        raise ValueError(
+            f"{type(rule).__name__} would look at {number} subsets of {size} out of {n}, more than limit={limit}: "
+            f"choose a rule that does not enumerate (krum, nnm), a smaller f, or a higher limit"
+        )
+    every = itertools.combinations(range(n), size)
+    while batch := list(itertools.islice(every, 4096)):
+        yield np.array(batch)

@@ -1,0 +1,87 @@
+"""Krum and Multi-Krum: the updates that are closest to their nearest neighbours.
+
+score_i = sum of |x_i - x_j|^2 over the n - f - 2 updates nearest to i; Krum returns the update of lowest score,
+Multi-Krum the mean of the `keep` lowest. Valid for n >= 2f + 3.
+Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
+arXiv:1703.02757, section 4. Other code in use takes n - f - 1 neighbours and keep = n - f; both can be set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases import AbstractLinearRule
+from fedhet.protocols import View
+from fedhet.types import Update
+from strategies.rules import tolerance
+from strategies.rules.geometry import mean_of, squared_distances
+
+
+def by_score(squared: np.ndarray, neighbours: int) -> np.ndarray:
+    """Indices from the lowest sum of squared distances to so many nearest others up, shape (n,).
+
+    Two updates that are each other's nearest tie if one neighbour counts; the sum over all others then decides.
+    """
+    nearest = np.sort(squared, axis=1)[:, 1:]  # without the 0 to itself
+    result: np.ndarray = np.lexsort((nearest.sum(axis=1), nearest[:, :neighbours].sum(axis=1)))
+    return result
+
+
+def ranking(rule: object, gram: np.ndarray, f: int, neighbours: int | None) -> np.ndarray:
+    """Indices from the lowest score up. Without wrong updates (f = 0) any n will do."""
+    n = len(gram)
+    tolerance.within(rule, f, n, 2 * f + 3 if f else 1)
+    m = max(0, n - f - 2) if neighbours is None else neighbours
+    if m > n - 1:
+        raise ValueError(f"neighbours={m}, but each of {n} updates has {n - 1} others")
+    return by_score(squared_distances(gram), m)
+
+
+@dataclass(frozen=True)
+class Krum(AbstractLinearRule):
+    """One update: the one closest to its neighbours.
+
+    f: wrong updates to stand, a number or a share below 0.5. neighbours: how many count; None is n - f - 2.
+    Raises ValueError for values out of range and, when combining, for fewer than 2f + 3 updates.
+    """
+
+    f: tolerance.Tolerance = 0.2
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        tolerance.check(self.f)
+        if self.neighbours is not None and self.neighbours < 1:
+            raise ValueError(f"neighbours={self.neighbours} must be at least 1, or null for n - f - 2")
+
+    def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
+        f = tolerance.count(self.f, len(gram))
+        return mean_of(ranking(self, gram, f, self.neighbours)[:1], len(gram))
+
+
+@dataclass(frozen=True)
+class MultiKrum(AbstractLinearRule):
+    """The mean of the updates closest to their neighbours.
+
+    f, neighbours: as for Krum. keep: how many are averaged; None is n - f - 2 (at least 1).
+    Raises ValueError for values out of range and, when combining, for fewer than 2f + 3 or than `keep` updates.
+    """
+
+    f: tolerance.Tolerance = 0.2
+    neighbours: int | None = None
+    keep: int | None = None
+
+    def __post_init__(self) -> None:
+        tolerance.check(self.f)
+        for name, value in (("neighbours", self.neighbours), ("keep", self.keep)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or null for n - f - 2")
+
+    def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
+        n, f = len(gram), tolerance.count(self.f, len(gram))
+        keep = (n if f == 0 else n - f - 2) if self.keep is None else self.keep
+        if keep > n:
+            raise ValueError(f"keep={keep}, but this combination has {n} updates")
+        return mean_of(ranking(self, gram, f, self.neighbours)[:keep], n)

@@ -1,0 +1,48 @@
+"""Minimum-diameter averaging: the mean of the n - f updates that lie closest together.
+
+S = argmin over |S| = n - f of max_{i,j in S} |x_i - x_j|, answer = mean of S. Valid for n > 2f.
+El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely Distributed Byzantine Machine Learning", arXiv:1905.03853;
+the minimum-volume idea is Rousseeuw's (1985). Looks at C(n, f) subsets, so n is small or f is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases import AbstractLinearRule
+from fedhet.protocols import View
+from fedhet.types import Update
+from strategies.rules import tolerance
+from strategies.rules.geometry import mean_of, squared_distances, subsets
+
+
+@dataclass(frozen=True)
+class MinimumDiameter(AbstractLinearRule):
+    """Mean of the tightest n - f updates; subsets with the same widest pair are told apart by all their distances.
+
+    f: wrong updates to stand, a number or a share below 0.5. limit: most subsets looked at.
+    Raises ValueError for values out of range and, when combining, for n <= 2f or more subsets than `limit`.
+    """
+
+    f: tolerance.Tolerance = 0.2
+    limit: int = 100_000
+
+    def __post_init__(self) -> None:
+        tolerance.check(self.f)
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 subset")
+
+    def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
+        n, f = len(gram), tolerance.count(self.f, len(gram))
+        tolerance.within(self, f, n, 2 * f + 1)
+        squared, best, chosen = squared_distances(gram), (np.inf, np.inf), np.arange(n)
+        for batch in subsets(self, n, n - f, self.limit):
+            inside = squared[batch[:, :, None], batch[:, None, :]]
+            diameters, sums = inside.max(axis=(1, 2)), inside.sum(axis=(1, 2))
+            at = np.lexsort((sums, diameters))[0]
+            if (diameters[at], sums[at]) < best:
+                best, chosen = (float(diameters[at]), float(sums[at])), batch[at]
+        return mean_of(chosen, n)

@@ -1,0 +1,37 @@
+"""Nearest-neighbour mixing: every update is replaced by the mean of the n - f updates nearest to it.
+
+M_ij = 1/(n - f) for j among the n - f nearest neighbours of i, itself included. Valid for n > 2f.
+Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by Mixing: A Recipe for Optimal Byzantine ML under
+Heterogeneity", arXiv:2302.01772, Algorithm 2. Put in front of a rule, see `strategies.rules.chain`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhet.bases.rule import Rows
+from fedhet.protocols import View
+from strategies.rules import tolerance
+from strategies.rules.geometry import nearest, squared_distances
+
+
+@dataclass(frozen=True)
+class Nnm:
+    """Mixing with the nearest. f: wrong updates to stand, a number or a share below 0.5.
+
+    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    """
+
+    f: tolerance.Tolerance = 0.2
+
+    def __post_init__(self) -> None:
+        tolerance.check(self.f)
+
+    def __call__(self, rows: Rows, view: View) -> Rows:
+        n, f = len(rows), tolerance.count(self.f, len(rows))
+        tolerance.within(self, f, n, 2 * f + 1)
+        matrix = np.zeros((n, n))
+        np.put_along_axis(matrix, nearest(squared_distances(rows.gram), n - f), 1.0 / (n - f), axis=1)
+        return rows.mix(matrix, rows.weights)

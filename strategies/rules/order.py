@@ -1,0 +1,39 @@
+"""Order statistics of single coordinates, on blocks (n, width)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def ordered(block: Tensor) -> Tensor:
+    """Each column sorted upwards, shape (n, width). Short rows that lie together sort fastest."""
+    return torch.from_numpy(np.sort(block.T.contiguous().numpy(), axis=1)).T.contiguous()
+
+
+def middle(rows: Tensor) -> Tensor:
+    """The median of sorted rows, (width,): of an even number, the mean of the two in the middle."""
+    n = len(rows)
+    return rows[n // 2].clone() if n % 2 else rows[n // 2 - 1] * 0.5 + rows[n // 2] * 0.5
+
+
+def trimmed(rows: Tensor, f: int) -> Tensor:
+    """The mean of sorted rows without the f smallest and f largest, (width,)."""
+    return rows[f : len(rows) - f].mean(0)
+
+
+def mean_around(rows: Tensor, centre: Tensor, keep: int) -> Tensor:
+    """The mean of the `keep` values nearest to the centre, per column; of two equally far the smaller is kept.
+
+    In sorted rows these are a window. It moves up past value k as long as k is farther from the centre than the value
+    that would come in, k + keep; that is true of the first few k and then of none, so counting finds the place.
+    """
+    n = len(rows)
+    first = torch.zeros(rows.shape[1], dtype=torch.int16)
+    for k in range(n - keep):
+        first += centre - rows[k] > rows[k + keep] - centre
+    total = torch.zeros_like(rows[0])
+    for i, row in enumerate(rows):
+        total += row if n - keep <= i < keep else row * ((first <= i) & (first > i - keep))
+    return total / keep

@@ -1,0 +1,27 @@
+"""The covariance of weighted rows, seen from worker space.
+
+For weights w that add up to 1 the centred Gram matrix is Kc = (I - 1w') K (I - 1w')', and A = diag(sqrt w) Kc
+diag(sqrt w) has the non-zero eigenvalues of the covariance sum_i w_i (x_i - m)(x_i - m)'.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def centred(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Inner products of x_i - m with m = sum_i w_i x_i; shape (n, n)."""
+    product = gram @ w
+    result: np.ndarray = gram - product[:, None] - product[None, :] + w @ product
+    return result
+
+
+def principal(gram: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
+    """The largest eigenvalue of the weighted covariance, and each row's squared extent along its direction, (n,)."""
+    around, root = centred(gram, w), np.sqrt(w)
+    values, vectors = np.linalg.eigh(around * np.outer(root, root))
+    value = float(values[-1])
+    if value <= 0.0:
+        return 0.0, np.zeros(len(w))
+    extents: np.ndarray = (around @ (root * vectors[:, -1])) ** 2 / value
+    return value, extents

@@ -1,0 +1,30 @@
+"""How many wrong updates a rule is told to stand: a number, or a share of those combined."""
+
+from __future__ import annotations
+
+import math
+
+Tolerance = int | float
+"""A whole number of updates, or a share in [0, 0.5) of the updates of each combination, rounded down."""
+
+
+def check(f: Tolerance, name: str = "f") -> None:
+    """Raises ValueError for what is neither a count nor a share below one half."""
+    if isinstance(f, bool) or not isinstance(f, int | float):
+        raise ValueError(f"{name}={f!r} is neither a number of updates nor a share of them")
+    if (isinstance(f, int) and f < 0) or (isinstance(f, float) and not 0.0 <= f < 0.5):
+        raise ValueError(f"{name}={f!r} must be a whole number from 0, or a share of the updates in [0, 0.5)")
+
+
+def count(f: Tolerance, n: int) -> int:
+    """The number of wrong updates among n. A share is rounded down, so a few updates alone are trusted."""
+    return f if isinstance(f, int) else math.floor(f * n + 1e-9)
+
+
+def within(rule: object, f: int, n: int, least: int) -> None:
+    """Raises ValueError if n updates are fewer than the `least` a rule needs to stand f wrong ones."""
+    if n < least:
+        raise ValueError(
+            f"{type(rule).__name__} needs {least} updates or more to stand f={f} wrong ones, but there are {n}: "
+            f"lower f, give it as a share (f=0.2), or combine more updates at a time"
+        )
