@@ -1,14 +1,16 @@
 """A world with a known answer, for tests of plug-ins: quadratic clients, exact gradients, no data set.
 
 Client i minimises f_i(x) = a_i/2 * ||x - b_i||^2 in float64, so the optimum of sum_i p_i f_i is
-sum p_i a_i b_i / sum p_i a_i, and every local step is known in closed form.
+sum p_i a_i b_i / sum p_i a_i, and every local step is known in closed form. `Experiment` runs such a world on the whole
+engine; `Rounds` runs a work, a space and a rule in synchronous rounds with nothing around them, and `FakeView` is what
+a rule, a layer or a policy reads when there is no server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +18,10 @@ from torch import Tensor, nn
 
 from fedhet.build import Scores
 from fedhet.model import Model
-from fedhet.profile import Profile
-from fedhet.roster import Clients
+from fedhet.protocols import Idle, Layer, Observation, Rule, Shard, Space, Work
+from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
-from fedhet.types import ClientId
+from fedhet.types import Budget, ClientId, Job, JobId, Memory, Tree, Update, Version
 
 
 class Point(nn.Module):
@@ -104,3 +106,121 @@ def equal_clients(world: QuadraticWorld, **profile: Any) -> Clients:
     """A fleet without jitter or network for a world; `profile` overrides fields of everybody."""
     given = {"sec_per_step": 1.0, **profile}
     return Clients.from_columns(world.clients, given).with_examples(world.examples())
+
+
+@dataclass
+class Watched:
+    """What a server would have seen of a client."""
+
+    finished: int = 0
+    failed: int = 0
+    seconds_per_step: float | None = None
+
+
+@dataclass
+class FakeView:
+    """A `View` whose every answer is a field to be set. `roster` is real, `bases` and `watched` are looked up by
+    version and client, and `rng` counts its streams as the server does."""
+
+    roster: Clients
+    space: Space
+    state: Tree = field(default_factory=dict)
+    version: Version = 0
+    now: float = 0.0
+    cohort: Sequence[Job] = ()
+    inflight: dict[JobId, Job] = field(default_factory=dict)
+    buffer: dict[JobId, Job] = field(default_factory=dict)
+    occupied: set[ClientId] = field(default_factory=set)
+    bases: dict[Version, Tree] = field(default_factory=dict)
+    watched: dict[ClientId, Watched] = field(default_factory=dict)
+    seed: int = 0
+    draws: int = 0
+
+    @property
+    def busy(self) -> int:
+        return len(self.occupied)
+
+    @property
+    def idle(self) -> Idle:
+        return IdleClients(self.roster, self.occupied, lambda: self.now, ())
+
+    def base(self, version: Version) -> Tree:
+        return self.bases[version]
+
+    def observed(self, client: ClientId) -> Observation:
+        return self.watched.get(client, Watched())
+
+    def next_online(self) -> float | None:
+        return self.roster.next_online(self.now)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        self.draws += 1
+        return stream(self.seed, purpose, self.draws)
+
+
+class TrainingWorld(Protocol):
+    """What `Rounds` asks of a world."""
+
+    clients: int
+
+    def examples(self) -> np.ndarray: ...
+    def model(self) -> Model: ...
+    def shard(self, client: ClientId, turn: int) -> Shard: ...
+
+
+class Rounds:
+    """Synchronous rounds without an engine: offer, install, run, extract, combine, finish, merge, and nothing else.
+
+    `steps` is one number for everybody or one per client. One model serves all clients, as on a worker. `view.state`
+    is the model now, `memories` each client's memory of the work, `layer_memory` those of the server's `layers`, whose
+    `finish` runs in the order given; their other hooks are not part of this loop.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        space: Space,
+        rule: Rule,
+        world: TrainingWorld,
+        steps: int | Sequence[int] = 1,
+        layers: Sequence[Layer] = (),
+    ) -> None:
+        self.work, self.space, self.rule, self.world, self.layers = work, space, rule, world, tuple(layers)
+        self.steps = [steps] * world.clients if isinstance(steps, int) else list(steps)
+        if len(self.steps) != world.clients:
+            raise ValueError(f"{len(self.steps)} numbers of steps for {world.clients} clients")
+        self.model = world.model()
+        roster = Clients.from_columns(world.clients, {"sec_per_step": 1.0}).with_examples(world.examples())
+        self.view = FakeView(roster, space, space.begin(self.model))
+        self.memories: list[Memory] = [{} for _ in range(world.clients)]
+        self.layer_memory: list[Memory] = [{} for _ in self.layers]
+        self.updates: list[Update] = []
+        """Those of the last round."""
+        self._turns = [0] * world.clients
+
+    def run(self, rounds: int = 1, cohort: Sequence[ClientId] | None = None) -> Tree:
+        """So many rounds with these clients, or all of them; returns the state after the last."""
+        for _ in range(rounds):
+            self._round(sorted(range(self.world.clients) if cohort is None else cohort))
+        return self.view.state
+
+    def _round(self, cohort: Sequence[ClientId]) -> None:
+        view = self.view
+        self.updates = [self._answer(client) for client in cohort]
+        view.cohort = [u.job for u in self.updates]
+        delta = self.rule(self.updates, self.space, view)
+        for layer, memory in zip(self.layers, self.layer_memory, strict=True):
+            delta = layer.finish(delta, view, memory)
+        view.state = self.space.merge(view.state, delta)
+        view.version, view.cohort = view.version + 1, ()
+
+    def _answer(self, client: ClientId) -> Update:
+        turn = self._turns[client]
+        self._turns[client] += 1
+        number = self.view.version * self.world.clients + client
+        job = Job(number, client, self.view.version, turn, Budget(self.steps[client]), self.view.now)
+        payload, shard = self.space.offer(self.view.state, job), self.world.shard(client, turn)
+        self.model.extras.clear()
+        self.space.install(self.model, payload, job)
+        metrics = self.work.run(self.model, shard, job, self.memories[client])
+        return Update(job, self.space.extract(self.model, payload), float(len(shard)), metrics=metrics)

@@ -5,11 +5,12 @@ Acar et al., "Federated Learning Based on Dynamic Regularization", arXiv:2111.04
     client   y ~ argmin F_i(y) - <g_i, y> + (alpha/2) ||y - x||^2 ;   g_i <- g_i - alpha (y - x)
     server   h <- h - (alpha/n) sum_{i in S} (y_i - x) ;              x <- mean_S y_i - h / alpha
 
-Both halves are here: `FedDyn` is the work, `FedDynServer` the layer for the optimizer slot. The mean is uniform.
+Both halves are here: `FedDyn` is the work, `FedDynServer` the layer for the optimizer slot. The mean must be uniform.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,14 +27,13 @@ from fedhet.types import Job, Memory, Tree
 
 @dataclass(frozen=True)
 class FedDyn(AbstractLocal):
-    """`alpha` is the regularisation; small values need `clip_norm` early in training."""
+    """`alpha` is the regularisation, above 0 (ValueError); small values need `clip_norm` early in training."""
 
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha} must be positive")
+        _check(self.alpha)
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         own = memory.get("linear", torch.zeros_like(model.params))
@@ -43,25 +43,39 @@ class FedDyn(AbstractLocal):
         def bend(grad: Tensor, params: Tensor) -> None:
             grad.add_(params, alpha=self.alpha).sub_(constant)
 
-        metrics = self.steps(model, data, job, bend)
+        metrics = self.steps(model, data, job, bend, self.alpha)
         memory["linear"] = own - self.alpha * (model.params - start)
         return metrics
 
 
 @dataclass(frozen=True)
 class FedDynServer(AbstractLayer):
-    """The server's h, one tensor per leaf in memory; `alpha` must be the clients'."""
+    """The server's h, one tensor per parameter in memory; h is the mean of all g_i.
+
+    alpha: the clients'. averaged: last parts of the names of leaves without a gradient (statistics of normalisation
+    layers); those are averaged only, an h would make them swing. Raises ValueError for alpha not above 0.
+    """
 
     alpha: float = 0.05
+    averaged: tuple[str, ...] = ("running_mean", "running_var")
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha={self.alpha} must be positive")
+        _check(self.alpha)
+        object.__setattr__(self, "averaged", tuple(self.averaged))
 
     def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
         share = len(view.cohort) / len(view.roster)
-        step = tree.flatten(delta)
-        for name, leaf in step.items():
+        step: dict[str, Tensor] = {}
+        for name, leaf in delta.items():
+            if name.rpartition(".")[2] in self.averaged:
+                step[name] = leaf
+                continue
             h = memory.get(name, torch.zeros_like(leaf)) - self.alpha * share * leaf
             memory[name] = h
-        return tree.flatten({name: leaf - memory[name] / self.alpha for name, leaf in step.items()})
+            step[name] = leaf - h / self.alpha
+        return tree.flatten(step)
+
+
+def _check(alpha: float) -> None:
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be positive")

@@ -1,13 +1,21 @@
 """The step loop all local training shares: gradients of mini-batches on flat buffers, one in-place step after another.
 
 A work differs from plain SGD in what it adds to a gradient; it says so in one function and keeps the loop. Losses are
-summed as tensors and read once at the end.
+summed as tensors and read once at the end. Beside the model the loop follows one number, the FedNova norm: how much
+weight the gradients have together in the displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
+Heterogeneous Federated Optimization", arXiv:2007.07481, section 4),
+
+    w_0 - w_K = lr * sum_k a_k g_k,    a_norm = sum_k a_k,
+
+which is the path of the same steps on the constant gradient 1: K for plain SGD, v <- m v + 1, a <- a + v with momentum
+m, and a <- (1 - lr mu) a + 1 if mu * (w - w_0) pulls back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,22 +24,32 @@ from torch import Tensor
 
 from fedhet.model import Model
 from fedhet.protocols import Shard
-from fedhet.types import Job
+from fedhet.types import Job, Memory
 
 Adjust = Callable[[Tensor, Tensor], None]
 """adjust(grad, params): change the gradient in place before the step."""
 
 
 @dataclass(frozen=True)
-class AbstractLocal:
-    """Hyper-parameters of local steps: `lr` step size, `batch` samples a step, heavy-ball `momentum`, L2
-    `weight_decay`, `clip_norm` on the gradient (None: no clipping). Raises ValueError for values out of range."""
+class AbstractLocal(ABC):
+    """Hyper-parameters of local steps, and the loop that takes them.
+
+    lr: step size of version 0; it is lr * lr_decay**version in a job that starts from `version`.
+    batch: samples a step.
+    momentum: heavy ball, from zero in every job; with `nesterov` the step looks ahead by it.
+    weight_decay: L2, added to the gradient.
+    clip_norm: longest gradient after all additions, Euclidean; None for no clipping.
+
+    Raises ValueError for values out of range.
+    """
 
     lr: float = 0.1
     batch: int = 32
     momentum: float = 0.0
+    nesterov: bool = False
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    lr_decay: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -42,39 +60,60 @@ class AbstractLocal:
             raise ValueError(f"batch={self.batch} must be at least 1 sample")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be in [0, 1)")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=True looks ahead by the momentum: set momentum above 0, or nesterov=False")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm} must be positive, or null for no clipping")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"lr_decay={self.lr_decay} must be in (0, 1]; 1 keeps the step size")
 
-    def steps(self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None) -> dict[str, float]:
-        """Run the job's steps. Metrics: mean loss, steps, and a_norm, how much weight the gradients got in the sum.
+    @abstractmethod
+    def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
+        """Train the model in place; see `fedhet.protocols.Work`."""
 
-        a_norm is FedNova's ||a_i||_1 (arXiv:2007.07481): the number of steps for plain SGD, and
-        sum_k (1 - momentum^k) / (1 - momentum) with momentum.
+    def rate(self, job: Job) -> float:
+        """The step size of a job."""
+        return self.lr * self.lr_decay**job.version
+
+    def steps(
+        self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None, pull: float = 0.0
+    ) -> dict[str, float]:
+        """Run the job's steps. Metrics: "loss", the mean over the steps; "steps"; "a_norm" as above.
+
+        `pull` is the mu of a term mu * (w - w_0) in `adjust`, for a_norm alone. Raises ValueError for a job
+        without steps.
         """
-        params, grad = model.params, model.grad
+        count, rate = job.budget.steps, self.rate(job)
+        if count < 1:
+            raise ValueError(f"job {job.id} asks for {count} steps; local training needs at least 1")
         model.module.train()
+        params, grad = model.params, model.grad
         batches = data.batches(self.batch)
         velocity = torch.zeros_like(params) if self.momentum else None
-        total: Tensor | float = 0.0
-        lever, a_norm = 0.0, 0.0
-        for _ in range(job.budget.steps):
-            x, y = next(batches)
-            total = total + model.gradient(x, y)
+        total = torch.zeros((), dtype=params.dtype)
+        lever = a_norm = 0.0
+        for _ in range(count):
+            total += model.gradient(*next(batches))
             if self.weight_decay:
                 grad.add_(params, alpha=self.weight_decay)
             if adjust is not None:
                 adjust(grad, params)
             if self.clip_norm is not None:
-                norm = float(grad.norm())
-                if norm > self.clip_norm:
-                    grad.mul_(self.clip_norm / norm)
+                self._clip(grad)
             if velocity is None:
-                params.add_(grad, alpha=-self.lr)
+                params.add_(grad, alpha=-rate)
             else:
                 velocity.mul_(self.momentum).add_(grad)
-                params.add_(velocity, alpha=-self.lr)
-            lever = self.momentum * lever + 1.0
-            a_norm += lever
-        return {"loss": float(total) / job.budget.steps, "steps": float(job.budget.steps), "a_norm": a_norm}
+                step = grad.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
+                params.add_(step, alpha=-rate)
+            unit = 1.0 - rate * pull * a_norm
+            lever = self.momentum * lever + unit
+            a_norm += unit + self.momentum * lever if self.nesterov else lever
+        return {"loss": float(total) / count, "steps": float(count), "a_norm": a_norm}
+
+    def _clip(self, grad: Tensor) -> None:
+        norm = float(grad.norm())
+        if self.clip_norm is not None and norm > self.clip_norm:
+            grad.mul_(self.clip_norm / norm)

@@ -1,8 +1,12 @@
 """SCAFFOLD: every local step is corrected by the difference of two control variates.
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378, Algorithm 1:
-y <- y - lr * (g_i(y) - c_i + c), then c_i+ = c_i - c + (x - y) / (K lr) (option II) or c_i+ = g_i(x) (option I).
-The space sends c and combines the steps c_i+ - c_i; c_i stays in the client's memory, zero at first.
+
+    y <- y - lr * (g_i(y) - c_i + c),  K times
+    option II  c_i+ = c_i - c + (x - y) / (K lr)      option I  c_i+ = g_i(x)
+
+The space sends c and combines the steps c_i+ - c_i; c_i stays in the client's memory, zero at first. An answer that is
+lost or thrown away leaves c behind the mean of the c_i by that step.
 """
 
 from __future__ import annotations
@@ -19,12 +23,15 @@ from fedhet.model import Model
 from fedhet.protocols import Shard
 from fedhet.types import Job, Memory
 
+CHUNK = 1024
+"""Samples of a full gradient that are computed at a time."""
+
 
 @dataclass(frozen=True)
 class Scaffold(AbstractLocal):
-    """`option` 2 reads c_i+ off the local path, 1 takes a full gradient at x.
+    """`option` 2 reads c_i+ off the local path, 1 takes a full gradient at x. Weight decay counts as part of g_i.
 
-    Momentum, clipping and weight decay are refused: (x - y) / (K lr) is then no mean gradient of F_i.
+    Momentum and clipping are refused with ValueError: (x - y) / (K lr) is then no mean of gradients.
     """
 
     option: int = 2
@@ -35,30 +42,37 @@ class Scaffold(AbstractLocal):
         super().__post_init__()
         if self.option not in (1, 2):
             raise ValueError(f"option={self.option}: SCAFFOLD has options 1 and 2")
-        for name in ("momentum", "weight_decay", "clip_norm"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: the control variate assumes plain SGD steps; set it to 0"
-                )
+        if self.momentum:
+            raise ValueError(f"momentum={self.momentum}: control variates assume plain SGD steps; set it to 0")
+        if self.clip_norm is not None:
+            raise ValueError(f"clip_norm={self.clip_norm}: control variates assume plain SGD steps; set it to null")
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
-        server = model.extras["control"]
         own = memory.get("control", torch.zeros_like(model.params))
+        correction = model.extras["control"] - own  # c - c_i
         start = model.params.clone()
         fresh = self._full_gradient(model, data) if self.option == 1 else None
-        correction = server - own
 
         def correct(grad: Tensor, params: Tensor) -> None:
             grad.add_(correction)
 
         metrics = self.steps(model, data, job, correct)
         if fresh is None:
-            fresh = (start - model.params).div_(job.budget.steps * self.lr).sub_(correction)
+            fresh = (start - model.params).div_(job.budget.steps * self.rate(job)).sub_(correction)
         model.extras["control_step"] = fresh - own
         memory["control"] = fresh
         return metrics
 
     def _full_gradient(self, model: Model, data: Shard) -> Tensor:
+        """Of the mean loss over all samples; batch-norm statistics are put back, they belong to training."""
+        buffers = model.flat[model.params.numel() :]
+        kept = buffers.clone()
         model.module.train()
-        model.gradient(*data.whole())
-        return model.grad.clone()
+        x, y = data.whole()
+        mean = model.params * self.weight_decay
+        for at in range(0, len(x), CHUNK):
+            part = slice(at, at + CHUNK)
+            model.gradient(x[part], y[part])
+            mean.add_(model.grad, alpha=len(x[part]) / len(x))
+        buffers.copy_(kept)
+        return mean

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedhet import tree
 from fedhet.bases import AbstractDense
@@ -25,7 +26,12 @@ PREFIX = "control."
 
 @dataclass(frozen=True)
 class ControlVariates(AbstractDense):
-    """`clients` is n, the number of all clients. Leaves of the control part are named `control.<parameter>`."""
+    """`clients` is n, the number of all clients. Leaves of the control part are named `control.<parameter>`; buffers
+    (batch-norm statistics) have none.
+
+    On a device `model.extras["control"]` is c, shape (parameters,); the work leaves its step c_i+ - c_i, of the same
+    shape, in `model.extras["control_step"]`. Raises ValueError if it does not, or if trees do not fit the model.
+    """
 
     clients: int
     gives: ClassVar[frozenset[str]] = frozenset({"coordinates", "control"})
@@ -38,33 +44,33 @@ class ControlVariates(AbstractDense):
         return FlatTree(_doubled(model), torch.cat([model.flat, torch.zeros_like(model.params)]))
 
     def install(self, model: Model, payload: Tree, job: Job) -> None:
-        flat = _flat(model, payload)
-        size = model.flat.numel()
-        model.flat.copy_(flat[:size])
-        model.extras["control"] = flat[size:]
+        values, control = _halves(model, payload)
+        model.flat.copy_(values)
+        model.extras["control"] = control.clone()
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        flat = _flat(model, payload)
-        moved = model.flat - flat[: model.flat.numel()]
-        return FlatTree(_doubled(model), torch.cat([moved, model.extras["control_step"]]))
+        step = model.extras.get("control_step")
+        if step is None or step.shape != model.params.shape:
+            raise ValueError("the work left no control step of the parameters' shape: this space needs work=scaffold")
+        values, _ = _halves(model, payload)
+        return FlatTree(_doubled(model), torch.cat([model.flat - values, step]))
 
     def restore(self, model: Model, state: Tree) -> None:
-        model.flat.copy_(_flat(model, state)[: model.flat.numel()])
+        model.flat.copy_(_halves(model, state)[0])
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         """Of the model parts: control variates do not vote."""
         return tree.gram([_part(d, control=False) for d in deltas])
 
     def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        model = tree.weighted_sum([_part(d, control=False) for d in deltas], coefficients)
+        values = tree.weighted_sum([_part(d, control=False) for d in deltas], coefficients)
         control = tree.weighted_sum([_part(d, control=True) for d in deltas], [1.0 / self.clients] * len(deltas))
-        schema = Schema.of(deltas[0])
-        assert isinstance(model, FlatTree) and isinstance(control, FlatTree)
-        return FlatTree(schema, torch.cat([model.flat, control.flat]))
+        assert isinstance(values, FlatTree) and isinstance(control, FlatTree)
+        return FlatTree(Schema.of(deltas[0]), torch.cat([values.flat, control.flat]))
 
 
 def _doubled(model: Model) -> Schema:
-    """The model's schema with a control leaf for every trainable parameter (buffers have none)."""
+    """The model's schema with a control leaf for every trainable parameter."""
     at, control = 0, []
     for name, leaf in model.schema.leaves:
         if at < model.params.numel():
@@ -73,16 +79,18 @@ def _doubled(model: Model) -> Schema:
     return Schema((*model.schema.leaves, *control))
 
 
-def _flat(model: Model, payload: Tree) -> torch.Tensor:
+def _halves(model: Model, payload: Tree) -> tuple[Tensor, Tensor]:
+    """Views of the model part and the control part."""
     if not isinstance(payload, FlatTree) or payload.schema != _doubled(model):
         raise ValueError("the payload is not this model's with control variates")
-    return payload.flat
+    size = model.flat.numel()
+    return payload.flat[:size], payload.flat[size:]
 
 
 def _part(delta: Tree, *, control: bool) -> FlatTree:
     """The model part or the control part of a delta, as a view."""
-    assert isinstance(delta, FlatTree)
-    leaves = tuple((n, leaf) for n, leaf in delta.schema.leaves if n.startswith(PREFIX) == control)
-    schema = Schema(leaves)
-    flat = delta.flat[-schema.size :] if control else delta.flat[: schema.size]
-    return FlatTree(schema, flat)
+    flat = tree.flatten(delta)
+    if not isinstance(flat, FlatTree):
+        raise ValueError("the leaves of an update with control variates must share one dtype")
+    schema = Schema(tuple((n, leaf) for n, leaf in flat.schema.leaves if n.startswith(PREFIX) == control))
+    return FlatTree(schema, flat.flat[-schema.size :] if control else flat.flat[: schema.size])

@@ -1,6 +1,7 @@
 """Every trainable parameter and floating-point buffer travels, as one vector.
 
-McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629.
+State, payload and delta have the model's names and shapes; delta = after - before. McMahan et al.,
+"Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from fedhet.types import Job, Tree
 
 @dataclass(frozen=True)
 class Full(AbstractDense):
-    """The whole model. Raises ValueError if a payload does not fit the device's model."""
+    """The whole model. Payloads are only read: they may lie in memory shared with other processes.
+
+    Raises ValueError if a payload does not fit the device's model.
+    """
 
     def begin(self, model: Model) -> Tree:
         return FlatTree(model.schema, model.flat.clone())
@@ -34,7 +38,12 @@ class Full(AbstractDense):
 
 def flat_of(model: Model, tree: Tree) -> Tensor:
     """The buffer of a tree that has the model's schema."""
-    if not isinstance(tree, FlatTree) or tree.schema != model.schema:
-        odd = sorted(set(tree) ^ set(model.schema))[:3]
-        raise ValueError(f"the payload is not this model's: {odd or 'shapes or order differ'}")
+    if not isinstance(tree, FlatTree):
+        raise ValueError(f"the payload is a {type(tree).__name__} of separate tensors, not one flat buffer")
+    if tree.schema != model.schema:
+        unknown, missing = sorted(set(tree) - set(model.schema)), sorted(set(model.schema) - set(tree))
+        what = (
+            f"unknown {unknown[:3]}, missing {missing[:3]}" if unknown or missing else "shapes, dtypes or order differ"
+        )
+        raise ValueError(f"the payload is not this model's: {what}")
     return tree.flat

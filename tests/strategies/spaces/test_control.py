@@ -1,0 +1,94 @@
+"""A model with control variates: twice the leaves, two ways to combine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedhet.model import Model
+from fedhet.tree import FlatTree
+from fedhet.types import Budget, Job
+from strategies.spaces.control import ControlVariates
+from strategies.spaces.full import Full
+
+JOB = Job(0, 0, 0, 0, Budget(), 0.0)
+
+
+def model(seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    return Model(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+
+
+def random_delta(state: FlatTree, seed: int) -> FlatTree:
+    return FlatTree(state.schema, torch.from_numpy(np.random.default_rng(seed).normal(size=len(state.flat))).float())
+
+
+def test_the_first_state_has_a_zero_beside_every_parameter_and_none_beside_statistics() -> None:
+    m = model()
+    state = ControlVariates(5).begin(m)
+    parameters = [n for n, _ in m.module.named_parameters()]
+    assert [n for n in state if n.startswith("control.")] == ["control." + n for n in parameters]
+    assert all(not state["control." + n].any() and state["control." + n].shape == state[n].shape for n in parameters)
+    assert torch.equal(state.flat[: m.flat.numel()], m.flat)
+
+
+def test_a_device_gets_copies_of_both_halves_and_answers_with_both_steps() -> None:
+    space, device = ControlVariates(5), model(1)
+    payload = random_delta(space.begin(device), 0)
+    kept = payload.flat.clone()
+    space.install(device, payload, JOB)
+    assert torch.equal(device.extras["control"], kept[device.flat.numel() :])
+    device.extras["control"].zero_()
+    device.flat.add_(0.5)
+    assert torch.equal(payload.flat, kept)
+    device.extras["control_step"] = torch.arange(device.params.numel(), dtype=torch.float32)
+    delta = space.extract(device, payload)
+    assert delta.schema == space.expects(payload, JOB)
+    torch.testing.assert_close(delta.flat[: device.flat.numel()], torch.full_like(device.flat, 0.5))
+    assert torch.equal(delta.flat[device.flat.numel() :], device.extras["control_step"])
+
+
+def test_the_model_part_combines_by_coefficients_and_the_control_part_by_all_clients() -> None:
+    space, m = ControlVariates(8), model()
+    deltas = [random_delta(space.begin(m), seed) for seed in range(3)]
+    combined = space.combine(deltas, [0.7, 0.2, -0.1])
+    rows, size = np.stack([d.flat.numpy() for d in deltas]).astype(np.float64), m.flat.numel()
+    np.testing.assert_allclose(combined.flat[:size].numpy(), [0.7, 0.2, -0.1] @ rows[:, :size], atol=1e-6)
+    np.testing.assert_allclose(combined.flat[size:].numpy(), rows[:, size:].sum(0) / 8, atol=1e-6)
+    assert combined.schema == deltas[0].schema
+
+
+def test_plain_mappings_combine_to_the_same_bits() -> None:
+    space, m = ControlVariates(8), model()
+    deltas = [random_delta(space.begin(m), seed) for seed in range(3)]
+    flat = space.combine(deltas, [0.5, 0.25, 0.25])
+    plain = space.combine([dict(d.items()) for d in deltas], [0.5, 0.25, 0.25])
+    assert torch.equal(flat.flat, plain.flat)
+
+
+def test_inner_products_are_those_of_the_models_alone() -> None:
+    space, m = ControlVariates(2), model()
+    deltas = [random_delta(space.begin(m), seed) for seed in range(3)]
+    rows = np.stack([d.flat[: m.flat.numel()].numpy() for d in deltas]).astype(np.float64)
+    np.testing.assert_allclose(space.gram(deltas), rows @ rows.T, rtol=1e-12)
+
+
+def test_restoring_puts_back_the_model() -> None:
+    space, m = ControlVariates(2), model(1)
+    state = space.begin(model(0))
+    space.restore(m, state)
+    assert torch.equal(m.flat, model(0).flat)
+
+
+def test_misuse_says_what_is_missing() -> None:
+    space, m = ControlVariates(2), model()
+    payload = space.begin(m)
+    space.install(m, payload, JOB)
+    with pytest.raises(ValueError, match="work=scaffold"):
+        space.extract(m, payload)
+    with pytest.raises(ValueError, match="control variates"):
+        space.install(m, Full().begin(m), JOB)
+    with pytest.raises(ValueError, match="clients=0"):
+        ControlVariates(0)
