@@ -21,6 +21,8 @@ from fedhet.enroll.errors import EnrollError
 
 SECONDS = 20.0
 """How long one request may take."""
+TLS = ssl.TLSVersion.TLSv1_3
+"""The oldest TLS that either side speaks."""
 MOST = 1 << 20
 """Bytes of an answer that are read."""
 
@@ -83,7 +85,7 @@ class Link:
 def trusting(root: bytes) -> ssl.SSLContext:
     """A client context of TLS 1.3 that trusts one root and checks names."""
     context = ssl.create_default_context(cadata=root.decode("ascii"))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = TLS
     return context
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fedhet.enroll import tables
@@ -113,6 +113,11 @@ class Registry:
         query = select(CertificateRow.serial, CertificateRow.denied).where(CertificateRow.denied.is_not(None))
         with self._reading() as session:
             return [(s, at) for s, at in session.execute(query.where(CertificateRow.not_after > now)) if at]
+
+    def set_flower_node(self, number: int, node: str | None) -> None:
+        """Note under which node id the SuperLink knows a client, or that it does not."""
+        with self.transaction() as session:
+            session.execute(update(ClientRow).where(ClientRow.number == number).values(flower_node=node))
 
     def observe(self, number: int, **figures: float | int) -> None:
         """Note what the server itself saw of a client, over what was noted before."""

@@ -28,12 +28,12 @@ class Clock:
 
 
 @contextlib.contextmanager
-def _listening(app, certificate):
+def _listening(app, certificate, lifespan="off"):
     """Serve an app with TLS on a free port of loopback; yields the port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-        config = uvicorn.Config(app, ssl_certfile=certificate, log_level="warning", lifespan="off", ws="none")
+        config = uvicorn.Config(app, ssl_certfile=certificate, log_level="warning", lifespan=lifespan, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

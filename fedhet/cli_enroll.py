@@ -1,0 +1,322 @@
+"""Commands about real clients: `mount` hangs them under `fedhet`. Signatures only; the work is in fedhet/enroll.
+
+A refusal is one line on standard error, or with --json one object on standard output, and the exit code of its error
+(fedhet/enroll/errors.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[Path, typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.")]
+State = Annotated[Path, typer.Option("--state", envvar="FEDHET_CLIENT", help="This client's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
+DataPath = Annotated[str, typer.Option("--data", help="Where this device's data are; the path is not told.")]
+Partition = Annotated[str, typer.Option("--partition", metavar="K/N", help="Which part of a common data set it is.")]
+Examples = Annotated[int, typer.Option("--examples", help="How many training examples there are.", min=0)]
+Labels = Annotated[Path | None, typer.Option("--labels", help="JSON file of examples by label.")]
+Seconds = Annotated[float, typer.Option("--benchmark", help="Seconds the benchmark may take; 0 leaves it out.", min=0)]
+
+HOME = Path.home() / ".fedhet" / "federation"
+STATE = Path.home() / ".fedhet" / "client"
+
+ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
+enroll = typer.Typer(help="Who may join.", no_args_is_help=True)
+clients = typer.Typer(help="Who has joined.", no_args_is_help=True)
+client = typer.Typer(help="This device as a client.", no_args_is_help=True)
+audit = typer.Typer(help="What was done, and whether the log is whole.", no_args_is_help=True)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for name, group in (("ca", ca), ("enroll", enroll), ("clients", clients), ("client", client), ("audit", audit)):
+        app.add_typer(group, name=name)
+    app.command("join")(join)
+    app.command("serve")(serve)
+
+
+@ca.command("init")
+def ca_init(
+    endpoint: Annotated[str, typer.Option("--endpoint", help="host:port at which devices reach the server.")],
+    federation: Annotated[str, typer.Option("--federation", help="Its name.")] = "federation",
+    host: Annotated[list[str] | None, typer.Option("--host", help="A further name or address of the server.")] = None,
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase for the root key.")] = False,
+    root: Annotated[Path | None, typer.Option("--root", help="Root certificate of an authority of your own.")] = None,
+    signer: Annotated[str, typer.Option("--signer", help="Its command: a request in, a chain out.")] = "",
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Found a federation: root, issuing key, server certificate; prints the root's fingerprint."""
+    from fedhet.enroll import commands
+
+    commands.ca_init(home, federation, endpoint, host or [], passphrase, root, signer, json)
+
+
+@ca.command("rotate")
+def ca_rotate(
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="The root key has a passphrase.")] = False,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Replace the issuing key; certificates of the old one hold until they expire."""
+    from fedhet.enroll import commands
+
+    commands.ca_rotate(home, passphrase, json)
+
+
+@ca.command("export-crl")
+def ca_crl(out: Annotated[Path, typer.Option("--out", "-o")], home: Home = HOME, json: Json = False) -> None:
+    """Write the signed revocation list for third parties."""
+    from fedhet.enroll import commands
+
+    commands.ca_crl(home, out, json)
+
+
+@enroll.command("invite")
+def enroll_invite(
+    name: Annotated[str, typer.Option("--name", help="The client's name (default: made up).")] = "",
+    device_class: Annotated[str, typer.Option("--class", help="A class of the policy: edge or silo.")] = "edge",
+    hours: Annotated[float | None, typer.Option("--hours", help="How long the token can be used.", min=0.01)] = None,
+    count: Annotated[int, typer.Option("--count", help="Make several, without --name.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write name,token lines to this CSV file.")] = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Make a token: one line to paste at the device, good for one of them, once."""
+    from fedhet.enroll import commands
+
+    commands.invite(home, name, device_class, hours, count, out, json)
+
+
+@enroll.command("pending")
+def enroll_pending(home: Home = HOME, json: Json = False) -> None:
+    """Show the devices that wait."""
+    from fedhet.enroll import commands
+
+    commands.list_clients(home, ("pending",), json)
+
+
+@enroll.command("approve")
+def enroll_approve(names: Annotated[list[str], typer.Argument()], home: Home = HOME, json: Json = False) -> None:
+    """Let devices in."""
+    from fedhet.enroll import commands
+
+    commands.approve(home, names, json)
+
+
+@enroll.command("reject")
+def enroll_reject(name: Name, reason: Reason, home: Home = HOME, json: Json = False) -> None:
+    """Refuse a device."""
+    from fedhet.enroll import commands
+
+    commands.change(home, "reject", name, reason, json)
+
+
+@enroll.command("sign")
+def enroll_sign(
+    request: Annotated[Path, typer.Argument(help="What `fedhet client request` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The answer to carry back.")],
+    name: Annotated[str, typer.Option("--name")] = "",
+    device_class: Annotated[str, typer.Option("--class")] = "edge",
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Let a device in that has no path to the server: a request file in, an answer file out."""
+    from fedhet.enroll import commands
+
+    commands.sign(home, request, out, name, device_class, json)
+
+
+@clients.command("list")
+def clients_list(
+    state: Annotated[list[str] | None, typer.Option("--state", help="Only clients in this state.")] = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Show the clients: declared, measured and observed, kept apart."""
+    from fedhet.enroll import commands
+
+    commands.list_clients(home, tuple(state or ()), json)
+
+
+@clients.command("show")
+def clients_show(name: Name, home: Home = HOME, json: Json = False) -> None:
+    """Show all that is known of one client."""
+    from fedhet.enroll import commands
+
+    commands.show(home, name, json)
+
+
+@clients.command("suspend")
+def clients_suspend(name: Name, reason: Reason = "", home: Home = HOME, json: Json = False) -> None:
+    """Shut a client out until it is resumed."""
+    from fedhet.enroll import commands
+
+    commands.change(home, "suspend", name, reason, json)
+
+
+@clients.command("resume")
+def clients_resume(name: Name, home: Home = HOME, json: Json = False) -> None:
+    """Let a suspended client in again."""
+    from fedhet.enroll import commands
+
+    commands.change(home, "resume", name, "", json)
+
+
+@clients.command("revoke")
+def clients_revoke(name: Name, reason: Reason, home: Home = HOME, json: Json = False) -> None:
+    """End a client for good, from its next message on."""
+    from fedhet.enroll import commands
+
+    commands.change(home, "revoke", name, reason, json)
+
+
+@audit.command("verify")
+def audit_verify(home: Home = HOME, json: Json = False) -> None:
+    """Check every line of the audit log; names the first bad one."""
+    from fedhet.enroll import commands
+
+    commands.audit_verify(home, json)
+
+
+@audit.command("show")
+def audit_show(home: Home = HOME, json: Json = False) -> None:
+    """Print the audit log."""
+    from fedhet.enroll import commands
+
+    commands.audit_show(home, json)
+
+
+def serve(
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "0.0.0.0",
+    port: Annotated[int | None, typer.Option("--port", help="Default: the endpoint's.")] = None,
+    flower_port: Annotated[int, typer.Option("--flower-port", help="The SuperLink's, on loopback.")] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No TLS: a proxy on this machine ends it. Loopback only.")
+    ] = False,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Serve the federation: SuperLink on loopback, enrolment and Fleet API behind one TLS port."""
+    from fedhet.enroll import commands
+
+    commands.serve(home, host, port, flower_port, insecure, json)
+
+
+def join(
+    token: Annotated[str, typer.Argument(help="The token, or - to read it from standard input.")],
+    name: Annotated[str, typer.Option("--name", help="Another name than the invitation's.")] = "",
+    data: DataPath = "",
+    partition: Partition = "",
+    examples: Examples = 0,
+    labels: Labels = None,
+    benchmark: Seconds = 3.0,
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for approval.", min=0)] = 3600.0,
+    state: State = STATE,
+    json: Json = False,
+) -> None:
+    """Make this device a client: verify the server, make keys, measure, ask, wait for approval."""
+    from fedhet.enroll import device_commands
+
+    device_commands.join(state, token, name, (data, partition, examples, labels), benchmark, wait, json)
+
+
+@client.command("poll")
+def client_poll(state: State = STATE, json: Json = False) -> None:
+    """Ask what became of the application."""
+    from fedhet.enroll import device_commands
+
+    device_commands.poll(state, json)
+
+
+@client.command("run")
+def client_run(state: State = STATE) -> None:
+    """Work for the federation until interrupted."""
+    from fedhet.enroll import device_commands
+
+    device_commands.run(state)
+
+
+@client.command("doctor")
+def client_doctor(state: State = STATE, json: Json = False) -> None:
+    """Check all that could keep this device from working: check, problem, remedy."""
+    from fedhet.enroll import device_commands
+
+    device_commands.doctor(state, json)
+
+
+@client.command("profile")
+def client_profile(
+    benchmark: Seconds = 3.0,
+    send: Annotated[bool, typer.Option("--send/--no-send", help="Tell the server.")] = True,
+    state: State = STATE,
+    json: Json = False,
+) -> None:
+    """Measure this machine again."""
+    from fedhet.enroll import device_commands
+
+    device_commands.profile(state, benchmark, send, json)
+
+
+@client.command("renew")
+def client_renew(state: State = STATE, json: Json = False) -> None:
+    """Get a new certificate for a new key."""
+    from fedhet.enroll import device_commands
+
+    device_commands.renew(state, json)
+
+
+@client.command("leave")
+def client_leave(
+    purge: Annotated[bool, typer.Option("--purge", help="Delete the keys and all state as well.")] = False,
+    state: State = STATE,
+    json: Json = False,
+) -> None:
+    """Leave the federation for good."""
+    from fedhet.enroll import device_commands
+
+    device_commands.leave(state, purge, json)
+
+
+@client.command("request")
+def client_request(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The request to carry to the operator.")],
+    name: Annotated[str, typer.Option("--name")] = "",
+    data: DataPath = "",
+    partition: Partition = "",
+    examples: Examples = 0,
+    labels: Labels = None,
+    benchmark: Seconds = 3.0,
+    state: State = STATE,
+    json: Json = False,
+) -> None:
+    """Ask to join without a path to the server: write a request file."""
+    from fedhet.enroll import device_commands
+
+    device_commands.request(state, out, name, (data, partition, examples, labels), benchmark, json)
+
+
+@client.command("import")
+def client_import(
+    answer: Annotated[Path, typer.Argument(help="What `fedhet enroll sign` wrote.")],
+    root_fingerprint: Annotated[str, typer.Option("--root-fingerprint", help="SHA-256, told by another way.")],
+    state: State = STATE,
+    json: Json = False,
+) -> None:
+    """Take the operator's answer to a request file."""
+    from fedhet.enroll import device_commands
+
+    device_commands.import_(state, answer, root_fingerprint, json)
+
+
+@client.command("service")
+def client_service(state: State = STATE) -> None:
+    """Print a systemd unit that runs this client at boot."""
+    from fedhet.enroll import device_commands
+
+    device_commands.service(state)

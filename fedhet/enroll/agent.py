@@ -1,0 +1,180 @@
+"""`fedhet client run`: keeps a device's SuperNode running, its certificate young, and stops when it is not wanted.
+
+A SuperNode that died is refused for up to 60 seconds, until the SuperLink has noticed; so the next one starts 65 s
+after. The device asks its server first, and a client that was revoked or left does not try again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhet.enroll import files
+from fedhet.enroll.device import Device
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.processes import Program, Supervisor, flower_environment
+
+log = logging.getLogger("fedhet.enroll")
+REFUSAL_S = 65.0
+"""Seconds after its end at which a SuperNode is admitted again."""
+CHECK_S = 60.0
+"""How often the certificate's age is looked at."""
+FINAL = frozenset({"E109", "E202", "E209", "E212"})
+"""Answers after which this client has no future."""
+
+
+@dataclass
+class Agent:
+    """One device at work. `run` blocks until `stop` is set, or raises the EnrollError that ends the client."""
+
+    device: Device
+    delay_s: float = REFUSAL_S
+    stop: threading.Event = field(default_factory=threading.Event)
+    nap: Callable[[threading.Event, float], bool] = threading.Event.wait
+    supervisor: Supervisor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.work = self.device.folder / "work"
+        self.supervisor = Supervisor(())
+
+    def run(self) -> None:
+        """Work until told otherwise. Must stay in one thread."""
+        self._admitted()
+        files.private_folder(self.work)
+        self._after_a_crash()
+        self.supervisor = Supervisor(self.programs(_free_port()))
+        looked = self.device.clock()
+        try:
+            while not self.stop.is_set():
+                for name in self.supervisor.step():
+                    log.warning("%s ended with %s", name, self.supervisor.codes[name])
+                    if name == "supernode":
+                        self._admitted()
+                files.write_file(self.work / "alive", str(int(self.device.clock())))
+                if self.device.clock() > looked + CHECK_S:
+                    looked = self.device.clock()
+                    self.renew_if_due()
+                self.nap(self.stop, 1.0)
+        finally:
+            self.supervisor.stop()
+            (self.work / "alive").unlink(missing_ok=True)
+
+    def programs(self, port: int) -> list[Program]:
+        """SuperNode and SuperExec, which runs the client's tasks; they speak over `port` of loopback, with a secret."""
+        folder, work = self.device.folder.resolve(), self.work.resolve()
+        files.private_folder(work / "home")
+        files.write_file(work / "superexec.secret", secrets.token_urlsafe(48))
+        files.write_file(work / "node.toml", node_config(self.device))
+        environment = {**flower_environment(work / "home"), "FEDHET_STATE": str(folder)}
+        secret = ["--superexec-auth-secret-file", str(work / "superexec.secret")]
+        trust, key = str(folder / "root.pem"), str(folder / "node.key")
+        node = ["flower-supernode", "--superlink", str(self.device.about["endpoint"]), "--root-certificates", trust,
+                "--auth-supernode-private-key", key, "--node-config", str(work / "node.toml"),
+                "--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *secret]  # fmt: skip
+        execute = ["flower-superexec", "--runtime-api-address", f"127.0.0.1:{port}", "--insecure", *secret]
+        return [
+            Program("supernode", node, work / "supernode.log", environment, self.delay_s),
+            Program("superexec", execute, work / "superexec.log", environment, 3.0),
+        ]
+
+    def renew_if_due(self) -> bool:
+        """Renew the certificate at two thirds of its life; whether it was. A server out of reach is tried again."""
+        if self.device.clock() < self.device.leaf().renew_at:
+            return False
+        try:
+            self.device.renew()
+        except EnrollError as error:
+            if error.code in FINAL:
+                raise
+            log.warning("%s", error.line)
+            return False
+        return True
+
+    def _admitted(self) -> None:
+        """Wait until the server lets this client work. Raises the EnrollError that says that it never will."""
+        while not self.stop.is_set():
+            try:
+                if self.device.clock() > self.device.leaf().not_after:
+                    self.device.renew()
+                answer = self.device.ask("whoami")
+                self.device.note(state=answer["state"])
+                return
+            except EnrollError as error:
+                self.device.note(refused=error.code)
+                if error.code in FINAL:
+                    raise
+                log.warning("%s", error.line)
+            self.nap(self.stop, 10.0)
+
+    def _after_a_crash(self) -> None:
+        """An earlier agent that left its mark died without saying goodbye: wait until its SuperNode is forgotten."""
+        mark = self.work / "alive"
+        if mark.exists():
+            rest = int(mark.read_text() or 0) + self.delay_s - self.device.clock()
+            if 0 < rest <= self.delay_s:
+                log.warning("the last run ended without notice; waiting %d s", rest)
+                self.nap(self.stop, rest)
+
+
+def node_config(device: Device) -> str:
+    """What Flower gives a client's app: its number as `partition-id`, and what it measured and declared, as TOML.
+
+    `partition-id` is the declared partition, else the client's number. `data` and `state` are paths on this device.
+    """
+    about = device.about
+    declared = dict(about.get("declared", {}))
+    claim: dict[str, Any] = json.loads(files.read_private(device.folder / "profile.json"))
+    measured = claim["measured"]
+    values: dict[str, Any] = {
+        "partition-id": declared.get("partition", about["number"]),
+        "num-partitions": declared.get("partitions"),
+        "client": about["number"],
+        "client-name": about["name"],
+        "node": about["node"],
+        "data": about.get("data") or None,
+        "state": str((device.folder / "work").resolve()),
+        "num_examples": declared.get("examples"),
+        "max_rank": declared.get("max_rank"),
+        "sec_per_step": measured["step_us"] / 1e6 if "step_us" in measured else None,
+    }
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items() if value is not None
+    )
+
+
+def unit(folder: Path, command: str) -> str:
+    """A systemd unit that runs this client at boot."""
+    return f"""[Unit]
+Description=fedhet client
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart={command} client run --state {folder.resolve()}
+User={os.environ.get("USER", "fedhet")}
+Restart=on-failure
+RestartSec={REFUSAL_S:g}
+# 42, 49 and 52: revoked, expired for too long, left
+RestartPreventExitStatus=19 42 49 52
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ReadWritePaths={folder.resolve()}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,208 @@
+"""The operator's commands."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedhet.enroll import files, offline, profiles
+from fedhet.enroll.audit import Audit
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation, me
+from fedhet.enroll.output import say, spoken
+from fedhet.enroll.registry import Client
+from fedhet.enroll.serve import Server
+
+
+@contextlib.contextmanager
+def _opened(home: Path, as_json: bool) -> Iterator[Federation]:
+    with spoken(as_json), contextlib.closing(Federation(home)) as federation:
+        yield federation
+
+
+def ca_init(
+    home: Path, federation: str, endpoint: str, hosts: Sequence[str], passphrase: bool, root: Path | None, signer: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Found a federation."""
+    secret = (
+        typer.prompt("Passphrase for the root key", hide_input=True, confirmation_prompt=True) if passphrase else ""
+    )
+    with spoken(as_json):
+        made = Federation.create(
+            home, federation, endpoint, hosts, passphrase=secret, root=root, signer=shlex.split(signer)
+        )
+        mark = made.authority.fingerprint
+        made.close()
+        told = {"federation": federation, "endpoint": endpoint, "root_sha256": mark, "folder": str(home)}
+        keep = "" if root else f"keep {home / 'ca' / 'root.key'} off this machine; only `fedhet ca rotate` needs it"
+        say(as_json, told, f"federation {federation} at {endpoint}", f"root SHA-256 {mark}", *([keep] if keep else []))
+
+
+def ca_rotate(home: Path, passphrase: bool, as_json: bool) -> None:
+    """Replace the issuing key."""
+    secret = typer.prompt("Passphrase of the root key", hide_input=True) if passphrase else ""
+    with _opened(home, as_json) as federation:
+        made = federation.authority.rotate(time.time(), secret)
+        federation.audit.append(me(), "rotate", "issuing", serial=f"{made.serial_number:x}")
+        until = _day(made.not_valid_after_utc.timestamp())
+        say(as_json, {"serial": f"{made.serial_number:x}", "not_after": until}, f"new issuing key, good until {until}")
+
+
+def ca_crl(home: Path, out: Path, as_json: bool) -> None:
+    """Write the revocation list."""
+    with _opened(home, as_json) as federation:
+        files.write_file(out, federation.crl(), 0o644)
+        say(as_json, {"file": str(out)}, str(out))
+
+
+def invite(
+    home: Path, name: str, device_class: str, hours: float | None, count: int, out: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Make tokens."""
+    with _opened(home, as_json) as federation:
+        if name and count > 1:
+            raise EnrollError("E115", "--name goes with one invitation")
+        made = [federation.invite(name, device_class, hours=hours) for _ in range(count)]
+        rows = [{"name": n, "token": token.line} for n, token in made]
+        if out is not None:
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerows([("name", "token"), *((row["name"], row["token"]) for row in rows)])
+            files.write_file(out, text.getvalue())
+            say(as_json, {"file": str(out), "count": count}, f"{count} invitations in {out}")
+        elif count == 1:
+            say(as_json, rows[0], f"fedhet join {rows[0]['token']}")
+        else:
+            say(as_json, rows, *(f"{row['name']}  {row['token']}" for row in rows))
+
+
+def approve(home: Path, names: Sequence[str], as_json: bool) -> None:
+    """Let devices in."""
+    with _opened(home, as_json) as federation:
+        done = [federation.approve(name) for name in names]
+        say(as_json, [c.to_dict() for c in done], *(f"{c.name} is client {c.number}" for c in done))
+
+
+def change(home: Path, verb: str, name: str, reason: str, as_json: bool) -> None:
+    """Reject, suspend, resume or revoke."""
+    with _opened(home, as_json) as federation:
+        changed = {
+            "reject": lambda: federation.reject(name, reason),
+            "suspend": lambda: federation.suspend(name, reason),
+            "resume": lambda: federation.resume(name),
+            "revoke": lambda: federation.revoke(name, reason),
+        }[verb]()
+        say(as_json, changed.to_dict(), f"{changed.name} is {changed.state}")
+
+
+def sign(home: Path, request: Path, out: Path, name: str, device_class: str, as_json: bool) -> None:
+    """Answer a request file."""
+    with _opened(home, as_json) as federation:
+        made = offline.answer(federation, request, out, name=name, device_class=device_class)
+        mark = federation.authority.fingerprint
+        told = {"name": made, "file": str(out), "root_sha256": mark}
+        say(as_json, told, f"{made}: carry {out} to the device and run there", f"  fedhet client import {out.name} "
+            f"--root-fingerprint {mark}")  # fmt: skip
+
+
+def list_clients(home: Path, states: tuple[str, ...], as_json: bool) -> None:
+    """The clients as a table."""
+    with _opened(home, as_json) as federation:
+        found = federation.registry.clients(*states)
+        if as_json:
+            say(True, [c.to_dict() for c in found])
+            return
+        table = Table(show_edge=False, pad_edge=False, header_style="bold")
+        for column in (
+            "#",
+            "name",
+            "state",
+            "class",
+            "node",
+            "certificate",
+            "declared",
+            "measured",
+            "observed",
+            "address",
+        ):
+            table.add_column(column, overflow="fold")
+        for c in found:
+            table.add_row(*_row(c))
+        console = Console()
+        (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def show(home: Path, name: str, as_json: bool) -> None:
+    """One client."""
+    with _opened(home, as_json) as federation:
+        known = federation.registry.client(name).to_dict()
+        say(as_json, known, *(f"{key:12} {value}" for key, value in known.items()))
+
+
+def audit_verify(home: Path, as_json: bool) -> None:
+    """Check the audit log."""
+    with spoken(as_json):
+        verdict = Audit(home / "audit.jsonl").check()
+        told = {"lines": verdict.lines, "head": verdict.head}
+        say(as_json, told, f"{verdict.lines} lines, all in order", f"head {verdict.head}")
+
+
+def audit_show(home: Path, as_json: bool) -> None:
+    """Print the audit log."""
+    rows = list(Audit(home / "audit.jsonl").rows())
+    lines = (
+        f"{r['n']:5} {_second(r['time'])}  {r['actor']}  {r['action']} {r['subject']}  {r['detail']}" for r in rows
+    )
+    say(as_json, rows, *lines)
+
+
+def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: bool, as_json: bool) -> None:
+    """Serve until interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with spoken(as_json):
+        federation = Federation(home)
+        endpoint = federation.authority.about.endpoint
+        own = int(endpoint.rpartition(":")[2]) if port is None else port
+        server = Server(federation, host, own, flower_port, insecure)
+        told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": server.superlink.address}
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us
+        say(as_json, told, f"serving {endpoint} on {host}:{own}; SuperLink on {server.superlink.address}")
+        server.run()
+
+
+def _row(c: Client) -> list[str]:
+    left = "" if c.expires is None else f"{(c.expires - time.time()) / 86_400:.1f} d"
+    told = [f"{c.declared['examples']} examples"] if "examples" in c.declared else []
+    if "memory_bytes" in c.declared:
+        told.append(f"{c.declared['memory_bytes'] / 2**30:.0f} GiB")
+    step = c.measured.get("step_us")
+    measured = "" if step is None else f"{step / 1e3:.3g} ms" + (" noisy" if c.measured.get("noisy") else "")
+    seen = c.observed.get("sec_per_step")
+    observed = "" if seen is None else f"{seen * 1e3:.3g} ms"
+    doubt = profiles.doubtful(c)
+    observed += " !" if doubt and doubt != "noisy" else ""
+    own = [str(c.number), c.name, c.state, c.device_class, (c.node or "")[:12], left]
+    return [*own, ", ".join(told), measured, observed, c.address]
+
+
+def _day(second: float) -> str:
+    return datetime.fromtimestamp(second, UTC).date().isoformat()
+
+
+def _second(second: float) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,158 @@
+"""The device's commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedhet.enroll import agent, benchmark, files, offline, profiles
+from fedhet.enroll import join as joining
+from fedhet.enroll.device import Device
+from fedhet.enroll.doctor import examine
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.output import say, spoken
+
+Declared: TypeAlias = tuple[str, str, int, Path | None]
+"""The options --data, --partition, --examples and --labels."""
+
+
+def join(
+    state: Path, token: str, name: str, declared: Declared, seconds: float, wait: float, as_json: bool
+) -> None:  # fmt: skip
+    """Join with a token."""
+    with spoken(as_json):
+        line = sys.stdin.readline() if token == "-" else token
+        told = joining.begin(state, line, _data(declared), name=name, measured=_measured(seconds))
+        if told["state"] == "pending" and wait > 0:
+            if not as_json:
+                print(f"{told['name']} ({told['node'][:12]}) waits for approval", file=sys.stderr)
+            told = joining.wait(Device(state), wait)
+        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+
+
+def poll(state: Path, as_json: bool) -> None:
+    """Ask what became of the application."""
+    with spoken(as_json):
+        told = joining.poll(Device(state))
+        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+
+
+def run(state: Path) -> None:
+    """Work until SIGINT or SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    worker = agent.Agent(Device(state))
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: worker.stop.set())
+    with spoken(False):
+        worker.run()
+
+
+def doctor(state: Path, as_json: bool) -> None:
+    """The doctor's table; exit code 1 if something is wrong."""
+    checks = examine(Device(state))
+    if as_json:
+        say(True, [check.to_dict() for check in checks])
+    else:
+        table = Table(show_edge=False, pad_edge=False, header_style="bold")
+        for column in ("check", "", "found", "remedy"):
+            table.add_column(column, overflow="fold")
+        for check in checks:
+            table.add_row(check.name, "ok" if check.ok else "PROBLEM", check.found, check.fix)
+        console = Console()
+        (console if console.is_terminal else Console(width=160)).print(table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def profile(state: Path, seconds: float, send: bool, as_json: bool) -> None:
+    """Measure again."""
+    with spoken(as_json):
+        device = Device(state)
+        declared = {**benchmark.hardware(), **device.about["declared"]}
+        claim = profiles.make(device.identity, declared, _measured(seconds), device.clock())
+        if send:
+            device.ask("profile", claim)
+        files.write_file(state / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+        lines = [f"{key:14} {value}" for key, value in {**claim["declared"], **claim["measured"]}.items()]
+        say(as_json, claim, *lines)
+
+
+def renew(state: Path, as_json: bool) -> None:
+    """Renew the certificate."""
+    with spoken(as_json):
+        leaf = Device(state).renew()
+        days = (leaf.not_after - time.time()) / 86_400
+        say(
+            as_json, {"serial": leaf.serial, "not_after": int(leaf.not_after)}, f"a new certificate for {days:.1f} days"
+        )
+
+
+def leave(state: Path, purge: bool, as_json: bool) -> None:
+    """Leave, and forget."""
+    with spoken(as_json):
+        device = Device(state)
+        name = device.about.get("name")
+        try:
+            device.ask("leave")
+        except EnrollError as error:
+            if error.code not in ("E202", "E212"):  # then there is nothing to leave any more
+                raise
+        device.note(state="left")
+        if purge:
+            shutil.rmtree(state)
+        say(
+            as_json,
+            {"name": name, "state": "left", "purged": purge},
+            f"{name} has left" + (", its keys are gone" if purge else ""),
+        )
+
+
+def request(state: Path, out: Path, name: str, declared: Declared, seconds: float, as_json: bool) -> None:
+    """Write a request file."""
+    with spoken(as_json):
+        measured = _measured(seconds)
+        device = offline.request(state, out, _data(declared), name=name, measured=measured, clock=time.time)
+        told = {"file": str(out), "node": device.identity.node_id}
+        say(as_json, told, f"carry {out} to the operator, who runs: fedhet enroll sign {out.name} -o answer.zip")
+
+
+def import_(state: Path, answer: Path, fingerprint: str, as_json: bool) -> None:
+    """Take an answer file."""
+    with spoken(as_json):
+        told = offline.accept(Device(state), answer, fingerprint)
+        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+
+
+def service(state: Path) -> None:
+    """Print a systemd unit."""
+    with spoken(False):
+        say(False, None, agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet"))
+
+
+def _data(declared: Declared) -> joining.Data:
+    path, part, examples, labels = declared
+    try:
+        counted: dict[str, Any] = json.loads(labels.read_text()) if labels is not None else {}
+        k, n = (int(text) for text in part.split("/")) if part else (None, None)
+        return joining.Data(path, examples, k, n, counted)
+    except (OSError, ValueError, AttributeError) as error:
+        raise EnrollError("E303", f"the data declaration: {error}") from None
+
+
+def _measured(seconds: float) -> dict[str, int]:
+    return benchmark.run(seconds) if seconds > 0 else {}
+
+
+def _next(state: str) -> list[str]:
+    return ["next: fedhet client run"] if state == "active" else []

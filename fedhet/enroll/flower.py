@@ -1,0 +1,160 @@
+"""Flower's SuperLink behind the door: how it is started, and how clients become its nodes.
+
+Whoever reaches its port may do anything, so it listens on loopback alone, with a certificate that is good for loopback
+alone; its ServerApps are started by a SuperExec that shows a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import socket
+import subprocess
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedhet.enroll import certificates, files, identity, tables
+from fedhet.enroll.certificates import DAY
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation
+from fedhet.enroll.processes import Program, flower_environment
+
+NAME = "federation"
+"""The connection's name in Flower's config.toml."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuperLink:
+    """A SuperLink's folder and its port on loopback."""
+
+    folder: Path
+    port: int = 8000
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def root(self) -> Path:
+        """The root certificate of its loopback TLS."""
+        return self.folder / "loopback-root.pem"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For its processes, and for `flwr` commands that are meant for it."""
+        return flower_environment(self.folder / "home")
+
+    def prepare(self, now: float) -> None:
+        """Make the folder, the loopback certificate, the secret and Flower's connection file."""
+        for folder in (self.folder, self.folder / "home", self.folder / "logs"):
+            files.private_folder(folder)
+        self._loopback(now)
+        if not (self.folder / "superexec.secret").exists():
+            files.write_file(self.folder / "superexec.secret", secrets.token_urlsafe(48))
+        connection = f'address = "{self.address}"\nroot-certificates = {json.dumps(str(self.root.resolve()))}\n'
+        text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}'
+        files.write_file(self.folder / "home" / "config.toml", text)
+
+    def programs(self) -> list[Program]:
+        """SuperLink and SuperExec."""
+        at, environment = self.folder.resolve(), self.environment
+        pair = str(at / "loopback.pem")
+        secret = ("--superexec-auth-secret-file", str(at / "superexec.secret"))
+        link = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+                "--ssl-ca-certfile", str(at / self.root.name), "--ssl-certfile", pair, "--ssl-keyfile", pair,
+                "--isolation", "process", *secret, "--database", str(at / "superlink.db"),
+                "--disable-runtime-dependency-installation"]  # fmt: skip
+        execute = ["flower-superexec", "--runtime-api-address", self.address, "--root-certificates",
+                   str(at / self.root.name), *secret]  # fmt: skip
+        logs = at / "logs"
+        return [
+            Program("superlink", link, logs / "superlink.log", environment),
+            Program("superexec", execute, logs / "superexec.log", environment, 3.0),
+        ]
+
+    def register(self, line: str, name: str, known: Collection[str] = ()) -> str:
+        """Make a SuperNode's public key a node; its node id.
+
+        A key that an interrupted call registered already is the one node that is not among the `known` ids. Raises
+        EnrollError E308.
+        """
+        path = self.folder / f"register-{secrets.token_hex(4)}.pub"
+        files.write_file(path, line + "\n")
+        try:
+            return str(self._flwr("supernode", "register", str(path.resolve()), NAME, "--name", name)["node-id"])
+        except EnrollError as error:
+            strange = {str(row["node-id"]) for row in self.nodes()} - set(known) if "in use" in error.detail else set()
+            if len(strange) != 1:
+                raise
+            return strange.pop()
+        finally:
+            path.unlink()
+
+    def unregister(self, node: str) -> None:
+        """Take a node away; a SuperNode that runs under it ends. A node that is gone already is no error."""
+        try:
+            self._flwr("supernode", "unregister", node, NAME)
+        except EnrollError:
+            if node in {str(row.get("node-id")) for row in self.nodes()}:
+                raise
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """The nodes as `flwr supernode list` tells them."""
+        return list(self._flwr("supernode", "list", NAME)["nodes"])
+
+    def listens(self) -> bool:
+        """Whether its port is open."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            ["flwr", *arguments, "--format", "json"], env=self.environment, cwd=self.folder, capture_output=True,
+            text=True, stdin=subprocess.DEVNULL, timeout=120, check=False,
+        )  # fmt: skip
+        try:
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            raise EnrollError("E308", f"flwr {arguments[1]}: {(done.stdout + done.stderr)[-300:]}") from None
+        if done.returncode or not answer.get("success", True):
+            raise EnrollError("E308", f"flwr {arguments[1]}: {str(answer)[-300:]}")
+        return dict(answer)
+
+    def _loopback(self, now: float) -> None:
+        """A certificate for 127.0.0.1 and localhost with a root of its own, whose key is thrown away."""
+        pair = self.folder / "loopback.pem"
+        if pair.exists():
+            held = x509.load_pem_x509_certificate(pair.read_bytes())
+            if held.not_valid_after_utc.timestamp() > now + 30 * DAY:
+                return
+        top, key = ec.generate_private_key(ec.SECP384R1()), identity.new_tls_key()
+        root = certificates.authority("fedhet loopback", top, 400.0, now, 0)
+        names = certificates.host_names(["127.0.0.1", "localhost"])
+        leaf = certificates.leaf(key.public_key(), names, True, 365.0, now, (root, top))
+        files.write_file(pair, certificates.text([leaf]) + identity.pem(key))
+        files.write_file(self.root, certificates.text([root]))
+
+
+def reconcile(federation: Federation, link: SuperLink) -> list[str]:
+    """Make the SuperLink's nodes what the registry says; what was done. Safe to repeat after any interruption."""
+    done = []
+    for client in federation.registry.clients(tables.ACTIVE, tables.SUSPENDED):
+        if client.flower_node is None and client.flower_public:
+            known = [c.flower_node for c in federation.registry.clients() if c.flower_node is not None]
+            node = link.register(client.flower_public, client.name, known)
+            federation.registry.set_flower_node(client.number, node)
+            done.append(f"registered {client.name} as {node}")
+    for client in federation.registry.clients(tables.REVOKED, tables.LEFT):
+        if client.flower_node is not None:
+            link.unregister(client.flower_node)
+            federation.registry.set_flower_node(client.number, None)
+            done.append(f"unregistered {client.name}")
+    return done

@@ -1,0 +1,34 @@
+"""How commands speak: one JSON object, or lines for a person; refusals end with the exit code of their error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from fedhet.enroll.errors import EnrollError
+
+
+@contextmanager
+def spoken(as_json: bool) -> Iterator[None]:
+    """Turn an EnrollError into its line or object, and into typer.Exit with its code."""
+    try:
+        yield
+    except EnrollError as error:
+        if as_json:
+            print(json.dumps({"error": error.to_dict()}))
+        else:
+            print(f"error: {error.line}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+def say(as_json: bool, value: Any, *lines: str) -> None:
+    """The value as JSON, or the lines."""
+    if as_json:
+        print(json.dumps(value, indent=1))
+    else:
+        print("\n".join(lines))

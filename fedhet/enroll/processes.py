@@ -1,0 +1,105 @@
+"""Programs that are kept running: started in groups of their own, restarted after a delay, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhet import origin
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command, its log file, and how many seconds pass between its end and its next start."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str]
+    delay_s: float = 1.0
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """The environment in which Flower's programs find one another and our code, and tell nobody outside."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    root = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    own = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    own |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    return {**os.environ, **own, "PATH": path, "PYTHONPATH": root}
+
+
+@dataclass
+class Supervisor:
+    """Keeps programs running. `step` must be called often, always from the same thread: on Linux a program gets
+    SIGTERM when the thread that started it ends, so that nothing is left behind by a supervisor that was killed."""
+
+    programs: Sequence[Program]
+    clock: Callable[[], float] = time.monotonic
+    starts: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+
+    def step(self) -> list[str]:
+        """Start what is due; the names of the programs that ended since the last step."""
+        ended = []
+        for program in self.programs:
+            process = self._running.get(program.name)
+            if process is not None and process.poll() is not None:
+                self.codes[program.name] = process.returncode
+                del self._running[program.name]
+                self._due[program.name] = self.clock() + program.delay_s
+                ended.append(program.name)
+            if program.name not in self._running and self.clock() >= self._due.get(program.name, 0.0):
+                self._running[program.name] = _start(program)
+                self.starts[program.name] = self.starts.get(program.name, 0) + 1
+        return ended
+
+    def pid(self, name: str) -> int | None:
+        """The process id of a running program."""
+        process = self._running.get(name)
+        return process.pid if process else None
+
+    def stop(self, patience_s: float = 10.0) -> None:
+        """SIGTERM to all, last started first; SIGKILL to what is still there after `patience_s`."""
+        for process in reversed(list(self._running.values())):
+            _signal(process, signal.SIGTERM)
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end and any(p.poll() is None for p in self._running.values()):
+            time.sleep(0.05)
+        for process in self._running.values():
+            _signal(process, signal.SIGKILL)
+            process.wait()
+        self._running.clear()
+
+
+def _start(program: Program) -> subprocess.Popen[bytes]:
+    handle = os.open(program.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            list(program.command), cwd=program.log.parent, env=dict(program.environment), stdin=subprocess.DEVNULL,
+            stdout=handle, stderr=handle, start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+    finally:
+        os.close(handle)
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PDEATHSIG, signal.SIGTERM)
+
+
+def _signal(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, sign)

@@ -1,0 +1,127 @@
+"""The public door: enrolment and the Fleet API behind one TLS port, and nothing else.
+
+A SuperNode's request is let through if its key belongs to an active client with a certificate that holds, asked anew
+for every message; so revocation is effective at the next one. Control and Runtime API do not exist on this side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from base64 import b64decode
+from binascii import Error
+from collections.abc import AsyncIterator
+from functools import lru_cache
+
+import httpx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+
+from fedhet.enroll import admission, identity
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation
+
+KEY_HEADER = "flwr-public-key"
+HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
+"""Headers that concern one connection and are not passed on."""
+PATIENCE = httpx.Timeout(60.0, connect=5.0)
+
+
+def door(
+    federation: Federation, service: ASGIApp, url: str, trust: ssl.SSLContext, *, most_bytes: int = 64 << 20
+) -> Starlette:
+    """The public application. `url` is the SuperLink's, `most_bytes` the largest request that is forwarded."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(
+            base_url=url, verify=trust, timeout=PATIENCE, limits=limits, trust_env=False
+        ) as client:
+            app.state.upstream = client
+            yield
+
+    async def fleet(request: Request) -> Response:
+        try:
+            line = openssh_of(request.headers.get(KEY_HEADER, ""))
+            await run_in_threadpool(admission.fleet_key, federation, line)
+        except EnrollError as error:
+            # 401 is the answer on which a SuperNode ends itself; on others it tries for ever.
+            return JSONResponse(error.to_dict(), 401)
+        return await forward(request)
+
+    async def health(request: Request) -> Response:
+        return await forward(request)
+
+    async def forward(request: Request) -> Response:
+        length = request.headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > most_bytes:
+            return JSONResponse(EnrollError("E113", f"at most {most_bytes} bytes").to_dict(), 413)
+        headers = [(k, v) for k, v in request.headers.items() if k not in HOP]
+        upstream: httpx.AsyncClient = request.app.state.upstream
+        outgoing = upstream.build_request(
+            request.method, request.url.path, headers=headers, content=_capped(request, most_bytes)
+        )
+        try:
+            answer = await upstream.send(outgoing, stream=True)
+        except EnrollError as error:
+            return JSONResponse(error.to_dict(), 413)
+        except httpx.HTTPError:
+            return JSONResponse(EnrollError("E307", "the SuperLink does not answer").to_dict(), 503)
+        back = {k: v for k, v in answer.headers.items() if k not in HOP}
+        return StreamingResponse(_relayed(answer), answer.status_code, back)
+
+    return Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/v1/fleet/{name:str}", fleet, methods=["POST"]),
+            Mount("/v1/enroll", _whole_path(service)),
+        ],
+        lifespan=lifespan,
+    )
+
+
+@lru_cache(maxsize=4096)
+def openssh_of(header: str) -> str:
+    """The OpenSSH line of the public key in a SuperNode's header (base64 of PEM). Raises EnrollError E115."""
+    try:
+        if len(header) > 2048:
+            raise ValueError("too long")
+        key = serialization.load_pem_public_key(b64decode(header, validate=True))
+    except (ValueError, Error):
+        raise EnrollError("E115", "the request shows no SuperNode key") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise EnrollError("E115", "a SuperNode's key is EC")
+    return identity.openssh(key)
+
+
+def _whole_path(app: ASGIApp) -> ASGIApp:
+    """The application with its own full paths, although it is mounted below one."""
+
+    async def whole(scope, receive, send):  # type: ignore[no-untyped-def]
+        await app({**scope, "root_path": "", "app_root_path": ""}, receive, send)
+
+    return whole
+
+
+async def _capped(request: Request, most: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise EnrollError("E113", f"at most {most} bytes")
+        yield part
+
+
+async def _relayed(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.aiter_raw():
+            yield part
+    finally:
+        await answer.aclose()

@@ -1,0 +1,185 @@
+"""The commands, as a person or a script uses them."""
+
+import json
+import stat
+import zipfile
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fedhet import cli_enroll
+from fedhet.enroll import device_commands
+from fedhet.enroll.errors import EnrollError
+
+MEASURED = {"step_us": 900, "step_iqr_us": 400, "repeats": 9, "batch": 32, "noisy": 1}
+
+
+@pytest.fixture
+def fedhet(tmp_path, monkeypatch):
+    app = typer.Typer()
+    cli_enroll.mount(app)
+    monkeypatch.setenv("FEDHET_HOME", str(tmp_path / "op"))
+    monkeypatch.setenv("FEDHET_CLIENT", str(tmp_path / "dev"))
+    monkeypatch.setattr(device_commands, "_measured", lambda seconds: MEASURED)
+
+    def run(*arguments, code=0, **given):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], **given)
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return json.loads(result.stdout) if "--json" in arguments else result.output
+
+    return run
+
+
+def code_of(answer):
+    return answer["error"]["code"]
+
+
+def test_a_federation_is_founded_once(fedhet, tmp_path):
+    made = fedhet("ca", "init", "--endpoint", "localhost:9", "--federation", "oncology", "--json")
+    assert len(made["root_sha256"]) == 64
+    assert fedhet("audit", "verify", "--json")["lines"] == 1
+    again = EnrollError("E306").exit_code
+    assert code_of(fedhet("ca", "init", "--endpoint", "localhost:9", "--json", code=again)) == "E306"
+    assert code_of(fedhet("ca", "init", "--endpoint", "nowhere", "--json", code=again)) == "E306"
+
+
+def test_commands_without_a_federation_or_a_client_say_so(fedhet):
+    again = EnrollError("E306").exit_code
+    for command in (
+        ["clients", "list"],
+        ["enroll", "invite"],
+        ["client", "poll"],
+        ["client", "renew"],
+        ["client", "leave"],
+    ):
+        assert code_of(fedhet(*command, "--json", code=again)) == "E306"
+    assert "E306" in fedhet("clients", "list", code=again)
+
+
+def test_invitations_for_many_go_to_a_private_file(fedhet, tmp_path):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    out = tmp_path / "invites.csv"
+    fedhet("enroll", "invite", "--count", 3, "-o", out)
+    lines = out.read_text().splitlines()
+    assert lines[0] == "name,token" and len(lines) == 4
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert [c["state"] for c in fedhet("clients", "list", "--json")] == ["invited"] * 3
+    assert len(fedhet("enroll", "invite", "--count", 2, "--json")) == 2
+    refusal = fedhet("enroll", "invite", "--class", "mainframe", "--json", code=EnrollError("E302").exit_code)
+    assert code_of(refusal) == "E302"
+
+
+def joined_offline(fedhet, tmp_path):
+    root = fedhet("ca", "init", "--endpoint", "localhost:9", "--json")["root_sha256"]
+    fedhet(
+        "client", "request", "-o", tmp_path / "req.zip", "--partition", "1/3", "--examples", "40", "--data", "/mnt/x"
+    )
+    fedhet("enroll", "sign", tmp_path / "req.zip", "-o", tmp_path / "ans.zip", "--name", "st-mary", "--class", "silo")
+    return root
+
+
+def test_a_device_joins_by_files_alone(fedhet, tmp_path):
+    root = joined_offline(fedhet, tmp_path)
+    told = fedhet("client", "import", tmp_path / "ans.zip", "--root-fingerprint", root.upper(), "--json")
+    assert (told["state"], told["name"], told["number"]) == ("active", "st-mary", 0)
+    known = fedhet("clients", "show", "st-mary", "--json")
+    assert (known["device_class"], known["address"], known["partition"]) == ("silo", "offline", 1)
+    assert "noisy" in fedhet("clients", "list")
+    assert "/mnt/x" not in json.dumps(known)
+    fedhet("enroll", "sign", tmp_path / "req.zip", "-o", tmp_path / "again.zip")  # the first answer was lost
+    assert len(fedhet("clients", "list", "--json")) == 1
+
+
+def test_an_answer_of_another_root_or_altered_on_the_way_is_refused(fedhet, tmp_path):
+    root = joined_offline(fedhet, tmp_path)
+    stop = EnrollError("E103").exit_code
+    refusal = fedhet("client", "import", tmp_path / "ans.zip", "--root-fingerprint", "0" * 64, "--json", code=stop)
+    assert code_of(refusal) == "E103"
+    with zipfile.ZipFile(tmp_path / "ans.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"localhost:9", b"localhost:8"))
+    refusal = fedhet("client", "import", tmp_path / "bad.zip", "--root-fingerprint", root, "--json", code=stop)
+    assert "signature" in refusal["error"]["detail"]
+    assert not (tmp_path / "dev" / "client.pem").exists()
+
+
+def test_an_altered_request_file_is_refused(fedhet, tmp_path):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("client", "request", "-o", tmp_path / "req.zip", "--examples", "40")
+    with zipfile.ZipFile(tmp_path / "req.zip") as archive:
+        body = json.loads(archive.read("request.json"))
+    body["name"] = "another"
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("request.json", json.dumps(body))
+    out = tmp_path / "ans.zip"
+    refusal = fedhet("enroll", "sign", tmp_path / "bad.zip", "-o", out, "--json", code=EnrollError("E111").exit_code)
+    assert code_of(refusal) == "E111"
+    (tmp_path / "no.zip").write_bytes(b"PK")
+    assert code_of(fedhet("enroll", "sign", tmp_path / "no.zip", "-o", out, "--json", code=25)) == "E115"
+
+
+def test_suspending_resuming_and_revoking_follow_the_states(fedhet, tmp_path):
+    joined_offline(fedhet, tmp_path)
+    assert fedhet("clients", "suspend", "st-mary", "--json")["state"] == "suspended"
+    assert fedhet("clients", "resume", "st-mary", "--json")["state"] == "active"
+    wrong = EnrollError("E211").exit_code
+    assert code_of(fedhet("clients", "resume", "st-mary", "--json", code=wrong)) == "E211"
+    assert code_of(fedhet("enroll", "reject", "st-mary", "--reason", "x", "--json", code=wrong)) == "E211"
+    assert fedhet("clients", "revoke", "st-mary", "--reason", "stolen", "--json")["reason"] == "stolen"
+    assert code_of(fedhet("clients", "revoke", "nobody", "--reason", "x", "--json", code=50)) == "E210"
+    fedhet("ca", "export-crl", "-o", tmp_path / "crl.pem")
+    assert (tmp_path / "crl.pem").read_bytes().startswith(b"-----BEGIN X509 CRL")
+    fedhet("ca", "rotate")
+    actions = [row["action"] for row in fedhet("audit", "show", "--json")]
+    assert actions == ["found", "invite", "enrol", "approve", "suspend", "resume", "revoke", "rotate"]
+
+
+def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
+    joined_offline(fedhet, tmp_path)
+    log = tmp_path / "op" / "audit.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"subject":"st-mary"', b'"subject":"st-marx"', 1))
+    refusal = fedhet("audit", "verify", "--json", code=EnrollError("E310").exit_code)
+    assert (code_of(refusal), refusal["error"]["data"]["line"]) == ("E310", 2)
+
+
+def test_serving_without_tls_is_refused_off_loopback(fedhet):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    for host in ("0.0.0.0", "192.0.2.1", "::"):
+        refusal = fedhet("serve", "--insecure", "--host", host, code=EnrollError("E304").exit_code)
+        assert "E304" in refusal
+
+
+def test_a_bad_token_is_refused_without_repeating_it(fedhet):
+    secret = "fh1.localhost:9.secretsecret"
+    assert secret not in fedhet("join", "-", input=secret, code=EnrollError("E108").exit_code)
+
+
+@pytest.mark.parametrize("declared", [["--partition", "3/3"], ["--partition", "x"], ["--labels", "/nowhere"]])
+def test_a_data_declaration_that_makes_no_sense_is_refused(fedhet, tmp_path, declared):
+    wrong = EnrollError("E303").exit_code
+    assert code_of(fedhet("client", "request", "-o", tmp_path / "r.zip", *declared, "--json", code=wrong)) == "E303"
+
+
+def test_the_doctor_names_what_is_wrong_and_goes_on(fedhet, tmp_path):
+    joined_offline(fedhet, tmp_path)
+    fedhet("client", "import", tmp_path / "ans.zip", "--root-fingerprint", fedhet_root(tmp_path))
+    (tmp_path / "dev" / "identity.key").chmod(0o644)
+    checks = {row["name"]: row for row in fedhet("client", "doctor", "--json", code=1)}
+    assert "E305" in checks["state folder"]["found"] and checks["state folder"]["fix"]
+    assert not checks["server"]["ok"] and checks["torch"]["ok"]
+
+
+def fedhet_root(tmp_path):
+    from fedhet.enroll.ca import Authority
+
+    return Authority.load(tmp_path / "op" / "ca").fingerprint
+
+
+def test_the_unit_restarts_except_after_final_refusals(fedhet):
+    text = fedhet("client", "service")
+    final = {EnrollError(code).exit_code for code in ("E109", "E202", "E209", "E212")}
+    line = next(row for row in text.splitlines() if row.startswith("RestartPreventExitStatus="))
+    assert set(map(int, line.partition("=")[2].split())) == final

@@ -1,0 +1,103 @@
+"""The whole of it with Flower's own processes: serve, join, approve, a SuperNode online; revoked, and gone."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from fedhet.enroll import link
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation
+from fedhet.enroll.flower import SuperLink
+
+MAIN = "import typer; from fedhet import cli_enroll; app = typer.Typer(); cli_enroll.mount(app); app()"
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def until(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+    return found
+
+
+def nodes(superlink):
+    """The nodes' states, as Flower itself tells them."""
+    return {str(row["node-id"]): row["status"] for row in superlink.nodes()}
+
+
+@pytest.mark.transport
+@pytest.mark.slow
+def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
+    home, state, port, inner = tmp_path / "op", tmp_path / "dev", free_port(), free_port()
+    environment = {**os.environ, "FEDHET_HOME": str(home), "FEDHET_CLIENT": str(state), "OMP_NUM_THREADS": "1"}
+
+    def command(*words):
+        return [sys.executable, "-c", MAIN, *map(str, words)]
+
+    def fedhet(*words, **given):
+        done = subprocess.run(command(*words, "--json"), env=environment, capture_output=True, text=True, **given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    with contextlib.ExitStack() as stack:
+
+        def start(name, *words):
+            log = stack.enter_context((tmp_path / f"{name}.log").open("wb"))
+            process = subprocess.Popen(command(*words), env=environment, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            return process
+
+        def log(name):
+            return (tmp_path / f"{name}.log").read_text()
+
+        fedhet("ca", "init", "--endpoint", f"127.0.0.1:{port}")
+        serving = start("serve", "serve", "--host", "127.0.0.1", "--flower-port", inner)
+        federation, superlink = Federation(home), SuperLink(home / "flower", inner)
+        stack.callback(federation.close)
+        _, token = federation.invite("st-mary", "silo")
+        until(lambda: superlink.listens() or serving.poll() is not None, 40, "the SuperLink")
+        assert serving.poll() is None, log("serve")
+        told = fedhet("join", "-", "--wait", 0, "--benchmark", 0.1, "--partition", "1/3", input=token.line)
+        assert told["state"] == "pending"
+        federation.approve("st-mary")
+        assert fedhet("client", "poll")["state"] == "active"
+        node = until(lambda: federation.registry.client("st-mary").flower_node, 30, "the registration")
+
+        agent = start("agent", "client", "run")
+        until(lambda: nodes(superlink).get(node) == "online" or agent.poll() is not None, 40, "the SuperNode")
+        assert agent.poll() is None, log("agent")
+
+        trust = link.trusting((home / "ca" / "root.pem").read_bytes())
+        with httpx.Client(verify=trust, trust_env=False, base_url=f"https://127.0.0.1:{port}") as outside:
+            assert outside.get("/health").status_code == 200
+            for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task"):
+                assert outside.post(path).status_code == 404
+
+        fedhet("clients", "revoke", "st-mary", "--reason", "stolen")
+        assert agent.wait(30) == EnrollError("E202").exit_code, log("agent")
+        assert "stolen" in log("agent")
+        until(lambda: federation.registry.client("st-mary").flower_node is None, 30, "the node to be taken away")
+        assert node not in nodes(superlink) or nodes(superlink)[node] != "online"
+
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0, log("serve")
+        assert not superlink.listens()
+        actions = [row["action"] for row in federation.audit.rows()]
+        assert sorted(actions) == sorted(["found", "serve", "invite", "enrol", "approve", "revoke", "stop"])
+        federation.audit.check()
+        assert token.secret not in log("serve") + log("agent")
