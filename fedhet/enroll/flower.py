@@ -48,8 +48,9 @@ class SuperLink:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For its processes, and for `flwr` commands that are meant for it."""
-        return flower_environment(self.folder / "home")
+        """For its processes and for `flwr` commands; FEDHET_HOME leads a ServerApp to the registry."""
+        home = str(self.folder.parent.resolve())
+        return {**flower_environment((self.folder / "home").resolve()), "FEDHET_HOME": home}
 
     def prepare(self, now: float) -> None:
         """Make the folder, the loopback certificate, the secret and Flower's connection file."""

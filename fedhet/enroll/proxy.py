@@ -6,6 +6,7 @@ for every message; so revocation is effective at the next one. Control and Runti
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from base64 import b64decode
@@ -30,6 +31,8 @@ from fedhet.enroll.federation import Federation
 KEY_HEADER = "flwr-public-key"
 HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
 """Headers that concern one connection and are not passed on."""
+SILENCE_S = 60.0
+"""How long a sender may fall silent in the middle of a message."""
 PATIENCE = httpx.Timeout(60.0, connect=5.0)
 
 
@@ -71,7 +74,7 @@ def door(
         try:
             answer = await upstream.send(outgoing, stream=True)
         except EnrollError as error:
-            return JSONResponse(error.to_dict(), 413)
+            return JSONResponse(error.to_dict(), error.status)
         except httpx.HTTPError:
             return JSONResponse(EnrollError("E307", "the SuperLink does not answer").to_dict(), 503)
         back = {k: v for k, v in answer.headers.items() if k not in HOP}
@@ -111,8 +114,15 @@ def _whole_path(app: ASGIApp) -> ASGIApp:
 
 
 async def _capped(request: Request, most: int) -> AsyncIterator[bytes]:
-    size = 0
-    async for part in request.stream():
+    size, parts = 0, aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                part = await anext(parts, None)
+        except TimeoutError:
+            raise EnrollError("E115", f"nothing came for {SILENCE_S:g} s") from None
+        if part is None:
+            return
         size += len(part)
         if size > most:
             raise EnrollError("E113", f"at most {most} bytes")

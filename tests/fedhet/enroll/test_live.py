@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -37,6 +39,18 @@ def until(condition, seconds, what):
 def nodes(superlink):
     """The nodes' states, as Flower itself tells them."""
     return {str(row["node-id"]): row["status"] for row in superlink.nodes()}
+
+
+def superlink_died(parent):
+    """Kill the SuperLink that this process started, the hard way."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat, line = (entry / "stat").read_text(), (entry / "cmdline").read_bytes()
+            if int(stat.rpartition(")")[2].split()[1]) == parent and b"flower-superlink" in line:
+                found.append(int(entry.name))
+    [pid] = found
+    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.transport
@@ -85,8 +99,16 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         trust = link.trusting((home / "ca" / "root.pem").read_bytes())
         with httpx.Client(verify=trust, trust_env=False, base_url=f"https://127.0.0.1:{port}") as outside:
             assert outside.get("/health").status_code == 200
+            trust.maximum_version, trust.minimum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"https://127.0.0.1:{port}/health", verify=trust, trust_env=False)
             for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task"):
                 assert outside.post(path).status_code == 404
+
+        superlink_died(serving.pid)
+        until(lambda: "superlink ended with -9" in log("serve"), 20, "the death to be noticed")
+        until(superlink.listens, 40, "the SuperLink's second life")
+        assert nodes(superlink)[node] == "online"
 
         fedhet("clients", "revoke", "st-mary", "--reason", "stolen")
         assert agent.wait(30) == EnrollError("E202").exit_code, log("agent")
