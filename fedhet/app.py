@@ -46,8 +46,8 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
 def recall(context: Context) -> Memories:
     """The plug-ins' memories a client's context holds."""
     memories: Memories = {}
-    for name, record in context.state.array_records.items():
-        if name.startswith("memory."):
+    for name, record in context.state.items():
+        if name.startswith("memory.") and isinstance(record, ArrayRecord):
             memory: Memory = {k: v.clone() for k, v in wire.open_tree(record["tree"].data).items()}
             memories[name.removeprefix("memory.")] = memory
     return memories
@@ -55,7 +55,7 @@ def recall(context: Context) -> Memories:
 
 def remember(context: Context, memories: Memories) -> None:
     """Put memories back into the context; one that emptied is removed."""
-    for name in [n for n in context.state.array_records if n.startswith("memory.")]:
+    for name in [n for n in context.state if n.startswith("memory.")]:
         del context.state[name]
     for name, memory in sorted(memories.items()):
         context.state["memory." + name] = ArrayRecord({"tree": records.array(wire.encode(memory))})

@@ -11,7 +11,7 @@ import torch
 from fedhet.compose import Method
 from fedhet.model import Model
 from fedhet.protocols import Shard
-from fedhet.streams import stream
+from fedhet.streams import number
 from fedhet.types import ClientId, Job, Memory, Tree, Update
 
 Memories = dict[str, Memory]
@@ -41,10 +41,13 @@ class Device:
         method.space.install(model, payload, job)
         memory = memories.setdefault("work", {})
         # Dropout and other randomness inside modules reads torch's global stream: give each job its own, and put the
-        # caller's back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(stream(self.seed, "torch", job.client, job.turn).integers(1 << 62)))
+        # caller's back. (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(number(self.seed, "torch", job.client, job.turn))
+        try:
             metrics = method.work.run(model, shard, job, memory)
+        finally:
+            torch.default_generator.set_state(before)
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"training diverged: {bad[0]} is {metrics[bad[0]]}")

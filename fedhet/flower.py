@@ -113,7 +113,8 @@ class MethodStrategy(Strategy):
     def _arrays(self, server: Server) -> ArrayRecord:
         model = self.experiment.world.model()
         server.space.restore(model, server.state)
-        return ArrayRecord({name: Array(leaf.numpy().copy()) for name, leaf in model.tree().items()})
+        tree = model.tree()
+        return ArrayRecord({name: Array(tree[name].numpy().copy()) for name in tree})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,6 +1,6 @@
 """Jobs and updates as Flower records: a JSON header, and one Array that holds one safetensors payload.
 
-    request  {"fedhet": {"job": json, "sha256": hex?, "world": json?}, "payload": {"tree": Array}}
+    request  {"fedhet": {"job": json list, "sha256": hex?, "world": json?}, "payload": {"tree": Array}}
     answer   {"fedhet": {"update": json, "sha256": hex?}, "payload": {"tree": Array}}
 
 `world` is the resolved configuration a device needs to build its half of the method; it is left out where the device
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -47,7 +47,9 @@ def array(payload: bytes) -> Array:
 
 def request(job: Job, payload: Array, *, bytes_up: int, batch: int, sha256: str = "", world: str = "") -> RecordDict:
     """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
-    head = {"job": json.dumps({**asdict(job), "bytes_up": bytes_up, "batch": batch})}
+    b = job.budget
+    fields = [job.id, job.client, job.version, job.turn, b.steps, b.rank, b.width, job.sent, job.task, bytes_up, batch]
+    head = {"job": json.dumps(fields)}
     if sha256:
         head["sha256"] = sha256
     if world:
@@ -57,9 +59,9 @@ def request(job: Job, payload: Array, *, bytes_up: int, batch: int, sha256: str 
 
 def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
     """The job in a request, and the carrier's fields beside it ("bytes_up", "batch")."""
-    fields = json.loads(str(_head(content)["job"]))
-    extra = {key: fields.pop(key) for key in ("bytes_up", "batch")}
-    return Job(**{**fields, "budget": Budget(**fields["budget"])}), extra
+    id_, client, version, turn, steps, rank, width, sent, task, bytes_up, batch = json.loads(str(_head(content)["job"]))
+    job = Job(id_, client, version, turn, Budget(steps, rank, width), sent, task)
+    return job, {"bytes_up": bytes_up, "batch": batch}
 
 
 def read_world(content: RecordDict) -> str:
@@ -69,8 +71,8 @@ def read_world(content: RecordDict) -> str:
 
 def read_payload(content: RecordDict) -> tuple[bytes | memoryview, str]:
     """Payload and announced SHA-256 (or "") of a request or an answer. Raises MalformedUpdate."""
-    record = content.array_records.get("payload")
-    tree = record.get("tree") if record is not None else None
+    record = content.get("payload")
+    tree = record.get("tree") if isinstance(record, ArrayRecord) else None
     if tree is None or tree.stype != STYPE:
         raise MalformedUpdate("format", "the message carries no payload of ours")
     return tree.data, str(_head(content).get("sha256", ""))
@@ -121,8 +123,8 @@ def read_answer(content: RecordDict) -> Answer:
 
 
 def _head(content: RecordDict) -> Mapping[str, Any]:
-    head = content.config_records.get("fedhet")
-    if head is None:
+    head = content.get("fedhet")  # not through config_records, which builds a filtered copy at every look
+    if not isinstance(head, ConfigRecord):
         raise MalformedUpdate("format", "the message has no header of ours")
     return head
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +21,9 @@ from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.result import Result
-from fedhet.roster import Clients
 from fedhet.session import Session
 from fedhet.streams import stream
+from fedhet.types import Job
 
 FIRST_NODE = 2
 """Node id of client 0 on the virtual grid; 1 is the server's."""
@@ -53,21 +52,21 @@ def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
     app = client_app(lambda message: device, seal=False)
     with one_thread(), Pool(app, experiment.workers) as pool:
         session = Session(experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False)
-        clients, record = experiment.clients, session.record
+        clients, travel = experiment.clients, Travel(experiment)
         muted = False
 
         def observe(message: Message, trip: Trip) -> None:
             if muted:
                 return
-            job, _ = records.read_job(message.content)
+            job = travel.last
             fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
             fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
-            record.emit(grid.now(), "flight", fields)
+            session.record.emit(grid.now(), "flight", fields)
 
         grid = VirtualGrid(
             pool,
             range(FIRST_NODE, FIRST_NODE + len(clients)),
-            partial(travel, clients, experiment.world.flops(), experiment.seed),
+            travel,
             config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
             silent=lambda node: clients[node - FIRST_NODE].silent,
             observe=observe,
@@ -84,19 +83,30 @@ def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
         return session.go(lambda: {"now_ns": grid.now_ns}, lambda: grid.states)
 
 
-def travel(clients: Clients, flops: float, seed: int, message: Message, at_ns: int) -> Trip:
-    """How long a job takes on its client's profile: download, training, upload; or where it is lost."""
-    job, carrier = records.read_job(message.content)
-    payload, _ = records.read_payload(message.content)
-    return clients[job.client].trip(
-        at_ns=at_ns,
-        steps=job.budget.steps,
-        batch=carrier["batch"],
-        bytes_down=len(payload),
-        bytes_up=carrier["bytes_up"],
-        flops_per_sample=flops,
-        rng=stream(seed, "trip", job.client, job.turn),
-    )
+class Travel:
+    """How long a job takes on its client's profile: download, training, upload; or where it is lost.
+
+    `last` is the job of the message asked about last.
+    """
+
+    last: Job
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._clients, self._seed = experiment.clients, experiment.seed
+        self._flops = experiment.world.flops()
+
+    def __call__(self, message: Message, at_ns: int) -> Trip:
+        self.last, carrier = records.read_job(message.content)
+        payload, _ = records.read_payload(message.content)
+        return self._clients[self.last.client].trip(
+            at_ns=at_ns,
+            steps=self.last.budget.steps,
+            batch=carrier["batch"],
+            bytes_down=len(payload),
+            bytes_up=carrier["bytes_up"],
+            flops_per_sample=self._flops,
+            rng=stream(self._seed, "trip", self.last.client, self.last.turn),
+        )
 
 
 @contextlib.contextmanager

@@ -42,6 +42,11 @@ class Client:
     expires: float | None = None
     serials: tuple[str, ...] = ()
 
+    @property
+    def client_id(self) -> int:
+        """The number under which a schedule knows it: its declared partition, else its own number."""
+        return self.number if self.partition is None else self.partition
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         hidden = ("public", "flower_public", "csr")

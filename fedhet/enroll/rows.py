@@ -112,10 +112,10 @@ def apply(session: Session, row: ClientRow, applicant: Applicant, now: float) ->
         if any(other.state not in (REVOKED, LEFT) for other in taken):
             raise EnrollError("E104", applicant.name)
         row.name = applicant.name
-    if applicant.partition is not None:
-        same_part = session.scalars(select(ClientRow).where(ClientRow.partition == applicant.partition))
-        if any(other.state in (PENDING, ACTIVE, SUSPENDED) for other in same_part):
-            raise EnrollError("E116", f"partition {applicant.partition}")
+    own = row.number if applicant.partition is None else applicant.partition
+    living = session.scalars(select(ClientRow).where(ClientRow.state.in_((PENDING, ACTIVE, SUSPENDED))))
+    if any(other.client_id == own for other in living):
+        raise EnrollError("E116", f"partition {own}")
     for name in ("node", "public", "flower_public", "csr", "address", "partition"):
         setattr(row, name, getattr(applicant, name))
     row.declared, row.measured = dict(applicant.declared), dict(applicant.measured)

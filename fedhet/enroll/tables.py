@@ -46,6 +46,11 @@ class ClientRow(Base):
     created: Mapped[float]
     changed: Mapped[float]
 
+    @property
+    def client_id(self) -> int:
+        """The number under which a schedule knows it: its declared partition, else its own number."""
+        return self.number if self.partition is None else self.partition
+
 
 class TokenRow(Base):
     """An invitation: the hash of its secret, never the secret."""

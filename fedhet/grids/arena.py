@@ -7,8 +7,11 @@ The parent alone allocates; workers read and write where they are told.
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+
+import numpy as np
 
 PAGE = mmap.PAGESIZE
 NORESERVE = 0x4000  # MAP_NORESERVE on Linux; Python names it only from 3.13 on
@@ -44,6 +47,12 @@ class Arena:
     def give(self, slot: Slot) -> None:
         """Return a slot; its contents may be overwritten from now on."""
         self._free[slot.size].append(slot.at)
+
+    def lend(self, at: int, size: int, slot: Slot) -> memoryview:
+        """A view of part of a slot; the slot returns by itself when the view and all that was made of it are gone."""
+        holder = np.frombuffer(self._map, np.uint8, size, at)
+        weakref.finalize(holder, self.give, slot).atexit = False
+        return memoryview(holder)  # type: ignore[arg-type]
 
     def view(self, at: int, size: int) -> memoryview:
         """The bytes of a slot, writable."""

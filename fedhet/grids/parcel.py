@@ -30,7 +30,8 @@ def big_arrays(content: RecordDict) -> list[tuple[str, str, Array]]:
     """(record, key, array) of every array too large for the pipe."""
     return [
         (name, key, array)
-        for name, record in content.array_records.items()
+        for name, record in content.items()
+        if isinstance(record, ArrayRecord)
         for key, array in record.items()
         if len(array.data) >= SMALL
     ]

@@ -187,9 +187,9 @@ def test_after_a_crash_an_agent_waits_until_its_node_is_forgotten(door, monkeypa
 
 def test_the_nodes_configuration_is_toml_of_what_was_declared_and_measured(door):
     path = 'C:\\data "ü" 😀\n'
-    device = door.member("a", Data(path, 120, 1, 3))
+    device = door.member("a", Data(path, 120, 2, 3))
     read = tomli.loads(node_config(device))
-    assert (read["partition-id"], read["num-partitions"], read["client"], read["num_examples"]) == (1, 3, 0, 120)
+    assert (read["partition-id"], read["num-partitions"], read["client"], read["num_examples"]) == (2, 3, 0, 120)
     assert (read["data"], read["sec_per_step"], read["client-name"]) == (path, 0.0009, "a")
     plain = tomli.loads(node_config(door.member("b")))
     assert plain["partition-id"] == plain["client"] == 1 and "num-partitions" not in plain
