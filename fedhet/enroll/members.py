@@ -1,0 +1,84 @@
+"""The federation as a running ServerApp sees it: who may take part now, with which key and profile; what it observed.
+
+Asked anew whenever it matters: a client that was revoked a second ago is not among the members, so its updates that
+are not yet decided can be left out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedhet.enroll import profiles, sign, tables
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.registry import Client, Registry
+from fedhet.enroll.sign import Statement
+from fedhet.profile import Profile
+from fedhet.types import ClientId
+
+SMOOTHING = 0.3
+"""The share of the newest observation in the running mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An active client: node id and identity key, the SuperLink's id of its node, and what a schedule is told."""
+
+    client: ClientId
+    name: str
+    node: str
+    public: bytes
+    flower_node: int | None
+    profile: Profile | None
+
+
+class Members:
+    """Reads a federation's registry, and writes the observed column. Close it when the run is over."""
+
+    def __init__(self, home: Path) -> None:
+        if not (home / "registry.db").is_file():
+            raise EnrollError("E306", f"{home} holds no federation")
+        self._registry = Registry(home / "registry.db")
+
+    @classmethod
+    def here(cls) -> Members | None:
+        """The federation that `fedhet serve` put around this process; None outside of one."""
+        home = os.environ.get("FEDHET_HOME", "")
+        return cls(Path(home)) if home else None
+
+    def close(self) -> None:
+        """Release the file."""
+        self._registry.close()
+
+    def now(self) -> dict[ClientId, Member]:
+        """The clients that may take part at this moment."""
+        return {c.client_id: _member(c) for c in self._registry.clients(tables.ACTIVE)}
+
+    def check(self, client: ClientId, statement: Statement, signature: bytes) -> None:
+        """Raises EnrollError E202 if the client may not take part now, E205 unless it signed the statement."""
+        member = self.now().get(client)
+        if member is None:
+            raise EnrollError("E202", f"client {client} is not active")
+        if member.node != statement.node or not sign.verify(member.public, statement, signature):
+            raise EnrollError("E205", f"client {client}")
+
+    def observe(self, client: ClientId, sec_per_step: float) -> float:
+        """Take one observed speed into the client's running mean, which is returned. Raises ValueError or E210."""
+        if not 0 < sec_per_step < float("inf"):
+            raise ValueError(f"sec_per_step={sec_per_step} must be a positive number of seconds")
+        for found in self._registry.clients(tables.ACTIVE, tables.SUSPENDED):
+            if found.client_id == client:
+                before = found.observed.get("sec_per_step", sec_per_step)
+                mean = float(before + SMOOTHING * (sec_per_step - before))
+                count = int(found.observed.get("finished", 0)) + 1
+                self._registry.observe(found.number, sec_per_step=mean, finished=count)
+                return mean
+        raise EnrollError("E210", f"client {client}")
+
+
+def _member(client: Client) -> Member:
+    assert client.node is not None and client.public is not None  # every active client has a device
+    flower_node = None if client.flower_node is None else int(client.flower_node)
+    name, profile = client.name, profiles.believed(client)
+    return Member(client.client_id, name, client.node, client.public, flower_node, profile)
