@@ -1,11 +1,29 @@
 """Federated learning for clients that are not alike: one choice per axis, composed, on Flower.
 
 Importing this package is light (neither torch nor Flower) and makes `strategies` and `clients`, which lie beside it,
-importable too.
+importable too. `fedhet.Method`, `fedhet.Experiment` and `fedhet.Limits` are loaded when they are asked for.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from fedhet import origin
 
+if TYPE_CHECKING:
+    from fedhet.compose import Method, Misfit
+    from fedhet.experiment import Experiment
+    from fedhet.result import Result
+    from fedhet.server import Limits
+
 __version__ = "0.1.0"
+__all__ = ["Experiment", "Limits", "Method", "Misfit", "Result", "__version__"]
+
+_HOMES = {"Experiment": "experiment", "Limits": "server", "Method": "compose", "Misfit": "compose", "Result": "result"}
 
 origin.on_path()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"fedhet.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'fedhet' has no attribute {name!r}")

@@ -14,7 +14,7 @@ from typing import Annotated
 import click
 import typer
 
-from fedhet import origin
+from fedhet import cli_enroll, origin
 
 
 def _groups() -> str:
@@ -182,6 +182,9 @@ def version() -> None:
     from fedhet import cli_show
 
     cli_show.versions()
+
+
+cli_enroll.mount(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

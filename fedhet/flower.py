@@ -9,14 +9,13 @@ clients must run `fedhet.app.client`, which builds its half from the configurati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from logging import INFO
+from logging import getLogger
 from typing import NoReturn
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp import strategy as flower
 
 from fedhet import origin
 from fedhet.clock import WallClock
@@ -29,7 +28,10 @@ from fedhet.server import Limits, Server
 from fedhet.tree import FlatTree, flatten
 
 
-class MethodStrategy(Strategy):
+log = getLogger("fedhet")
+
+
+class MethodStrategy(flower.Strategy):
     """The method of an experiment built from a configuration, on any Flower grid whose nodes declare `partition-id`.
 
     `wanted` nodes are waited for (default: as many as the experiment has clients), `poll` seconds between looks.
@@ -47,7 +49,7 @@ class MethodStrategy(Strategy):
     def summary(self) -> None:
         method = self.experiment.method
         parts = [method.schedule, method.space, method.rule, method.work, *(layer for _, layer in method.layers)]
-        log(INFO, "fedhet method %s: %s", method.name, ", ".join(type(p).__name__ for p in parts))
+        log.info("fedhet method %s: %s", method.name, ", ".join(type(p).__name__ for p in parts))
 
     def start(
         self,
@@ -58,7 +60,7 @@ class MethodStrategy(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
+    ) -> flower.Result:
         """Run until `num_rounds` versions are combined or `timeout` seconds are over. `evaluate_fn` sees every version.
 
         Raises ValueError if the arrays are not the model's, or if a train or evaluate configuration is given: a
@@ -70,7 +72,7 @@ class MethodStrategy(Strategy):
         clock = self.clock
         nodes = Nodes(grid, clock)
         nodes.gather(self.wanted, timeout, lambda: clock.wait(None))
-        result = Result()
+        result = flower.Result()
         server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
         server.barred.update(set(server.roster) - set(nodes.of_client))
         gate = Gate(max_weight=self.experiment.max_weight, code=origin.fingerprint(), sealed=True)
@@ -106,7 +108,7 @@ class MethodStrategy(Strategy):
 
         def emit(t: float, name: str, fields: object) -> None:
             if name == "combined":
-                log(INFO, "[%.1f s] %s", t, fields)
+                log.info("[%.1f s] %s", t, fields)
 
         return Server(method, method.space.begin(model), experiment.clients, limits, experiment.seed, emit)
 
