@@ -134,7 +134,10 @@ def ray(w: dict) -> dict:
         model = build.world(config.resolved(config.compose(more)), w["clients"]).model().module
         fraction = w["per_round"] / w["clients"]
         FedAvg(fraction_train=fraction, fraction_evaluate=0.0).start(
-            grid, ArrayRecord(model.state_dict()), num_rounds=12, evaluate_fn=lambda r, a: marks.append(time.perf_counter())
+            grid,
+            ArrayRecord(model.state_dict()),
+            num_rounds=12,
+            evaluate_fn=lambda r, a: marks.append(time.perf_counter()),
         )
 
     run_simulation(
@@ -154,7 +157,12 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-SYSTEMS = {"hand": hand, "fedhet 1 worker": lambda w: fedhet(w, 1), "fedhet 2 workers": lambda w: fedhet(w, 2), "flower/ray": ray}
+SYSTEMS = {
+    "hand": hand,
+    "fedhet 1 worker": lambda w: fedhet(w, 1),
+    "fedhet 2 workers": lambda w: fedhet(w, 2),
+    "flower/ray": ray,
+}
 
 
 def measure(system: str, w: dict) -> dict:
@@ -206,8 +214,12 @@ def main() -> None:
 
     lines = ["# Simulation speed", "", f"`python experiments/bench_simulation.py {' '.join(sys.argv[1:])}`", ""]
     lines += [__doc__.split("\n\n", 2)[2].strip(), "", f"Medians (least-most) of {repeats} interleaved turns, "]
-    lines += [f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "]
-    lines += [f"flwr {version('flwr')}, one torch thread per process, load average {os.getloadavg()[0]:.1f} at the end."]
+    lines += [
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "
+    ]
+    lines += [
+        f"flwr {version('flwr')}, one torch thread per process, load average {os.getloadavg()[0]:.1f} at the end."
+    ]
     lines += table("W1", first, "hand") + table("W3, fedhet with 2 workers", third, "1,000 clients")
     text = "\n".join(lines) + "\n"
     print(text)

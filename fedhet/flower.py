@@ -137,4 +137,6 @@ class MethodStrategy(flower.Strategy):
         self._no_rounds()
 
     def _no_rounds(self) -> NoReturn:
-        raise TypeError("a fedhet method has its own schedule, not Flower's rounds: call start(grid, arrays, num_rounds)")
+        raise TypeError(
+            "a fedhet method has its own schedule, not Flower's rounds: call start(grid, arrays, num_rounds)"
+        )

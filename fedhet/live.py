@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,20 @@ def serve(grid: Grid, context: Context) -> None:
         record.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
     wanted = int(given.get("wanted") or 0) or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
     poll = float(given.get("poll") or 0.2)
-    result = live(experiment, folder, grid, wanted=wanted, poll=poll, resume=resume, progress=_line)
+    result = live(experiment, folder, grid, wanted=wanted, poll=poll, resume=resume, progress=_Lines())
     print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
     print(result.path.resolve())
 
 
-def _line(row: Any) -> None:
-    accuracy = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.3f}"
-    print(f"t {row['t']:.1f} s  version {row['version']}  tasks {row['tasks']}{accuracy}", flush=True)
+class _Lines:
+    """One line of progress per version: a ServerApp's output is a log."""
+
+    def __init__(self) -> None:
+        self._version = -1
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        if row["version"] == self._version:
+            return
+        self._version = row["version"]
+        accuracy = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.3f}"
+        print(f"t {row['t']:.1f} s  version {row['version']}  tasks {row['tasks']}{accuracy}", flush=True)
