@@ -187,6 +187,9 @@ def version() -> None:
 cli_enroll.mount(app)
 
 
+cli_enroll.mount(app)  # real clients: enrolment, serving, joining
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -9,7 +9,7 @@ import pytest
 
 from fedhet import origin
 
-PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
+PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
 COMPAT = "fedhet/flower_compat.py"
 FILES = sorted(
     path.relative_to(origin.root()).as_posix()

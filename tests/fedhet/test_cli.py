@@ -38,7 +38,19 @@ def test_help_needs_neither_torch_nor_flower_nor_hydra():
     )
     done = subprocess.run([sys.executable, "-c", code, str(origin.root())], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "compare", "demo", "list", "cite", "explain", "report", "simulate", "version"):
+    for command in (
+        "run",
+        "compare",
+        "demo",
+        "list",
+        "cite",
+        "explain",
+        "report",
+        "simulate",
+        "version",
+        "join",
+        "serve",
+    ):
         assert command in done.stdout
 
 
