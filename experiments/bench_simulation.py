@@ -4,7 +4,7 @@
 
 W1: perceptron 784-200-200-10, 100 clients of 100 samples, 10 a round, one epoch in batches of 10, SGD.
 W3: softmax regression on 784 inputs, one step of one task, 100 sampled of N registered clients (1,000 and 100,000).
-All systems do the same steps on the same data. They take turns; ratios are taken within a turn, and medians are printed.
+All systems do the same steps on the same data. They take turns; ratios are taken within a turn; medians are printed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -147,7 +148,7 @@ def ray(w: dict) -> dict:
             "init_args": {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False},
         },
     )  # fmt: skip
-    rounds = [b - a for a, b in zip(marks, marks[1:], strict=False)][2:]
+    rounds = [b - a for a, b in pairwise(marks)][2:]
     return {"rate": w["per_round"] / statistics.median(rounds), "rss": peak()}
 
 

@@ -27,7 +27,6 @@ from fedhet.protocols import Clock
 from fedhet.server import Limits, Server
 from fedhet.tree import FlatTree, flatten
 
-
 log = getLogger("fedhet")
 
 
@@ -137,6 +136,4 @@ class MethodStrategy(flower.Strategy):
         self._no_rounds()
 
     def _no_rounds(self) -> NoReturn:
-        raise TypeError(
-            "a fedhet method has its own schedule, not Flower's rounds: call start(grid, arrays, num_rounds)"
-        )
+        raise TypeError("a fedhet method has a schedule of its own, not rounds: call start(grid, arrays, num_rounds)")

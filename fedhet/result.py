@@ -1,4 +1,22 @@
-"""What a run leaves behind, as an object: the row of result.json and the evaluations as arrays."""
+"""What a run leaves behind, as an object: the row of result.json and the evaluations as arrays.
+
+result.json, schema 1:
+
+    strategy, seed, transport, clients       what was run
+    versions                                 combinations applied to the model
+    virtual_seconds, wall_seconds            the run's clock at the end; real time, earlier lives included
+    client_tasks                             jobs that ended, well or not
+    accuracy, loss, worst_decile_accuracy    of the last version on the test data; the last: mean of the worst tenth of
+                                             the clients, each on data like its own
+    target, time_to_target                   share, and seconds of the run's clock to its first evaluation (null: never)
+    bytes_up, bytes_down                     payloads with their headers
+    updates                                  dispatched = accepted + late + rejected + failed + buffered + unfinished;
+                                             late, rejected and failed by reason
+    stopped                                  which limit ended the run
+    peak_rss_bytes, peak_rss_worker_bytes    most resident memory of the main process; of the largest ended child
+    weights_sha256, events_sha256            of the final state's payload and of events.jsonl
+    packages                                 versions of Python and of the packages results depend on
+"""
 
 from __future__ import annotations
 

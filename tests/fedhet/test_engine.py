@@ -213,7 +213,7 @@ def test_nobody_left_online_is_an_end_with_a_reason(tmp_path):
 
 
 def test_clients_that_all_diverge_end_the_run_with_the_cause(tmp_path):
-    with pytest.raises(Hopeless, match="the last 100 jobs all failed.*diverged"):
+    with pytest.raises(Hopeless, match=r"the last 100 jobs all failed.*diverged"):
         experiment(method(work=Sgd(lr=60.0), steps=200), versions=50).run(tmp_path / "run")
 
 
@@ -224,7 +224,7 @@ class Exploding(AbstractLayer):
 
 
 def test_a_combination_that_is_not_finite_is_never_merged(tmp_path):
-    with pytest.raises(Diverged, match="version 1.*not finite"):
+    with pytest.raises(Diverged, match=r"version 1.*not finite"):
         experiment(method(optimizer=(Exploding(),))).run(tmp_path / "run")
 
 

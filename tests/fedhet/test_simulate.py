@@ -58,7 +58,7 @@ def test_other_strategies_of_flower_run_and_repeat_bit_for_bit(name):
 
 
 def test_lost_messages_do_not_stop_flowers_loop(tmp_path):
-    server, results = server_and_results("fedavg")
+    server, _ = server_and_results("fedavg")
     clients = fleet(6, dropout_prob=0.3)
     summary = simulate(server, load_app(f"{APP}:client", ClientApp), clients, seed=1, events=tmp_path / "events.jsonl")
     assert summary.lost > 0
