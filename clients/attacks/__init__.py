@@ -1,0 +1,1 @@
+"""Clients that mean harm, in simulation: what they send instead of what they learned."""

@@ -1,0 +1,145 @@
+"""Who attacks, and the wrapper that lets only them: an attack changes what local work leaves in the model.
+
+An attack is a frozen record of hyper-parameters; called with a work it gives a work, so it stands in front of any
+training. Honest clients run the inner work and nothing else, on the same random streams as without an attack.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedhet.model import Model
+from fedhet.protocols import Shard, Work
+from fedhet.streams import stream
+from fedhet.types import ClientId, Job, Memory
+
+PREFIX = "attack."
+"""Of an attack's entries in a client's memory of its work; the work itself does not see them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractAttack(ABC):
+    """Who attacks: `fraction` of the `population` clients, drawn once from the seed, or exactly the given `clients`.
+
+    Raises ValueError for a fraction outside [0, 1], and for neither a population nor a list of clients.
+    """
+
+    fraction: float = 0.2
+    clients: Sequence[ClientId] | None = None
+    population: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError(f"fraction={self.fraction} of the clients must be in [0, 1]")
+        if self.clients is None and self.population is None:
+            raise ValueError("population is not known: give the number of clients, or list the attacking clients")
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises ValueError for hyper-parameters of the attack itself that are out of range."""
+
+    @cached_property
+    def attackers(self) -> frozenset[ClientId]:
+        """round(fraction * population) clients, the same in every process of a run."""
+        if self.clients is not None:
+            return frozenset(self.clients)
+        assert self.population is not None
+        order = stream(self.seed, "attackers").permutation(self.population)
+        return frozenset(int(c) for c in order[: round(self.fraction * self.population)])
+
+    def __contains__(self, client: object) -> bool:
+        return client in self.attackers
+
+    def __call__(self, work: Work) -> Attacked:
+        return Attacked(work, self)
+
+    @abstractmethod
+    def run(self, work: Work, model: Model, data: Shard, job: Job, memory: Memory, own: Memory) -> Mapping[str, float]:
+        """An attacker's job: `memory` is the inner work's, `own` the attack's. Metrics as the work reports them."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A work that attackers bend and all others do as it is."""
+
+    work: Work
+    attack: AbstractAttack
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.work.needs
+
+    @property
+    def batch(self) -> int:
+        return self.work.batch
+
+    def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
+        if job.client not in self.attack:
+            return self.work.run(model, data, job, memory)
+        inner = {k: v for k, v in memory.items() if not k.startswith(PREFIX)}
+        own = {k.removeprefix(PREFIX): v for k, v in memory.items() if k.startswith(PREFIX)}
+        metrics = self.attack.run(self.work, model, data, job, inner, own)
+        memory.clear()
+        memory.update(inner)
+        memory.update({PREFIX + k: v for k, v in own.items()})
+        return metrics
+
+
+class AbstractForgery(AbstractAttack):
+    """Trains honestly, then sends something made of the update it would have sent."""
+
+    @abstractmethod
+    def forge(self, update: Tensor, data: Shard, own: Memory) -> Tensor:
+        """The vector to send for the honest `update`, both shape (D,) over the model's parameters."""
+
+    def run(self, work: Work, model: Model, data: Shard, job: Job, memory: Memory, own: Memory) -> Mapping[str, float]:
+        start = model.params.clone()
+        metrics = work.run(model, data, job, memory)
+        with torch.no_grad():
+            model.params.copy_(start + self.forge(model.params - start, data, own))
+        return metrics
+
+
+class AbstractPoisoning(AbstractAttack):
+    """Trains honestly on data it has changed; see `poison`."""
+
+    @abstractmethod
+    def change(self, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """The samples to learn instead; `x` and `y` are left as they are."""
+
+
+def poison(
+    attack: AbstractPoisoning, work: Work, model: Model, data: Shard, job: Job, memory: Memory
+) -> Mapping[str, float]:
+    """The work on changed samples."""
+    classes = model.predict(data.whole()[0][:1]).shape[-1]
+    return work.run(model, Poisoned(data, attack, classes), job, memory)
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A shard whose samples pass through an attack on their way out."""
+
+    data: Shard
+    attack: AbstractPoisoning
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.attack.change(x, y, self.classes) for x, y in self.data.batches(size))
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        return self.attack.change(*self.data.whole(), self.classes)
+
+    def rng(self, purpose: str):  # type: ignore[no-untyped-def]  # the inner shard's generator
+        return self.data.rng(purpose)
