@@ -217,7 +217,10 @@ class FedCompass(AbstractPerClient):
         self.groups.enter(client, group)
         group.patience = max(group.patience or 0.0, now + self.patience * self.latency_factor * steps * s)
         assert group.due is not None
-        yield Note("group", {"group": group.id, "client": client, "steps": steps, "due": group.due})
+        note: dict[str, float] = {"group": group.id, "client": client, "steps": steps, "due": group.due}
+        if group.latest is not None:
+            note["latest"] = group.latest
+        yield Note("group", note)
         yield Assign(client, steps)
 
     # Bookkeeping

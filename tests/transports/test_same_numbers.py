@@ -54,9 +54,10 @@ def test_a_superlink_gives_the_bits_of_virtual_time_and_leaves_nothing_running(t
 
 @pytest.mark.transport
 def test_a_terminated_superlink_run_cleans_up(tmp_path):
+    given = [*SMALL, "transport=superlink"]
     code = (
         "from fedhet import config; from fedhet.experiment import Experiment;"
-        f"Experiment.of(config.resolved(config.compose({[*SMALL, 'transport=superlink']!r}))).run({str(tmp_path / 'run')!r})"
+        f"Experiment.of(config.resolved(config.compose({given!r}))).run({str(tmp_path / 'run')!r})"
     )
     environment = {**os.environ, "PYTHONPATH": str(origin.root()), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
