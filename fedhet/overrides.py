@@ -92,7 +92,7 @@ def check_choices(parsed: Iterable[Override], known: Mapping[str, list[str]]) ->
             )
         if str(value) not in known[group]:
             raise ConfigError(
-                f"{group}={value}: there is no {group} {str(value)!r}{_nearest(str(value), known[group])}; "
+                f"{one.input_line}: there is no {group} {str(value)!r}{_nearest(str(value), known[group])}; "
                 f"there are {_some(known[group])}. `fedhet list {group}` describes them"
             )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from importlib import import_module
 
 import pytest
 from omegaconf import OmegaConf
@@ -53,6 +55,29 @@ def test_an_option_says_what_it_builds_or_nothing(name):
     assert isinstance(node, dict)
     inner = [v for v in node.values() if isinstance(v, dict)]
     assert node == {} or "_target_" in node or (inner and all("_target_" in v for v in inner))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_option_spells_out_every_value_its_part_takes(name):
+    node = OmegaConf.to_container(OmegaConf.load(origin.conf() / f"{name}.yaml"))
+    for part in (node, *(inner for inner in node.values() if isinstance(inner, dict))):
+        if "_target_" not in part:
+            continue
+        module, _, attribute = part["_target_"].rpartition(".")
+        takes = inspect.signature(getattr(import_module(module), attribute)).parameters.values()
+        named = {p.name: p for p in takes if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        inner = {
+            str(value).partition("@")[2]
+            for item in part.get("defaults", [])
+            if isinstance(item, dict)
+            for value in item
+        }
+        given = {key for key in part if not key.startswith("_") and key != "defaults"}
+        assert given <= set(named), "unknown to its part"
+        assert {key for key, p in named.items() if p.default is not p.empty} - given - inner == set(), "not spelled out"
+        # a number that may have a fraction is written with one, or the command line would insist on whole numbers
+        whole = [key for key in given if type(part[key]) is int and "float" in str(named[key].annotation)]
+        assert whole == []
 
 
 def test_optional_axes_have_an_option_none():
