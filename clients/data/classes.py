@@ -1,6 +1,8 @@
-"""Label skew by who owns which classes, and natural owners.
+"""Label skew by who owns which classes.
 
-Shards: McMahan et al., arXiv:1602.05629, section 3. Class partition: FedCompass, arXiv:2309.14675, experiments.
+Shards: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629,
+section 3. Label quantity: Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos: An Experimental Study",
+arXiv:2102.02079, section IV. Class partition: Li et al., "FedCompass", arXiv:2309.14675, experiments.
 """
 
 from __future__ import annotations
@@ -11,102 +13,119 @@ from dataclasses import dataclass
 import numpy as np
 
 from clients.data.dataset import DataError, Dataset
-from clients.data.partition import Partition, by_class, cut, enough, merge
+from clients.data.dealing import TRIES, at_ends, at_least, by_class, deal, enough
+from clients.data.partition import Partition
 from fedhet.streams import stream
 
 OWNED = {1: (10, 10), 2: (7, 8), 3: (6, 8), 4: (5, 7), 5: (5, 6), 6: (4, 6), 7: (4, 5)}
 """Least and most classes per client by number of clients; 8 and more: (3, 5)."""
 
 
-def _classes(name: str, value: int, dataset: Dataset) -> None:
-    if not 1 <= value <= dataset.classes:
-        raise DataError(f"{name}={value} must be between 1 and the {dataset.classes} classes of {dataset.name}")
-
-
 @dataclass(frozen=True)
 class Shards:
-    """Sort by label, cut into clients * per_client equal shards, deal `per_client` random ones to each."""
+    """Sort by label, cut into clients * per_client equal shards, deal `per_client` random ones to each.
+
+    Shard sizes differ by at most one and nothing is left over, so a shard can lie across the border of two classes.
+    """
 
     per_client: int = 2
 
+    def __post_init__(self) -> None:
+        at_least("per_client", self.per_client, 1)
+
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
-        size = enough(dataset, clients)
-        if self.per_client < 1 or clients * self.per_client > size:
-            raise DataError(f"per_client={self.per_client} shards for {clients} clients do not fit {size} samples")
+        size, shards = enough(dataset, clients), clients * self.per_client
+        if shards > size:
+            raise DataError(
+                f"per_client={self.per_client} shards for {clients} clients do not fit {size} samples: set "
+                f"partition.per_client to at most {size // clients}"
+            )
         rng = stream(seed, "shards")
         order = rng.permutation(size)
         order = order[np.argsort(dataset.labels[order], kind="stable")]
-        shards = np.array_split(order, clients * self.per_client)
-        dealt = rng.permutation(len(shards)).reshape(clients, self.per_client)
-        return Partition.of(dataset, [np.sort(np.concatenate([shards[s] for s in row])) for row in dealt])
+        dealt = rng.permutation(shards).reshape(clients, self.per_client)
+        client = np.empty(shards, np.int32)  # the client of each shard
+        client[dealt.ravel()] = np.repeat(np.arange(clients), self.per_client)
+        owner = np.empty(size, np.int32)
+        owner[order] = np.repeat(client, np.full(shards, size // shards) + (np.arange(shards) < size % shards))
+        return Partition.of(dataset, owner, clients)
 
 
 @dataclass(frozen=True)
 class Pathological:
-    """`classes_per_client` classes each, every class owned, its samples divided evenly among its owners."""
+    """`classes_per_client` classes each, every class owned and all equally often (give or take one), each divided
+    evenly among its owners."""
 
     classes_per_client: int = 2
 
+    def __post_init__(self) -> None:
+        at_least("classes_per_client", self.classes_per_client, 1)
+
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
         enough(dataset, clients)
-        k = self.classes_per_client
-        _classes("classes_per_client", k, dataset)
+        k = _at_most("classes_per_client", self.classes_per_client, dataset)
         if k * clients < dataset.classes:
             raise DataError(
-                f"{clients} clients with {k} classes leave some of {dataset.classes} classes without an owner"
+                f"{clients} clients with classes_per_client={k} leave some of {dataset.classes} classes without an "
+                f"owner: set it to at least {-(-dataset.classes // clients)}"
             )
         rng = stream(seed, "pathological")
-        # client i owns classes i*k .. i*k+k-1 of an endlessly repeated random order: all are used equally often
-        order = rng.permutation(dataset.classes)
-        owned = [{int(order[(i * k + j) % dataset.classes]) for j in range(k)} for i in range(clients)]
-        return _divide(dataset, owned, rng, lambda owners: np.full(owners, 1.0 / owners))
+        owned = np.zeros((clients, dataset.classes), bool)
+        for client in range(clients):
+            # the classes that were dealt least so far, in random order among equals
+            order = rng.permutation(dataset.classes)
+            owned[client, order[np.argsort(owned[:client].sum(0)[order], kind="stable")][:k]] = True
+        return _divide(dataset, owned, rng, _evenly)
 
 
 @dataclass(frozen=True)
 class LabelQuantity:
-    """Client i surely owns class i mod C, then random ones up to `classes_per_client`."""
+    """Client i surely owns class i mod C, then random ones up to `classes_per_client`; each class is divided evenly
+    among its owners. Fewer clients than classes can leave classes unused."""
 
     classes_per_client: int = 2
 
+    def __post_init__(self) -> None:
+        at_least("classes_per_client", self.classes_per_client, 1)
+
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
         enough(dataset, clients)
-        _classes("classes_per_client", self.classes_per_client, dataset)
+        k = _at_most("classes_per_client", self.classes_per_client, dataset)
         rng = stream(seed, "label_quantity")
-        owned = []
+        owned = np.zeros((clients, dataset.classes), bool)
         for client in range(clients):
             first = client % dataset.classes
             others = rng.permutation([c for c in range(dataset.classes) if c != first])
-            owned.append({first, *map(int, others[: self.classes_per_client - 1])})
-        return _divide(dataset, owned, rng, lambda owners: np.full(owners, 1.0 / owners), all_used=False)
+            owned[client, [first, *map(int, others[: k - 1])]] = True
+        return _divide(dataset, owned, rng, _evenly)
 
 
 @dataclass(frozen=True)
 class ClassPartition:
-    """Each client draws n ~ U{least..most} classes (redrawn until all are owned); the k owners of a class divide it in
-    proportion to |N(mean, std)|. Least and most follow the number of clients if null."""
+    """Each client draws n ~ U{least..most} classes, and all draw again until every class is owned; the k owners of a
+    class divide it in proportion to |N(mean, std)|. Least and most follow the number of clients if null."""
 
     least: int | None = None
     most: int | None = None
     mean: float = 10.0
     std: float = 3.0
 
+    def __post_init__(self) -> None:
+        for name, value in (("least", self.least), ("most", self.most)):
+            if value is not None:
+                at_least(name, value, 1)
+        if not (np.isfinite(self.mean) and 0 <= self.std < np.inf and (self.mean or self.std)):
+            raise DataError(f"mean={self.mean}, std={self.std}: finite numbers, std not negative, not both 0")
+
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
         enough(dataset, clients)
         usual = OWNED.get(clients, (3, 5))
-        least = min(self.least or usual[0], dataset.classes)
-        most = min(self.most or usual[1], dataset.classes)
-        if not 1 <= least <= most:
-            raise DataError(f"least={least} and most={most} classes per client: least must not be above most")
-        if clients * most < dataset.classes:
-            raise DataError(f"{clients} clients with at most {most} classes cannot own all {dataset.classes}")
+        least = min(usual[0] if self.least is None else self.least, dataset.classes)
+        most = min(usual[1] if self.most is None else self.most, dataset.classes)
+        if least > most:
+            raise DataError(f"least={least} classes per client is above most={most}")
         rng = stream(seed, "class_partition")
-        everything = set(range(dataset.classes))
-        owned: list[set[int]] = []
-        while set().union(*owned) != everything:
-            owned = [
-                set(map(int, rng.choice(dataset.classes, rng.integers(least, most + 1), replace=False)))
-                for _ in range(clients)
-            ]
+        owned = self._owned(rng, clients, dataset.classes, least, most)
 
         def lengths(owners: int) -> np.ndarray:
             drawn = np.abs(rng.normal(self.mean, self.std, owners))
@@ -114,49 +133,42 @@ class ClassPartition:
 
         return _divide(dataset, owned, rng, lengths)
 
+    def _owned(self, rng: np.random.Generator, clients: int, classes: int, least: int, most: int) -> np.ndarray:
+        if clients * most >= classes:
+            for _ in range(TRIES):
+                owned = np.zeros((clients, classes), bool)
+                for row in owned:
+                    row[rng.choice(classes, rng.integers(least, most + 1), replace=False)] = True
+                if owned.any(0).all():
+                    return owned
+        raise DataError(
+            f"{clients} clients with {least} to {most} of {classes} classes each did not own all of them in {TRIES} "
+            "draws: raise partition.most, or use more clients"
+        )
 
-@dataclass(frozen=True)
-class Natural:
-    """One client per owner named in the data, the `clients` largest with at least `min_size` training samples; or, with
-    `group`, owners joined round robin by size until there are as many groups as clients."""
 
-    min_size: int = 1
-    group: bool = False
+def _at_most(name: str, value: int, dataset: Dataset) -> int:
+    if value > dataset.classes:
+        raise DataError(f"{name}={value} must be at most the {dataset.classes} classes of {dataset.name}")
+    return value
 
-    def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
-        if dataset.owner_train is None:
-            raise DataError(
-                f"{dataset.name} names no owners: use another partition, or a data set with an owner column"
-            )
-        names, sizes = np.unique(dataset.owner_train, return_counts=True)
-        order = [n for n in np.lexsort((names, -sizes)) if sizes[n] >= self.min_size]
-        if len(order) < clients:
-            raise DataError(
-                f"{len(order)} owners have min_size={self.min_size} samples: set fleet.clients to that or less"
-            )
-        teams = [order[c::clients] if self.group else [order[c]] for c in range(clients)]
-        test = dataset.owner_test if dataset.owner_test is not None else np.empty(0, names.dtype)
-        train_parts = [np.flatnonzero(np.isin(dataset.owner_train, names[t])) for t in teams]
-        return Partition.of(dataset, train_parts, [np.flatnonzero(np.isin(test, names[t])) for t in teams])
+
+def _evenly(owners: int) -> np.ndarray:
+    return np.full(owners, 1.0 / owners)
 
 
 def _divide(
-    dataset: Dataset,
-    owned: list[set[int]],
-    rng: np.random.Generator,
-    shares_for: Callable[[int], np.ndarray],
-    all_used: bool = True,
+    dataset: Dataset, owned: np.ndarray, rng: np.random.Generator, shares: Callable[[int], np.ndarray]
 ) -> Partition:
-    """Cut every class among its owners; with `all_used` off, classes without an owner are left out."""
-    clients, pieces = len(owned), []
-    for label, pool in enumerate(by_class(dataset.labels, dataset.classes, rng)):
-        owners = [c for c in range(clients) if label in owned[c]]
-        if not owners and not all_used:
-            continue
-        shares = np.zeros(clients)
-        shares[owners] = shares_for(len(owners))
-        # the remainder of rounding goes to the last owner, not to the last client
-        row = cut(pool, shares[owners])
-        given = dict(zip(owners, row, strict=True))
-        pieces.append([given.get(c, pool[:0]) for c in range(clients)])
-    return Partition.of(dataset, merge(pieces, clients))
+    """Cut every class among its owners; `owned` is (clients, classes). A class without an owner is left out.
+
+    The remainder of rounding goes to the class's last owner.
+    """
+    pools, clients = by_class(dataset, rng), len(owned)
+    counts = []
+    for pool, row in zip(pools, owned.T, strict=True):
+        count = np.zeros(clients, np.int64)
+        if row.any():
+            count[row] = at_ends(shares(int(row.sum())), len(pool))
+        counts.append(count)
+    return Partition.of(dataset, deal(pools, counts), clients)

@@ -47,12 +47,16 @@ class Dataset:
         return tuple(self.x_train.shape[1:])
 
     @property
+    def labelled(self) -> bool:
+        """Whether a sample has one label; a sequence has one per position."""
+        return self.y_train.dim() == 1
+
+    @property
     def labels(self) -> np.ndarray:
         """One label per training sample, int64 (n,): what label-skewed partitions go by."""
-        y = self.y_train.numpy()
-        if y.ndim != 1:
+        if not self.labelled:
             raise DataError(f"{self.name} has no single label per sample: use partition=natural, iid or quantity")
-        return y
+        return self.y_train.numpy()
 
 
 def cache_folder(given: str | None) -> Path:
@@ -71,7 +75,13 @@ def cached(
     text = json.dumps({"format": 1, "name": name, **key}, sort_keys=True)
     folder = cache_folder(cache) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not (folder / "meta.json").is_file():
-        _write(folder, make(), classes_of)
+        arrays = make()
+        try:
+            _write(folder, arrays, classes_of)
+        except OSError as error:
+            raise DataError(
+                f"the cache {folder} cannot be written ({error}): set data.cache or $FEDHET_CACHE"
+            ) from None
     try:
         return _open(name, folder)
     except (OSError, ValueError, KeyError) as error:
@@ -106,6 +116,8 @@ def _open(name: str, folder: Path) -> Dataset:
     meta = json.loads((folder / "meta.json").read_text())
     # copy-on-write maps: pages are shared by all processes, and torch gets the writable memory it insists on
     x, y, u, v = (torch.from_numpy(np.load(folder / f"{p}.npy", mmap_mode="c", allow_pickle=False)) for p in PARTS)
+    if len(x) != len(y) or len(u) != len(v):
+        raise ValueError("inputs and targets differ in number")
     dataset = Dataset(name, int(meta["classes"]), x, y, u, v, str(meta["fingerprint"]))
     owners = {p: np.load(folder / f"{p}.npy", allow_pickle=False) for p in OWNERS if (folder / f"{p}.npy").is_file()}
     return replace(dataset, **owners)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 
@@ -18,9 +19,8 @@ class Digits:
     cache: str | None = None
 
     def load(self) -> Dataset:
-        import sklearn
-
-        return cached("digits", classes_in_targets, {"sklearn": sklearn.__version__}, _decode, self.cache)
+        # the library itself is slow to import and not needed once the images lie in the cache
+        return cached("digits", classes_in_targets, {"sklearn": version("scikit-learn")}, _decode, self.cache)
 
 
 def _decode() -> Mapping[str, np.ndarray]:

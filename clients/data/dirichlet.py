@@ -1,140 +1,131 @@
-"""Label skew and size skew by Dirichlet draws.
+"""Label skew by Dirichlet draws: per class, per client, or of sizes and mixes both.
 
 Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
-arXiv:1909.06335 (mixes per client); the split per class is the form most papers use; the dual form is FedCompass's
-(arXiv:2309.14675, experiments).
+arXiv:1909.06335 (a mix per client); the division of every class is the form most papers use; the dual form is from the
+experiments of Li et al., "FedCompass", arXiv:2309.14675.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from clients.data.dataset import DataError, Dataset
-from clients.data.partition import Partition, by_class, cut, enough, merge, positive
+from clients.data.dealing import TINY, TRIES, at_ends, at_least, by_class, deal, enough, positive, rounded_down, top_up
+from clients.data.partition import Partition
 from fedhet.streams import stream
-
-TRIES = 1000
-TINY = 1e-12  # keeps the smallest concentrations from underflowing to 0/0
 
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each class is divided by shares ~ Dir(alpha, ..., alpha). Redrawn until every client has `min_size` samples.
+    """Each class is divided by shares ~ Dir(alpha, ..., alpha), drawn again until every client has `min_size` samples.
 
     balance: a client that has its even share of all data gets nothing of the classes still to be divided.
+    top_up: keep the first draw, and move samples from the largest clients to those under `min_size`.
     """
 
     alpha: float = 0.5
     min_size: int = 2
     balance: bool = False
+    top_up: bool = False
+
+    def __post_init__(self) -> None:
+        positive("alpha", self.alpha)
+        at_least("min_size", self.min_size, 1)
 
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
-        positive("alpha", self.alpha)
-        size = enough(dataset, clients)
-        if self.min_size * clients > size:
-            raise DataError(
-                f"min_size={self.min_size} for {clients} clients needs more than the {size} samples there are"
-            )
-        for attempt in range(TRIES):
-            rng = stream(seed, "dirichlet", attempt)
-            parts = self._draw(dataset, clients, rng)
-            if min(map(len, parts)) >= self.min_size:
-                return Partition.of(dataset, parts)
-        raise DataError(
-            f"alpha={self.alpha} left a client with under min_size={self.min_size} samples in {TRIES} draws: "
-            f"raise alpha, lower min_size, or use fewer than {clients} clients"
-        )
+        def draw(rng: np.random.Generator) -> np.ndarray:
+            pools, counts = by_class(dataset, rng), []
+            held = np.zeros(clients, np.int64)
+            for pool in pools:
+                shares = rng.dirichlet(np.full(clients, self.alpha)) + TINY
+                if self.balance:
+                    shares = shares * (held < len(dataset.x_train) / clients)
+                counts.append(at_ends(shares / shares.sum(), len(pool)))
+                held += counts[-1]
+            return deal(pools, counts)
 
-    def _draw(self, dataset: Dataset, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        pieces, held = [], np.zeros(clients)
-        for pool in by_class(dataset.labels, dataset.classes, rng):
-            shares = rng.dirichlet(np.full(clients, self.alpha)) + TINY
-            if self.balance:
-                shares = shares * (held < len(dataset.x_train) / clients)
-            pieces.append(cut(pool, shares / shares.sum()))
-            held += [len(p) for p in pieces[-1]]
-        return merge(pieces, clients)
+        return _redrawn(draw, "dirichlet", dataset, clients, seed, self.min_size, self.top_up)
 
 
 @dataclass(frozen=True)
 class DirichletClient:
     """Each client fills an even share of the data from its own class mix ~ Dir(alpha * prior); a class that has run
-    out is taken from the mix."""
+    out is taken from the mix. `alpha` is the concentration in total: 1 over ten equal classes is 0.1 a class."""
 
     alpha: float = 0.5
 
-    def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
+    def __post_init__(self) -> None:
         positive("alpha", self.alpha)
-        size = enough(dataset, clients)
-        rng = stream(seed, "dirichlet_client")
-        pools = [list(p) for p in by_class(dataset.labels, dataset.classes, rng)]
-        prior = np.array([len(p) for p in pools]) / size
-        parts = []
+
+    def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
+        size, rng = enough(dataset, clients), stream(seed, "dirichlet_client")
+        pools = by_class(dataset, rng)
+        sizes = np.array([len(p) for p in pools])
+        left, counts = sizes.copy(), np.zeros((clients, dataset.classes), np.int64)
         for client in range(clients):
-            quota = size // clients + (client < size % clients)
-            mix = rng.dirichlet(self.alpha * prior + TINY) + TINY
-            part: list[int] = []
-            while len(part) < quota:
-                left = np.array([len(p) for p in pools])
-                open_mix = mix * (left > 0)
-                wanted = rng.multinomial(quota - len(part), open_mix / open_mix.sum())
-                for label, count in enumerate(np.minimum(wanted, left)):
-                    part += [pools[label].pop() for _ in range(count)]
-            parts.append(np.sort(np.array(part)))
-        return Partition.of(dataset, parts)
+            mix = rng.dirichlet(self.alpha * sizes / size + TINY) + TINY
+            missing = size // clients + (client < size % clients)
+            while missing:
+                present = mix * (left > 0)
+                taken = np.minimum(rng.multinomial(missing, present / present.sum()), left)
+                counts[client] += taken
+                left -= taken
+                missing -= taken.sum()
+        return Partition.of(dataset, deal(pools, list(counts.T)), clients)
 
 
 @dataclass(frozen=True)
 class DualDirichlet:
     """Sizes W ~ Dir(alpha1/n, ...), class mixes I_i ~ Dir(alpha2 * prior); client i gets the share
-    W_i I_ij / sum_k W_k I_kj of class j. `alpha1` null is n. Redrawn until nobody is empty.
+    W_i I_ij / sum_k W_k I_kj of class j, rounded down, and the last client what is over. `alpha1` null is n.
 
-    alpha2 is the concentration in total: 0.5 over ten classes is 0.05 a class, nearly one class per client.
+    alpha2 is the concentration in total: 0.5 over ten classes is 0.05 a class, nearly one class per client. Final sizes
+    differ from W. A draw that leaves a client under `min_size` is repeated; with `top_up`, the first is kept and
+    samples are moved from the largest clients.
     """
 
     alpha1: float | None = None
     alpha2: float = 0.5
+    min_size: int = 1
+    top_up: bool = False
 
-    def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
+    def __post_init__(self) -> None:
+        positive("alpha1", 1.0 if self.alpha1 is None else self.alpha1)
         positive("alpha2", self.alpha2)
-        size = enough(dataset, clients)
-        alpha1 = float(clients if self.alpha1 is None else self.alpha1)
-        positive("alpha1", alpha1)
-        for attempt in range(TRIES):
-            rng = stream(seed, "dual_dirichlet", attempt)
-            pools = by_class(dataset.labels, dataset.classes, rng)
-            prior = np.array([len(p) for p in pools]) / size
-            sizes = rng.dirichlet(np.full(clients, alpha1 / clients)) + TINY
-            mixes = rng.dirichlet(self.alpha2 * prior + TINY, clients) + TINY
-            shares = sizes[:, None] * mixes
-            shares /= shares.sum(0)
-            parts = merge([cut(pool, shares[:, j]) for j, pool in enumerate(pools)], clients)
-            if min(map(len, parts)) > 0:
-                return Partition.of(dataset, parts)
-        raise DataError(f"{clients} clients: a client stayed empty in {TRIES} draws; raise alpha1 or alpha2")
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """Sizes ~ Dir(beta) (law: dirichlet) or exp(N(0, sigma^2)) (law: lognormal), labels as in the whole data."""
-
-    law: str = "dirichlet"
-    beta: float = 0.5
-    sigma: float = 1.0
+        at_least("min_size", self.min_size, 1)
 
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
-        if self.law not in ("dirichlet", "lognormal"):
-            raise DataError(f"law={self.law!r}: use dirichlet or lognormal")
-        size = enough(dataset, clients)
-        rng = stream(seed, "quantity")
-        if self.law == "dirichlet":
-            positive("beta", self.beta)
-            shares = rng.dirichlet(np.full(clients, self.beta))
-        else:
-            positive("sigma", self.sigma)
-            shares = np.exp(self.sigma * rng.standard_normal(clients))
-        # one sample each before the rest is divided: nobody is empty
-        shares = (1 + shares / shares.sum() * (size - clients)) / size
-        return Partition.of(dataset, [np.sort(p) for p in cut(rng.permutation(size), shares)])
+        alpha1 = float(clients if self.alpha1 is None else self.alpha1)
+
+        def draw(rng: np.random.Generator) -> np.ndarray:
+            pools = by_class(dataset, rng)
+            prior = np.array([len(p) for p in pools]) / len(dataset.x_train)
+            sizes = rng.dirichlet(np.full(clients, alpha1 / clients + TINY)) + TINY
+            shares = sizes[:, None] * (rng.dirichlet(self.alpha2 * prior + TINY, clients) + TINY)
+            shares /= shares.sum(0)
+            return deal(pools, [rounded_down(shares[:, j], len(pool)) for j, pool in enumerate(pools)])
+
+        return _redrawn(draw, "dual_dirichlet", dataset, clients, seed, self.min_size, self.top_up)
+
+
+def _redrawn(
+    draw: Callable[[np.random.Generator], np.ndarray], purpose: str, dataset: Dataset, clients: int, seed: int,
+    least: int, moving: bool,
+) -> Partition:  # fmt: skip
+    """The first draw that gives everybody `least` samples, or the very first one topped up."""
+    enough(dataset, clients, least)
+    for attempt in range(TRIES):
+        rng = stream(seed, purpose, attempt)
+        owner = draw(rng)
+        if moving:
+            owner = top_up(owner, clients, least, rng)
+        if np.bincount(owner, minlength=clients).min() >= least:
+            return Partition.of(dataset, owner, clients)
+    raise DataError(
+        f"partition={purpose}: in each of {TRIES} draws some of the {clients} clients had fewer than min_size={least} "
+        "samples: raise alpha, lower min_size, use fewer clients, or set partition.top_up=true to move samples from "
+        "the largest clients"
+    )

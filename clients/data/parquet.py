@@ -1,62 +1,70 @@
-"""Data sets in the Hugging Face Parquet layout: a folder with train-*.parquet and test-*.parquet, or a hub id.
+"""Images and text out of tables, decoded once.
 
-Images are decoded to float32 (channels, height, width) in [0, 1]. Text is cut into character sequences; the vocabulary
-is that of the training split, and a role, writer or user column gives natural clients. Needs the extra `fedhet[data]`.
+Images become float32 (channels, height, width) in [0, 1]. Text is cut into character sequences whose vocabulary is that
+of the training split. A role, writer or user column gives natural clients.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clients.data.dataset import DataError, Dataset, cached, classes_in_targets
+from clients.data.source import SPLITS, Source, Table, column, require, source
 
-IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels")
+IMAGES, LABELS, TEXTS = ("image", "img"), ("label", "labels", "fine_label"), ("text",)
+MODES = {"L": "L", "RGB": "RGB", "1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB"}
+"""What images of a mode are converted to; others (16 bits, floating point) are refused."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """`path` is a local folder, or `hub` an id that `datasets` downloads. Columns are found by name if not given."""
+    """`path` is a local folder; without one, `hub` is an id that `datasets` downloads, at `revision` if given.
+
+    Columns are found by their usual names if not given. Labels are numbered in their order, 0 to classes - 1.
+    """
 
     path: str | None = None
     hub: str | None = None
+    revision: str | None = None
     image: str | None = None
     label: str | None = None
     owner: str | None = None
     cache: str | None = None
 
     def load(self) -> Dataset:
-        source = _source(self.path, self.hub)
-        key = {"source": source.key, "image": self.image, "label": self.label, "owner": self.owner}
-        return cached("images", classes_in_targets, key, lambda: self._decode(source), self.cache)
+        found = source(self.path, self.hub, self.revision)
+        key = {"source": found.key, "image": self.image, "label": self.label, "owner": self.owner, "decoder": 2}
+        return cached("images", classes_in_targets, key, lambda: self._decode(found), self.cache)
 
-    def _decode(self, source: Source) -> Mapping[str, np.ndarray]:
+    def _decode(self, found: Source) -> Mapping[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
-        for split in ("train", "test"):
-            table = source.table(split)
-            image, label = _column(table, self.image, IMAGES), _column(table, self.label, LABELS)
-            out[f"x_{split}"] = np.stack([_pixels(v, f"{split}, row {n}") for n, v in enumerate(table[image])])
-            out[f"y_{split}"] = np.asarray(table[label], dtype=np.int64)
+        for split in SPLITS:
+            table = found.table(split)
+            images, labels = column(table, self.image, IMAGES, "image"), column(table, self.label, LABELS, "label")
+            if not len(images):
+                raise DataError(f"the split {split} is empty")
+            out[f"x_{split}"], out[f"y_{split}"] = _stack(images, split), _labels(labels, split)
             if self.owner:
-                out[f"owner_{split}"] = np.asarray([str(v) for v in table[_column(table, self.owner, ())]])
-        return out
+                out[f"owner_{split}"] = _owners(table, self.owner, split)
+        names = np.unique(np.concatenate([out["y_train"], out["y_test"]]))
+        return out | {f"y_{split}": np.searchsorted(names, out[f"y_{split}"]) for split in SPLITS}
 
 
 @dataclass(frozen=True)
 class Characters:
-    """Sequences of `length` characters and the same moved by one, cut from each owner's text every `length`."""
+    """Sequences of `length` characters and the same moved by one, cut from each row's text every `length`; what is left
+    at its end, and texts not longer than `length`, are not used. Input and source options as in `Images`."""
 
     path: str | None = None
     hub: str | None = None
-    text: str = "text"
-    owner: str = "character_id"
+    revision: str | None = None
+    text: str | None = None
+    owner: str | None = None
     length: int = 80
     cache: str | None = None
 
@@ -65,115 +73,81 @@ class Characters:
             raise DataError(f"length={self.length} characters: at least 2")
 
     def load(self) -> Dataset:
-        source = _source(self.path, self.hub)
-        key = {"source": source.key, "text": self.text, "owner": self.owner, "length": self.length}
+        found = source(self.path, self.hub, self.revision)
+        key = {"source": found.key, "text": self.text, "owner": self.owner, "length": self.length, "decoder": 2}
         return cached(
-            "characters", lambda a: int(a["vocabulary"].size) + 1, key, lambda: self._decode(source), self.cache
+            "characters", lambda a: int(a["vocabulary"].size) + 1, key, lambda: self._decode(found), self.cache
         )
 
-    def _decode(self, source: Source) -> Mapping[str, np.ndarray]:
-        train = source.table("train")
-        alphabet = np.array(sorted(set("".join(train[_column(train, self.text, ())]))))
-        number = {c: n + 1 for n, c in enumerate(alphabet)}  # 0 stands for characters the training split never has
-        out: dict[str, np.ndarray] = {"vocabulary": alphabet}
-        for split in ("train", "test"):
-            table = source.table(split)
-            x, y, owners = [], [], []
-            for text, owner in zip(
-                table[_column(table, self.text, ())], table[_column(table, self.owner, ())], strict=True
-            ):
-                codes = np.array([number.get(c, 0) for c in text], dtype=np.int64)
-                for at in range(0, len(codes) - self.length, self.length):
-                    x.append(codes[at : at + self.length])
-                    y.append(codes[at + 1 : at + 1 + self.length])
-                    owners.append(str(owner))
-            if not x:
-                raise DataError(f"no text in {split} is longer than length={self.length} characters")
-            out |= {f"x_{split}": np.stack(x), f"y_{split}": np.stack(y), f"owner_{split}": np.asarray(owners)}
+    def _decode(self, found: Source) -> Mapping[str, np.ndarray]:
+        out: dict[str, np.ndarray] = {}
+        for split in SPLITS:  # train first: it has the vocabulary
+            table = found.table(split)
+            texts = column(table, self.text, TEXTS, "text")
+            bad = next((n for n, t in enumerate(texts) if not isinstance(t, str)), None)
+            if bad is not None:
+                raise DataError(f"{split}, row {bad}: a text column must hold text, not {type(texts[bad]).__name__}")
+            if split == "train":
+                out["vocabulary"] = np.array([ord(c) for c in sorted(set().union(*texts))], dtype=np.int64)
+            windows = [_windows(text, out["vocabulary"], self.length) for text in texts]
+            rows = np.concatenate([np.empty((0, self.length + 1), np.int64), *windows])
+            if not len(rows):
+                raise DataError(f"no text in {split} is longer than length={self.length} characters: lower data.length")
+            out |= {f"x_{split}": rows[:, :-1], f"y_{split}": rows[:, 1:]}
+            if self.owner:
+                out[f"owner_{split}"] = np.repeat(_owners(table, self.owner, split), [len(w) for w in windows])
         return out
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where tables come from: files, or a hub id."""
-
-    key: Any
-    files: Mapping[str, Sequence[Path]]
-    hub: str | None = None
-
-    def table(self, split: str) -> Mapping[str, list[Any]]:
-        """A split's columns. Raises DataError naming the file that cannot be read."""
-        if self.hub:
-            loaded = _import("datasets").load_dataset(self.hub, split=split)
-            return dict(loaded.with_format("arrow")[:].to_pydict())
-        parquet = _import("pyarrow.parquet")
-        columns: dict[str, list[Any]] = {}
-        for file in self.files[split]:
-            try:
-                part = parquet.read_table(file).to_pydict()
-            except (OSError, ValueError) as error:
-                raise DataError(f"{file} is no readable Parquet file: {error}") from None
-            for name, values in part.items():
-                columns.setdefault(name, []).extend(values)
-        return columns
+def _windows(text: str, vocabulary: np.ndarray, length: int) -> np.ndarray:
+    """(sequences, length + 1) character numbers, consecutive rows sharing one; 0 is a character never trained on."""
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
+    place = np.minimum(np.searchsorted(vocabulary, points), max(len(vocabulary) - 1, 0))
+    codes = np.where(vocabulary[place] == points, place + 1, 0) if len(vocabulary) else points * 0
+    starts = np.arange(0, len(codes) - length, length)
+    return np.asarray(codes[starts[:, None] + np.arange(length + 1)])
 
 
-def _source(path: str | None, hub: str | None) -> Source:
-    if (path is None) == (hub is None):
-        raise DataError("give data.path=FOLDER (Parquet files on this machine) or data.hub=ID, one of them")
-    if hub is not None:
-        return Source(hub, {}, hub)
-    assert path is not None
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"data.path={path} is no folder")
-    files = {
-        s: sorted(folder.rglob(f"{s}-*.parquet")) or sorted(folder.rglob(f"{s}.parquet")) for s in ("train", "test")
-    }
-    for split, found in files.items():
-        if not found:
-            raise DataError(
-                f"{folder} has no {split}-*.parquet; it holds {sorted(p.name for p in folder.iterdir())[:8]}"
-            )
-    return Source([_digest(f) for found in files.values() for f in found], files)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _import(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise DataError(f'{name} is not installed: python -m pip install "fedhet[data]"') from None
-
-
-def _column(table: Mapping[str, Any], given: str | None, guesses: Sequence[str]) -> str:
-    if given is None:
-        for name in guesses:
-            if name in table:
-                return name
-        raise DataError(f"none of the columns {list(guesses)} is there; the file has {list(table)}")
-    if given not in table:
-        near = difflib.get_close_matches(given, table, 1)
-        raise DataError(
-            f"there is no column {given!r}; " + (f"did you mean {near[0]!r}?" if near else f"{list(table)}")
-        )
-    return given
+def _stack(images: Sequence[Any], split: str) -> np.ndarray:
+    first = _pixels(images[0], f"{split}, row 0")
+    out = np.empty((len(images), *first.shape), np.float32)
+    for n, image in enumerate(images):
+        pixels = _pixels(image, f"{split}, row {n}")
+        if pixels.shape != first.shape:
+            raise DataError(f"{split}, row {n}: an image of shape {pixels.shape} among images of shape {first.shape}")
+        out[n] = pixels
+    return out
 
 
 def _pixels(value: Any, where: str) -> np.ndarray:
-    image_module = _import("PIL.Image")
+    """(channels, height, width) float32 in [0, 1] of an encoded image, or of {bytes, path}."""
+    library = require("PIL.Image")
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(data, bytes):
-        raise DataError(f"{where}: an image column must hold encoded bytes")
+        raise DataError(f"{where}: an image column must hold encoded bytes, not {type(data).__name__}")
     try:
-        with image_module.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image, dtype=np.float32) / 255
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: cannot decode the image: {error}") from None
+        with library.open(io.BytesIO(data)) as image:
+            mode = MODES.get(image.mode)
+            if mode is None:
+                raise DataError(f"{where}: images of mode {image.mode} are not supported, only {', '.join(MODES)}")
+            pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
+    except DataError:
+        raise
+    except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
+        raise DataError(f"{where}: the image cannot be decoded: {error}") from None
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+
+
+def _labels(values: Sequence[Any], split: str) -> np.ndarray:
+    """Labels as they are, integers or names."""
+    for kind in (int, str):
+        if all(isinstance(v, kind) for v in values):
+            return np.asarray(values, dtype=np.int64 if kind is int else np.str_)
+    raise DataError(f"{split}: a label column must hold whole numbers or names, all of one kind and none missing")
+
+
+def _owners(table: Table, name: str, split: str) -> np.ndarray:
+    values = column(table, name, (), "owner")
+    if any(v is None for v in values):
+        raise DataError(f"{split}: the owner column {name!r} has rows without an owner")
+    return np.asarray([str(v) for v in values])

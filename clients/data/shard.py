@@ -12,7 +12,11 @@ from fedhet.streams import stream
 
 
 class ClientShard:
-    """The samples `index` of a data set. Batches depend on (seed, client, turn) and nothing else."""
+    """The samples `index` of a data set: x (n, *input_shape), y (n,) or (n, length). Nothing is copied before a batch.
+
+    Batches depend on (seed, client, turn) and on the batch size, so a client's k-th job sees the same ones under every
+    schedule, in whatever process it runs.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, index: np.ndarray, seed: int, client: int, turn: int) -> None:
         self._x, self._y, self._index = x, y, torch.from_numpy(index.astype(np.int64))
@@ -22,16 +26,22 @@ class ClientShard:
         return len(self._index)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        return self._x[self._index], self._y[self._index]
+        return self._x.index_select(0, self._index), self._y.index_select(0, self._index)
 
     def rng(self, purpose: str) -> np.random.Generator:
         seed, client, turn = self._key
         return stream(seed, purpose, client, turn)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rng, count = self.rng("batches"), len(self._index)
+        """Epochs without end, each in a new order. Raises ValueError if there is nothing to draw or size is under 1."""
+        if size < 1 or len(self) == 0:
+            raise ValueError(f"batches of {size} out of {len(self)} samples: both must be at least 1")
+        return self._epochs(size)
+
+    def _epochs(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = self.rng("batches")
         while True:
-            order = self._index[torch.from_numpy(rng.permutation(count))]
-            for at in range(0, count, size):
-                part = order[at : at + size]
-                yield self._x[part], self._y[part]
+            order = self._index.index_select(0, torch.from_numpy(rng.permutation(len(self))))
+            for part in torch.split(order, size):
+                # index_select needs less than half the time of x[part], which matters where a step takes microseconds
+                yield self._x.index_select(0, part), self._y.index_select(0, part)

@@ -25,6 +25,8 @@ class Synthetic:
     def __post_init__(self) -> None:
         if self.samples < 5 or self.classes < 2:
             raise DataError(f"samples={self.samples}, classes={self.classes}: at least 5 and 2")
+        if not self.shape or any(n < 1 for n in self.shape):
+            raise DataError(f"shape={list(self.shape)}: positive numbers, such as [1, 28, 28]")
 
     def load(self) -> Dataset:
         key = {"samples": self.samples, "shape": list(self.shape), "classes": self.classes}
