@@ -157,7 +157,7 @@ def test_a_column_that_cannot_be_guessed_is_asked_for(folder):
 
 
 @pytest.mark.parametrize(
-    "cell", [b"no image", png(np.arange(64, dtype=np.uint8).reshape(8, 8))[:60]], ids=["noise", "cut off"]
+    "cell", [b"no image", png(np.arange(64, dtype=np.uint8).reshape(8, 8))[:50]], ids=["noise", "cut off"]
 )
 def test_a_broken_image_names_its_row(tmp_path, cell):
     for split in ("train", "test"):
