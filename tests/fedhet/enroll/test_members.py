@@ -98,7 +98,7 @@ def test_a_replay_is_remembered_for_as_long_as_its_time_would_pass(door, refused
     device = door.member("a")
     headers = sealed(device)
     authenticate(door, headers)
-    door.clock.ahead = 59
+    door.clock.ahead = 50
     refused("E204", authenticate, door, headers)
     door.clock.ahead = 62
     refused("E203", authenticate, door, headers)
