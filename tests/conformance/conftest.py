@@ -1,0 +1,64 @@
+"""Every option of an axis, found through its configuration file: a new plug-in is tested as soon as it has one.
+
+A test module names its axes in `AXES`; tests that take `option` run once for each of their options, and `build` makes
+the plug-in of an option as a run would. An option that only works beside others (`${schedule.tiers}`) is composed with
+the first published method that chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedhet import config, origin
+from fedhet.compose import ONION
+from fedhet.errors import ConfigError
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "option" in metafunc.fixturenames:
+        axes = metafunc.module.AXES
+        found = [f"{axis}/{name}" for axis in axes for name in config.options()[axis] if name != "none"]
+        metafunc.parametrize("option", found)
+
+
+def method_with(option: str) -> str:
+    """The first published method that chooses an option, or fedavg."""
+    axis, _, name = option.partition("/")
+    for path in sorted((origin.conf() / "strategy").glob("*.yaml")):
+        chosen = OmegaConf.load(path).get("defaults", [])
+        if {f"override /{axis}": name} in chosen:
+            return path.stem
+    return "fedavg"
+
+
+@cache
+def node(option: str) -> Any:
+    """The resolved configuration of an option."""
+    axis, _, name = option.partition("/")
+    chosen = config.compose([f"{axis}={name}"])
+    try:
+        return config.resolved(chosen)[axis]
+    except ConfigError:  # it reads an option that is not chosen here
+        return config.resolved(config.compose([f"strategy={method_with(option)}", f"{axis}={name}"]))[axis]
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[[str], Any]:
+    """build("rule/krum") is the plug-in; of the layers' axes, a tuple of layers."""
+
+    def make(option: str) -> Any:
+        axis = option.partition("/")[0]
+        return config.layers(node(option), axis) if axis in ONION else config.instantiate(node(option), axis)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_all(build: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """build_all("space") is a list of all plug-ins of an axis."""
+    return lambda axis: [build(f"{axis}/{name}") for name in config.options()[axis] if name != "none"]

@@ -1,0 +1,146 @@
+"""What every schedule owes the engine, on a fleet that is unequal, loses jobs and goes offline."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients.work.sgd import Sgd
+from fedhet import plain, types
+from fedhet.compose import Method
+from fedhet.experiment import Experiment
+from fedhet.model import Model
+from fedhet.profile import Jitter, Profile
+from fedhet.protocols import Schedule, Shard, View
+from fedhet.record import read_rows
+from fedhet.result import Result
+from fedhet.roster import Clients
+from fedhet.server import Limits
+from fedhet.testing import QuadraticWorld
+from fedhet.types import Command, Event, Job, Memory
+from strategies.budgets.fixed import Fixed
+from strategies.rules.mean import Mean
+from strategies.spaces.full import Full
+
+AXES = ("schedule",)
+COUNT = 8
+
+
+@dataclass(frozen=True)
+class Shaky(Sgd):
+    """Training that raises now and then."""
+
+    def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
+        if (job.client + 2 * job.turn) % 7 == 3:
+            raise RuntimeError("disk full")
+        return super().run(model, data, job, memory)
+
+
+@dataclass
+class Reborn:
+    """A schedule that is written out as text and read into a new one after every event."""
+
+    inner: Any
+    fresh: Callable[[], Any]
+
+    def react(self, event: Event, view: View) -> Iterable[Command]:
+        yield from self.inner.react(event, view)
+        text = json.dumps(plain.dump(self.inner))
+        self.inner = self.fresh()
+        plain.fill(self.inner, json.loads(text), [sys.modules[type(self.inner).__module__], types])
+
+
+def lossy_fleet(world: QuadraticWorld) -> Clients:
+    profiles = [
+        Profile(
+            sec_per_step=0.02 * (1 + i) ** 1.5,
+            compute_jitter=Jitter("lognormal", 0.2),
+            uplink_bytes_per_s=2e3 * (1 + i),
+            latency_s=0.01 * i,
+            dropout_prob=0.25 if i % 3 == 1 else 0.0,
+            availability=((0, 4), (7, 20)) if i % 4 == 2 else (),
+            availability_period_s=20.0 if i % 4 == 2 else None,
+        )
+        for i in range(world.clients)
+    ]
+    return Clients.from_profiles(profiles).with_examples(world.examples())
+
+
+def run(schedule: Schedule, limits: Limits, folder: Path, workers: int = 0) -> Result:
+    rng = np.random.default_rng(0)
+    world = QuadraticWorld(rng.uniform(0.5, 2, COUNT), rng.normal(size=(COUNT, 5)), rng.integers(5, 30, COUNT).tolist())
+    method = Method(schedule, Full(), Mean(), Shaky(lr=0.05), Fixed(steps=5), name="conformance")
+    return Experiment(
+        method, lossy_fleet(world), world, limits, workers=workers, timeout=60.0, checkpoint_every=1e9
+    ).run(folder)
+
+
+@pytest.mark.parametrize("limits", [Limits(versions=12), Limits(seconds=30.0), Limits(tasks=90)], ids=str)
+def test_a_run_reaches_its_limit_and_no_other(
+    option: str, build: Callable[[str], Any], limits: Limits, tmp_path: Path
+) -> None:
+    row = run(build(option), limits, tmp_path / "run").row
+    if limits.versions:
+        assert row["versions"] == limits.versions
+    if limits.seconds:
+        assert row["virtual_seconds"] == limits.seconds
+    if limits.tasks:
+        assert row["client_tasks"] == limits.tasks
+    assert row["stopped"].split()[1] in ("versions", "seconds", "client")
+    assert row["versions"] > 0
+
+
+def test_every_job_is_in_one_place_and_every_update_is_combined_at_most_once(
+    option: str, build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    result = run(build(option), Limits(tasks=150), tmp_path / "run")
+    u, rows = result.row["updates"], read_rows(tmp_path / "run" / "events.jsonl")
+    assert u["failed"]["client error"] and sum(u["failed"].values()) > u["failed"]["client error"], "a lossy fleet"
+    gone = sum(sum(u[kind].values()) for kind in ("late", "rejected", "failed"))
+    assert u["dispatched"] == u["accepted"] + gone + u["buffered"] + u["unfinished"]
+    combined = [job for row in rows if row["event"] == "combined" for job in row["jobs"]]
+    dropped = [job for row in rows if row["event"] == "dropped" for job in row["jobs"]]
+    arrived = {row["job"] for row in rows if row["event"] == "arrived"}
+    assert len(combined) == len(set(combined)) == u["accepted"]
+    assert len(combined) + len(dropped) + u["buffered"] == len(arrived)
+    assert set(combined) | set(dropped) <= arrived and not set(combined) & set(dropped)
+
+
+def test_nobody_has_two_jobs_and_failures_do_not_end_a_clients_part(
+    option: str, build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    run(build(option), Limits(tasks=150), tmp_path / "run")
+    busy: dict[int, int] = {}
+    failed: set[int] = set()
+    back: set[int] = set()
+    for row in read_rows(tmp_path / "run" / "events.jsonl"):
+        if row["event"] == "assign":
+            assert row["client"] not in busy, "a client with a job already"
+            busy[row["client"]] = row["job"]
+            back |= failed & {row["client"]}
+        elif row["event"] in ("arrived", "failed"):
+            assert busy.pop(row["client"]) == row["job"]
+            failed |= {row["client"]} if row["event"] == "failed" else set()
+    assert failed and back == failed, "everybody who failed is asked again"
+
+
+def test_workers_do_not_change_the_run(option: str, build: Callable[[str], Any], tmp_path: Path) -> None:
+    rows = [run(build(option), Limits(tasks=60), tmp_path / str(n), n).row for n in (0, 2)]
+    for key in ("weights_sha256", "events_sha256", "virtual_seconds", "updates"):
+        assert rows[0][key] == rows[1][key], key
+
+
+def test_a_schedule_that_is_saved_and_loaded_after_every_event_does_the_same(
+    option: str, build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    whole = run(build(option), Limits(tasks=120), tmp_path / "whole").row
+    reborn = run(Reborn(build(option), lambda: build(option)), Limits(tasks=120), tmp_path / "reborn").row
+    assert reborn["events_sha256"] == whole["events_sha256"]
+    assert reborn["weights_sha256"] == whole["weights_sha256"]
