@@ -58,7 +58,7 @@ def remember(context: Context, memories: Memories) -> None:
     for name in [n for n in context.state if n.startswith("memory.")]:
         del context.state[name]
     for name, memory in sorted(memories.items()):
-        context.state["memory." + name] = ArrayRecord({"tree": records.array(wire.encode(memory))})
+        context.state["memory." + name] = records.parcel(wire.encode(memory))
 
 
 @lru_cache(maxsize=2)

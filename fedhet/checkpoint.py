@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 
 from fedhet import plain, types, wire
 from fedhet.gate import Gate
-from fedhet.message import array
+from fedhet.message import parcel
 from fedhet.record import write_atomic
 from fedhet.server import Seen, Server
 from fedhet.types import Job, Tree, Update
@@ -120,7 +120,7 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     gate.strikes = Counter(plain.load(data["gate"]["strikes"], modules))
     gate.suspended = set(data["gate"]["suspended"])
     clients = {
-        int(c): RecordDict({r: ArrayRecord({"tree": _array(at / f"client-{c}-{r}")}) for r in records})
+        int(c): RecordDict({r: parcel((at / f"client-{c}-{r}").read_bytes()) for r in records})
         for c, records in data["clients"].items()
     }
     return Extras(data["extras"], clients)
@@ -150,10 +150,6 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 def _open(path: Path) -> Tree:
     return wire.open_tree(bytearray(path.read_bytes()))
-
-
-def _array(path: Path) -> Array:
-    return array(path.read_bytes())
 
 
 def _sync_folder(path: Path) -> None:

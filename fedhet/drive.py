@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from flwr.app import Array, Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedhet import message as records
@@ -44,7 +44,7 @@ class Drive:
     bytes_down: int = 0
     _pending: dict[str, JobId] = field(default_factory=dict)
     _deadlines: dict[JobId, float] = field(default_factory=dict)
-    _packed: tuple[Tree | None, Array | None, str] = (None, None, "")
+    _packed: tuple[Tree | None, ArrayRecord, str] = field(default_factory=lambda: (None, ArrayRecord(), ""))
 
     def run(self, *, start: bool = True) -> None:
         """Until the server is over. Raises what a plug-in raises, and the clock's `Stalled`."""
@@ -128,16 +128,16 @@ class Drive:
             return
         messages, jobs = [], []
         for send in sends:
-            array, sha256 = self._pack(send.payload)
+            parcel, sha256 = self._pack(send.payload)
             content = records.request(
                 send.job,
-                array,
+                parcel,
                 bytes_up=send.bytes_up,
                 batch=self.server.method.work.batch,
                 sha256=sha256,
                 world=self.world,
             )
-            self.bytes_down += len(array.data)
+            self.bytes_down += len(parcel["tree"].data)
             node = self.nodes(send.job.client)
             ttl = self.timeout if self.timeout is not None else TTL
             messages.append(Message(content, node, send.job.task, ttl=ttl, group_id=str(send.job.version)))
@@ -151,14 +151,14 @@ class Drive:
             else:
                 self.server.failed(job.id, "refused by the grid", self.clock.now())
 
-    def _pack(self, payload: Tree) -> tuple[Array, str]:
-        """A payload as one Array. The same tree object, sent to many, is encoded once."""
-        tree, array, sha256 = self._packed
-        if tree is not payload or array is None:
+    def _pack(self, payload: Tree) -> tuple[ArrayRecord, str]:
+        """A payload as one record. The same tree object, sent to many, is encoded once."""
+        tree, parcel, sha256 = self._packed
+        if tree is not payload:
             data = wire.encode(payload)
-            array, sha256 = records.array(data), wire.digest(data) if self.seal else ""
-            self._packed = (payload, array, sha256)
-        return array, sha256
+            parcel, sha256 = records.parcel(data), wire.digest(data) if self.seal else ""
+            self._packed = (payload, parcel, sha256)
+        return parcel, sha256
 
 
 def _reason(reply: Message) -> str:

@@ -45,7 +45,14 @@ def array(payload: bytes) -> Array:
     return Array("uint8", (len(payload),), STYPE, payload)
 
 
-def request(job: Job, payload: Array, *, bytes_up: int, batch: int, sha256: str = "", world: str = "") -> RecordDict:
+def parcel(payload: bytes) -> ArrayRecord:
+    """A payload as the record that messages carry; one record may go into many requests."""
+    return ArrayRecord({"tree": array(payload)})
+
+
+def request(
+    job: Job, payload: ArrayRecord, *, bytes_up: int, batch: int, sha256: str = "", world: str = ""
+) -> RecordDict:
     """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
     b = job.budget
     fields = [job.id, job.client, job.version, job.turn, b.steps, b.rank, b.width, job.sent, job.task, bytes_up, batch]
@@ -54,7 +61,7 @@ def request(job: Job, payload: Array, *, bytes_up: int, batch: int, sha256: str 
         head["sha256"] = sha256
     if world:
         head["world"] = world
-    return RecordDict({"fedhet": ConfigRecord(head), "payload": ArrayRecord({"tree": payload})})  # type: ignore[arg-type]
+    return RecordDict({"fedhet": ConfigRecord(head), "payload": payload})  # type: ignore[arg-type]
 
 
 def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
@@ -96,7 +103,7 @@ def answer(update: Update, *, code: str, seal: bool) -> RecordDict:
     }
     if seal:
         head["sha256"] = wire.digest(payload)
-    return RecordDict({"fedhet": ConfigRecord(head), "payload": ArrayRecord({"tree": array(payload)})})  # type: ignore[arg-type]
+    return RecordDict({"fedhet": ConfigRecord(head), "payload": parcel(payload)})  # type: ignore[arg-type]
 
 
 def read_answer(content: RecordDict) -> Answer:

@@ -48,9 +48,9 @@ class Arena:
         """Return a slot; its contents may be overwritten from now on."""
         self._free[slot.size].append(slot.at)
 
-    def lend(self, at: int, size: int, slot: Slot) -> memoryview:
-        """A view of part of a slot; the slot returns by itself when the view and all that was made of it are gone."""
-        holder = np.frombuffer(self._map, np.uint8, size, at)
+    def lend(self, slot: Slot) -> memoryview:
+        """A view of a slot, which returns by itself when the view and all that was made of it are gone."""
+        holder = np.frombuffer(self._map, np.uint8, slot.size, slot.at)
         weakref.finalize(holder, self.give, slot).atexit = False
         return memoryview(holder)  # type: ignore[arg-type]
 

@@ -1,79 +1,60 @@
-"""Flower messages for a worker process: large arrays go through the arena, the rest through a pipe.
+"""Flower messages for a worker process: large arrays go through the arena, everything else through a pipe.
 
-A parcel never leaves this machine or this process tree. Equal array objects (a model packed once for many clients) are
-written to the arena once.
+Pickle's out-of-band buffers (protocol 5) do the separating: whatever holds a large array, a message or a client's
+state, is one short byte string and a list of places in the arena. A parcel never leaves this process tree; what comes
+from elsewhere is never unpickled.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
-
-from fedhet.grids.arena import Arena, Slot
+from flwr.app import Array
 
 SMALL = 1 << 14
 """Bytes below which an array travels in the pipe with everything else."""
 
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Where an array's data lies: record, key, arena offset, bytes."""
-
-    record: str
-    key: str
-    at: int
-    size: int
+Place = tuple[int, int]
+"""Where an array's data lie in the arena: offset and bytes."""
 
 
-def big_arrays(content: RecordDict) -> list[tuple[str, str, Array]]:
-    """(record, key, array) of every array too large for the pipe."""
-    return [
-        (name, key, array)
-        for name, record in content.items()
-        if isinstance(record, ArrayRecord)
-        for key, array in record.items()
-        if len(array.data) >= SMALL
-    ]
+def pack(thing: Any, put: Callable[[Any], Place | None]) -> tuple[bytes, list[Place]]:
+    """A thing as bytes, and where its large arrays were put. `put` is given each one's data and may decline."""
+    places: list[Place] = []
+
+    def aside(buffer: pickle.PickleBuffer) -> bool:
+        place = put(buffer.raw().obj)
+        if place is None:
+            return True  # into the pipe after all
+        places.append(place)
+        return False
+
+    out = io.BytesIO()
+    pickler = pickle.Pickler(out, protocol=5, buffer_callback=aside)
+    pickler.dispatch_table = {Array: _reduce}
+    pickler.dump(thing)
+    return out.getvalue(), places
 
 
-def strip(content: RecordDict, refs: list[Ref]) -> RecordDict:
-    """The content without the data of the referenced arrays. The original is left as it is."""
-    if not refs:
-        return content
-    out = RecordDict()
-    gone = {(r.record, r.key) for r in refs}
-    for name, record in content.items():
-        if any(r.record == name for r in refs):
-            out[name] = ArrayRecord(
-                {
-                    key: Array(a.dtype, a.shape, a.stype, b"") if (name, key) in gone else a
-                    for key, a in content.array_records[name].items()
-                }
-            )
-        else:
-            out[name] = record
-    return out
+def unpack(data: bytes, buffers: Sequence[memoryview]) -> Any:
+    """The thing again; its large arrays are the given views, or copies of what came in the pipe."""
+    return pickle.loads(data, buffers=buffers)
 
 
-def fill(content: RecordDict, refs: list[Ref], arena: Arena, *, copy: bool) -> None:
-    """Put the data back: as bytes of one's own, or as views of the arena that live as long as the slot."""
-    for ref in refs:
-        view = arena.view(ref.at, ref.size)
-        content.array_records[ref.record][ref.key].data = bytes(view) if copy else view  # type: ignore[assignment]
+def _reduce(array: Array) -> Any:
+    if len(array.data) < SMALL:
+        return _small, (array.dtype, array.shape, array.stype, bytes(array.data))
+    return _large, (array.dtype, array.shape, array.stype, pickle.PickleBuffer(array.data))
 
 
-def pour(content: RecordDict, slot: Slot | None, arena: Arena) -> list[Ref]:
-    """Worker side: write large arrays into the answer's slot as far as it reaches; the others stay in the pipe."""
-    refs: list[Ref] = []
-    if slot is None:
-        return refs
-    at, end = slot.at, slot.at + slot.size
-    for name, key, array in big_arrays(content):
-        size = len(array.data)
-        if at + size > end:
-            continue
-        arena.view(at, size)[:] = array.data
-        refs.append(Ref(name, key, at, size))
-        at += -(-size // 64) * 64
-    return refs
+def _small(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:
+    return Array(dtype, shape, stype, data)
+
+
+def _large(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
+    array = Array(dtype, shape, stype, b"")
+    array.data = data  # a view, where the constructor insists on bytes
+    return array

@@ -11,6 +11,7 @@ import copy
 import heapq
 import os
 import pickle
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
@@ -22,7 +23,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids.arena import Arena, Slot
-from fedhet.grids.parcel import Ref, big_arrays, fill, pour, strip
+from fedhet.grids.parcel import Place, pack, unpack
 
 DEPTH = 2
 """Tasks given to a worker ahead of time, so that it never waits for the parent."""
@@ -40,7 +41,6 @@ class Task:
     number: int
     message: Message
     context: Context
-    slots: list[Slot] = field(default_factory=list)
     answer: Slot | None = None
     shared: list[int] = field(default_factory=list)
     packed: bytes = b""
@@ -164,70 +164,59 @@ class Pool:
     def _pack(self, task: Task) -> bytes:
         """A task as bytes for the pipe, its large arrays laid into the arena; done once per task."""
         if not task.packed:
-            refs = self._share(task)
-            state_refs = self._lay(task)
-            room = 4 * sum(r.size for r in refs) + sum(r.size for r in state_refs)
-            slot = self._arena.take(room) if room else None
-            task.answer = slot
-            light, state = _light(task.message, refs), strip(task.context.state, state_refs)
-            task.packed = pickle.dumps((task.number, light, refs, _bare(task.context), state, state_refs, slot))
+            lain = 0
+
+            def put(data: Any) -> Place | None:
+                nonlocal lain
+                place = self._share(task, data)
+                lain += place[1] if place else 0
+                return place
+
+            body, places = pack((task.message, task.context), put)
+            task.answer = self._arena.take(4 * lain) if lain else None
+            task.packed = pickle.dumps((task.number, body, places, task.answer))
         return task.packed
 
-    def _share(self, task: Task) -> list[Ref]:
-        """Arena references of a message's large arrays; one array object is written once, however many use it."""
-        refs = []
-        for name, key, array in big_arrays(task.message.content):
-            token = id(array.data)
-            if token not in self._written:
-                slot = self._arena.take(len(array.data))
-                if slot is None:
-                    continue
-                self._arena.view(slot.at, len(array.data))[:] = array.data
-                self._written[token] = (array.data, slot, 0)
-            data, slot, users = self._written[token]
-            self._written[token] = (data, slot, users + 1)
-            task.shared.append(token)
-            refs.append(Ref(name, key, slot.at, len(array.data)))
-        return refs
-
-    def _lay(self, task: Task) -> list[Ref]:
-        """Arena references of a client's own state."""
-        refs = []
-        for name, key, array in big_arrays(task.context.state):
-            slot = self._arena.take(len(array.data))
+    def _share(self, task: Task, data: Any) -> Place | None:
+        """Lay an array's data into the arena; one object is laid once, however many tasks use it."""
+        token = id(data)
+        if token not in self._written:
+            slot = self._arena.take(len(data))
             if slot is None:
-                continue
-            self._arena.view(slot.at, len(array.data))[:] = array.data
-            task.slots.append(slot)
-            refs.append(Ref(name, key, slot.at, len(array.data)))
-        return refs
+                return None
+            self._arena.view(slot.at, len(data))[:] = data
+            self._written[token] = (data, slot, 0)
+        held, slot, users = self._written[token]
+        self._written[token] = (held, slot, users + 1)
+        task.shared.append(token)
+        return slot.at, len(data)
 
     def _collect(self, timeout: float | None) -> None:
         """Take in what workers have finished; wait for one if timeout is None."""
         ready = connection.wait([w.pipe for w in self._workers], timeout)
         for worker in [w for w in self._workers if w.pipe in ready]:
             try:
-                number, reply, refs, state, state_refs = worker.pipe.recv()
+                number, body, places = pickle.loads(worker.pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
                 continue
             worker.held.remove(number)
             task = self._tasks[number]
-            if state is not None:
-                fill(state, state_refs, self._arena, copy=True)
-            if len(refs) == 1 and task.answer is not None:
-                # one large array, as ours have: its reader keeps the slot for as long as it keeps the array
-                ref, slot = refs[0], task.answer
+            views: list[memoryview] = []
+            if places and task.answer is not None:
+                # what is read from the answer keeps the slot for as long as it is kept itself
+                whole, start = self._arena.lend(task.answer), task.answer.at
+                views = [whole[at - start : at - start + size] for at, size in places]
                 task.answer = None
-                reply.content.array_records[ref.record][ref.key].data = self._arena.lend(ref.at, ref.size, slot)
-            elif reply.has_content():
-                fill(reply.content, refs, self._arena, copy=True)
+            reply, state = unpack(body, views)
+            for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
+                array.data = bytes(array.data)  # states outlive answers
             self._finish(number, Outcome(reply, task.context.state if state is None else state))
 
     def _finish(self, number: int, outcome: Outcome) -> None:
         task = self._tasks.pop(number)
-        for slot in [*task.slots, *([task.answer] if task.answer else [])]:
-            self._arena.give(slot)
+        if task.answer is not None:
+            self._arena.give(task.answer)
         for token in task.shared:
             data, slot, users = self._written.pop(token)
             if users > 1:
@@ -255,53 +244,36 @@ class Pool:
         self._workers.append(self._spawn(worker.number))
 
 
-def _light(message: Message, refs: list[Ref]) -> Message:
-    if not refs:
-        return message
-    light = Message.__new__(Message)
-    light.__dict__.update(message.__dict__)
-    light.content = strip(message.content, refs)
-    return light
-
-
-def _bare(context: Context) -> Context:
-    return Context(
-        context.run_id,
-        context.node_id,
-        dict(context.node_config),
-        RecordDict(),
-        dict(context.run_config),
-        context.series_id,
-    )
-
-
 def _serve(app: App, pipe: connection.Connection, inherited: list[connection.Connection], arena: Arena) -> None:
     """A worker's life: until the parent is gone."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     for other in inherited:  # or a dead parent's pipes would be held open by its other children
         other.close()
     torch.set_num_threads(1)
     while True:
         try:
-            number, message, refs, context, state, state_refs, slot = pipe.recv()
+            number, body, places, slot = pickle.loads(pipe.recv_bytes())
         except (EOFError, ConnectionResetError, OSError):
             return
-        fill(message.content, refs, arena, copy=False)
-        fill(state, state_refs, arena, copy=True)
-        context.state = state
+        message, context = unpack(body, [arena.view(at, size) for at, size in places])
+        had = bool(context.state)
         outcome = execute(app, message, context)
-        answer, kept = outcome.reply, outcome.state
-        out = pour(answer.content, slot, arena) if answer.has_content() else []
-        rest = _rest(slot, out)
-        changed = bool(kept) or bool(state_refs) or bool(state)
-        kept_refs = pour(kept, rest, arena) if changed else []
-        pipe.send((number, _light(answer, out), out, strip(kept, kept_refs) if changed else None, kept_refs))
+        state = outcome.state if had or outcome.state else None
+        answer, where = pack((outcome.reply, state), _Filler(arena, slot))
+        pipe.send_bytes(pickle.dumps((number, answer, where)))
 
 
-def _rest(slot: Slot | None, used: list[Ref]) -> Slot | None:
-    if slot is None:
-        return None
-    end = max((-(-(r.at + r.size) // 64) * 64 for r in used), default=slot.at)
-    return Slot(end, max(0, slot.at + slot.size - end))
+class _Filler:
+    """Puts an answer's large arrays into its slot one after the other, as far as it reaches."""
+
+    def __init__(self, arena: Arena, slot: Slot | None) -> None:
+        self._arena, self._at = arena, slot.at if slot else 0
+        self._end = slot.at + slot.size if slot else 0
+
+    def __call__(self, data: Any) -> Place | None:
+        at, size = self._at, len(data)
+        if at + size > self._end:
+            return None
+        self._arena.view(at, size)[:] = data
+        self._at = at + -(-size // 64) * 64
+        return at, size

@@ -92,7 +92,7 @@ def head(**fields):
 
 
 def with_header(text):
-    payload = ArrayRecord({"tree": records.array(wire.encode(DELTA))})
+    payload = records.parcel(wire.encode(DELTA))
     return RecordDict({"fedhet": ConfigRecord({"update": text}), "payload": payload})
 
 
@@ -129,9 +129,7 @@ def test_headers_are_not_believed_either(code, content):
 def test_garbage_never_crashes_the_gate(text, payload):
     text = text if isinstance(text, str) else text.decode("latin1")
     for header in (text, json.dumps({"job": 7, "client": 1, "version": 4, "weight": 1, "metrics": {}})):
-        content = RecordDict(
-            {"fedhet": ConfigRecord({"update": header}), "payload": ArrayRecord({"tree": records.array(payload)})}
-        )
+        content = RecordDict({"fedhet": ConfigRecord({"update": header}), "payload": records.parcel(payload)})
         try:
             verdict = check(records.read_answer(content))
         except MalformedUpdate:
