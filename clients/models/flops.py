@@ -1,4 +1,7 @@
-"""Forward floating-point operations per sample, a multiply-add counted as 2: linear and convolution layers."""
+"""Forward floating-point operations per sample, a multiply-add counted as 2: linear, convolution and attention layers.
+
+Activations, normalisation, pooling and embeddings are left out; they are a small part of any of these networks.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,27 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+COUNTED = nn.Linear | _ConvNd | nn.MultiheadAttention
 
 
 @torch.no_grad()
 def forward_flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Run one sample through and count. Sequences are integer inputs of shape (length,)."""
+    """Run one sample of zeros through and count. One dimension before an embedding is an integer sequence (length,)."""
     total = 0
 
-    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         nonlocal total
-        if isinstance(layer, nn.Linear):
-            total += 2 * layer.in_features * output.numel()
-        elif isinstance(layer, nn.Conv2d):
-            per_output = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-            total += 2 * per_output * output.numel()
+        if isinstance(layer, nn.MultiheadAttention):
+            total += _attention(layer, inputs[0].shape[-2], inputs[1].shape[-2])
+        elif isinstance(output, Tensor):
+            total += 2 * _per_element(layer, inputs[0], output)
 
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    # what is inside an attention layer is used without being called: it is counted with the layer
+    inside = {part for m in module.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
+    layers = [m for m in module.modules() if isinstance(m, COUNTED) and m not in inside]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
     training = module.training
     module.eval()
     try:
@@ -32,3 +40,20 @@ def forward_flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:
         for hook in hooks:
             hook.remove()
     return total
+
+
+def _per_element(layer: nn.Module, given: Tensor, output: Tensor) -> int:
+    """Multiply-adds of a linear or convolution layer."""
+    if isinstance(layer, _ConvTransposeNd):  # every input element meets the kernel
+        return int(layer.out_channels // layer.groups * math.prod(layer.kernel_size) * given.numel())
+    if isinstance(layer, _ConvNd):
+        return int(layer.in_channels // layer.groups * math.prod(layer.kernel_size) * output.numel())
+    assert isinstance(layer, nn.Linear)
+    return int(layer.in_features * output.numel())
+
+
+def _attention(layer: nn.MultiheadAttention, queries: int, keys: int) -> int:
+    """Projections of queries, keys, values and the result, and the two products with the (queries, keys) scores."""
+    width = layer.embed_dim
+    projections = 2 * queries * width * width + keys * width * (layer.kdim + layer.vdim)
+    return 2 * (projections + 2 * queries * keys * width)

@@ -1,4 +1,4 @@
-"""Residual networks with GroupNorm: no batch statistics that clients would have to agree on.
+"""Residual image classifiers with GroupNorm: no batch statistics that clients would have to agree on.
 
 He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385; Wu and He, "Group Normalization",
 arXiv:1803.08494.
@@ -7,6 +7,8 @@ arXiv:1803.08494.
 from __future__ import annotations
 
 from torch import Tensor, nn
+
+from clients.models.vision import image
 
 
 class Block(nn.Module):
@@ -29,17 +31,19 @@ class Block(nn.Module):
 
 def resnet8(*, input_shape: tuple[int, ...], classes: int, width: int = 16, groups: int = 2) -> nn.Module:
     """Three stages of one block, widths 16, 32, 64."""
-    return _resnet(input_shape[0], classes, [(width, 1, 1), (2 * width, 2, 1), (4 * width, 2, 1)], groups)
+    return _resnet(input_shape, classes, [(width, 1, 1), (2 * width, 2, 1), (4 * width, 2, 1)], groups)
 
 
 def resnet18(*, input_shape: tuple[int, ...], classes: int, width: int = 64, groups: int = 8) -> nn.Module:
     """Four stages of two blocks, widths 64 to 512, with the small-image stem."""
     stages = [(width, 1, 2), (2 * width, 2, 2), (4 * width, 2, 2), (8 * width, 2, 2)]
-    return _resnet(input_shape[0], classes, stages, groups)
+    return _resnet(input_shape, classes, stages, groups)
 
 
-def _resnet(channels: int, classes: int, stages: list[tuple[int, int, int]], groups: int) -> nn.Module:
-    width = stages[0][0]
+def _resnet(input_shape: tuple[int, ...], classes: int, stages: list[tuple[int, int, int]], groups: int) -> nn.Module:
+    channels, width = image(input_shape)[0], stages[0][0]
+    if width < 1 or groups < 1 or width % groups:
+        raise ValueError(f"width={width} must be a positive multiple of groups={groups}")
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.GroupNorm(groups, width), nn.ReLU()]
     for after, stride, blocks in stages:
         for number in range(blocks):

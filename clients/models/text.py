@@ -1,4 +1,7 @@
-"""A small causal transformer over characters."""
+"""A small causal transformer over characters: what stands at a position is predicted from what stands before it.
+
+Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, decoder only, normalisation first.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,10 @@ def char_transformer(
     *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
     """A causal character model for sequences of `input_shape[0]` characters."""
-    if width % heads:
-        raise ValueError(f"width={width} must be a multiple of heads={heads}")
+    if len(input_shape) != 1:
+        raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
+    if width < 1 or heads < 1 or width % heads:
+        raise ValueError(f"width={width} must be a positive multiple of heads={heads}")
+    if depth < 1:
+        raise ValueError(f"depth={depth} blocks: at least 1")
     return CharTransformer(input_shape[0], classes, width, heads, depth)

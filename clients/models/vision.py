@@ -1,4 +1,10 @@
-"""Image classifiers: softmax regression, perceptrons and small convolutional networks, none with batch statistics."""
+"""Image classifiers: softmax regression, perceptrons and small convolutional networks, none with batch statistics.
+
+Each takes images (n, *input_shape) and gives logits (n, classes). Parameter counts are those of the papers named:
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629; Li et
+al., "FedCompass", arXiv:2309.14675; Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and
+Heterogeneous Clients Updates", arXiv:2206.10189.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,12 @@ def softmax(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def mlp(*, input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (200, 200)) -> nn.Module:
-    """A perceptron with ReLU; with (200, 200) on 784 inputs it is McMahan's 2NN (arXiv:1602.05629)."""
+    """A perceptron with ReLU; with (200, 200) on 784 inputs it is McMahan's 2NN: 199,210 parameters (arXiv:1602.05629).
+
+    Without hidden layers it is softmax regression. Raises ValueError for a layer of no units.
+    """
+    if any(units < 1 for units in hidden):
+        raise ValueError(f"hidden={list(hidden)}: every layer needs at least 1 unit")
     widths = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for a, b in pairwise(widths):
@@ -39,14 +50,23 @@ def lenet(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def cnn_cifar(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Three 3x3 convolutions (32, 64, 64) and 64 units: 122,570 parameters on 3 x 32 x 32."""
-    channels, height, width = input_shape
+    """Three 3x3 convolutions (32, 64, 64) and 64 units: 122,570 parameters on 3 x 32 x 32 (arXiv:2206.10189)."""
+    channels, height, width = image(input_shape)
+    if min(_after(height), _after(width)) < 1:
+        raise ValueError(f"images of {height} x {width} are too small for three 3x3 convolutions: at least 18 x 18")
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(),
         nn.Linear(64 * _after(height) * _after(width), 64), nn.ReLU(), nn.Linear(64, classes),
     )  # fmt: skip
+
+
+def image(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width. Raises ValueError for inputs that are no images."""
+    if len(input_shape) != 3:
+        raise ValueError(f"this model takes images (channels, height, width), the data have {tuple(input_shape)}")
+    return input_shape[0], input_shape[1], input_shape[2]
 
 
 def _after(size: int) -> int:
@@ -56,11 +76,14 @@ def _after(size: int) -> int:
 def _two_convolutions(
     input_shape: tuple[int, ...], classes: int, channels: tuple[int, int], units: int, padding: int
 ) -> nn.Module:
-    first, height, width = input_shape
+    first, height, width = image(input_shape)
     for _ in range(2):
         height, width = (height + 2 * padding - 4) // 2, (width + 2 * padding - 4) // 2
     if height < 1 or width < 1:
-        raise ValueError(f"images of {input_shape[1]} x {input_shape[2]} are too small for two 5x5 convolutions")
+        raise ValueError(
+            f"images of {input_shape[1]} x {input_shape[2]} are too small for two 5x5 convolutions: at least "
+            + ("4 x 4" if padding else "16 x 16")
+        )
     return nn.Sequential(
         nn.Conv2d(first, channels[0], 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(channels[0], channels[1], 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
