@@ -338,3 +338,11 @@ def test_a_flower_app_is_simulated_on_a_fleet(fedhet, tmp_path):
     assert json.loads(out)["messages"] == 5 and json.loads(out)["virtual_seconds"] > 0
     code, _, err = fedhet("simulate", "app.py:client", "app.py:client")
     assert code == 2 and "is no ServerApp" in err
+
+
+@pytest.mark.parametrize(("thing", "word"), [("fleet", "client"), ("partition", "client")])
+def test_fleets_and_partitions_are_shown(fedhet, tmp_path, thing, word):
+    code, out, err = fedhet(thing, "show", *QUICK, "--picture", "picture.svg")
+    assert code == 0, err
+    assert word in out
+    assert (tmp_path / "picture.svg").read_text().lstrip().startswith("<svg")

@@ -1,0 +1,72 @@
+"""A fleet for people: its figures, its table for the terminal, and (from `drawing`) its picture.
+
+They show what clients declare. Of many clients the table shows some; the figures are of all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clients.fleet.drawing import picked, picture, rate, slowness, speed_unit
+from fedhet.profile import Profile
+from fedhet.report import figures
+from fedhet.roster import Clients
+
+__all__ = ["describe", "online_share", "picture", "table"]
+
+ROWS, BAR = 24, 12
+
+
+def online_share(profile: Profile) -> float | None:
+    """The share of its period a client is reachable, 1 without windows; None if its windows do not repeat."""
+    if not profile.availability:
+        return 1.0
+    if profile.availability_period_s is None:
+        return None
+    return sum(b - a for a, b in profile.availability) / profile.availability_period_s
+
+
+def describe(clients: Clients) -> dict[str, float | int]:
+    """Figures of the whole fleet: how many clients, how unequal their speeds, how many may be away or drop out."""
+    profiles = list(clients.values())
+    slow = np.array([slowness(p) for p in profiles])
+    return {
+        "clients": len(profiles),
+        "fastest": float(slow.min()),
+        "median": float(np.median(slow)),
+        "slowest": float(slow.max()),
+        "ratio": float(slow.max() / slow.min()),
+        "away": sum(bool(p.availability) for p in profiles),
+        "unreliable": sum(p.dropout_prob > 0 or p.silent for p in profiles),
+    }
+
+
+def table(clients: Clients) -> RenderableType:
+    """The figures, and up to 24 clients with a bar for their slowness."""
+    facts, unit = describe(clients), speed_unit(clients[0])
+    head = Table.grid(padding=(0, 2))
+    head.add_row(Text("clients", "bold"), f"{facts['clients']:,}")
+    head.add_row(Text(unit, "bold"), f"{facts['fastest']:.3g} to {facts['slowest']:.3g}, median {facts['median']:.3g}")
+    head.add_row(Text("slowest / fastest", "bold"), f"{facts['ratio']:.1f}")
+    head.add_row(Text("not always online", "bold"), f"{facts['away']:,}")
+    head.add_row(Text("may drop out", "bold"), f"{facts['unreliable']:,}")
+    rows = Table(box=None, pad_edge=False, header_style="dim")
+    rows.add_column("client", justify="right")
+    rows.add_column("name")
+    rows.add_column("class")
+    for name in (unit, "up/s", "down/s", "latency", "online", "dropout"):
+        rows.add_column(name, justify="right")
+    rows.add_column("slowness")
+    for client in picked(len(clients), ROWS):
+        p = clients[client]
+        share = online_share(p)
+        bar = "▪" * max(1, round(BAR * slowness(p) / float(facts["slowest"])))
+        rows.add_row(
+            str(client), p.name, p.device_class, f"{slowness(p):.3g}", rate(p.uplink_bytes_per_s),
+            rate(p.downlink_bytes_per_s), figures.seconds(p.latency_s) if p.latency_s else "0",
+            "windows" if share is None else f"{share:.0%}", f"{p.dropout_prob:.0%}" if not p.silent else "silent", bar,
+        )  # fmt: skip
+    return Group(head, "", rows)
