@@ -36,7 +36,7 @@ def through_the_wire(memory: Memory) -> Memory:
 
 @dataclass
 class Play:
-    """The layers of one option over `VERSIONS` combinations, each of other clients, answers of several `AGES` in versions;
+    """The layers of one option over `VERSIONS` combinations, each of other clients, answers of several `AGES`;
     `keep` is what happens to a memory between two uses."""
 
     layers: Sequence[Layer]

@@ -1,4 +1,4 @@
-"""What every work promises: honest metrics, training in place, equal bits for equal jobs, a memory that can be stored."""
+"""What every work promises: honest metrics, training in place, equal bits for equal jobs, a memory to be stored."""
 
 from __future__ import annotations
 
