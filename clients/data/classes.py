@@ -70,11 +70,12 @@ class Pathological:
                 f"owner: set it to at least {-(-dataset.classes // clients)}"
             )
         rng = stream(seed, "pathological")
-        owned = np.zeros((clients, dataset.classes), bool)
-        for client in range(clients):
+        owned, dealt = np.zeros((clients, dataset.classes), bool), np.zeros(dataset.classes, np.int64)
+        for row in owned:
             # the classes that were dealt least so far, in random order among equals
             order = rng.permutation(dataset.classes)
-            owned[client, order[np.argsort(owned[:client].sum(0)[order], kind="stable")][:k]] = True
+            row[order[np.argsort(dealt[order], kind="stable")][:k]] = True
+            dealt += row
         return _divide(dataset, owned, rng, _evenly)
 
 

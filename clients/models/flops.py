@@ -54,6 +54,6 @@ def _per_element(layer: nn.Module, given: Tensor, output: Tensor) -> int:
 
 def _attention(layer: nn.MultiheadAttention, queries: int, keys: int) -> int:
     """Projections of queries, keys, values and the result, and the two products with the (queries, keys) scores."""
-    width = layer.embed_dim
-    projections = 2 * queries * width * width + keys * width * (layer.kdim + layer.vdim)
+    width = int(layer.embed_dim)
+    projections = 2 * queries * width * width + keys * width * int(layer.kdim + layer.vdim)
     return 2 * (projections + 2 * queries * keys * width)
