@@ -33,11 +33,12 @@ class Source:
         return self._downloaded(split) if self.hub else self._read(split)
 
     def _downloaded(self, split: str) -> Table:
-        library = require("datasets")
+        local = "; or set data.path=FOLDER, which holds train-*.parquet and test-*.parquet"
+        library = require("datasets", local)
         try:
             loaded = library.load_dataset(self.hub, split=split, revision=self.revision)
         except (OSError, ValueError) as error:
-            raise DataError(f"data.hub={self.hub}: its split {split!r} cannot be loaded: {error}") from None
+            raise DataError(f"data.hub={self.hub}: its split {split!r} cannot be loaded: {error}{local}") from None
         columns: Table = loaded.with_format("arrow")[:].to_pydict()
         return columns
 
@@ -59,7 +60,7 @@ def source(path: str | None, hub: str | None, revision: str | None) -> Source:
     """A local folder if one is given, else the hub. Raises DataError if nothing is given or nothing is there."""
     if path is None:
         if hub is None:
-            raise DataError("set data.path to a folder of train-*.parquet and test-*.parquet, or data.hub to a hub id")
+            raise DataError("set data.path=FOLDER, which holds train-*.parquet and test-*.parquet, or data.hub=ID")
         return Source([hub, revision], {}, hub, revision)
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -72,12 +73,13 @@ def source(path: str | None, hub: str | None, revision: str | None) -> Source:
     return Source([[_digest(f) for f in found] for found in files.values()], files)
 
 
-def require(name: str) -> Any:
-    """An optional library. Raises DataError saying how to install it."""
+def require(name: str, otherwise: str = "") -> Any:
+    """An optional library. Raises DataError saying how to install it, or what to do instead."""
     try:
         return import_module(name)
     except ModuleNotFoundError:
-        raise DataError(f'{name.split(".")[0]} is not installed: python -m pip install "fedhet[data]"') from None
+        how = 'python -m pip install "fedhet[data]"'
+        raise DataError(f"{name.split('.')[0]} is not installed: {how}{otherwise}") from None
 
 
 def column(table: Table, given: str | None, usual: Sequence[str], what: str) -> Sequence[Any]:

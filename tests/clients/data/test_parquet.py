@@ -211,7 +211,7 @@ def test_text_that_is_too_short_says_which_knob(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path, folder):
-    with pytest.raises(DataError, match=r"set data\.path to a folder"):
+    with pytest.raises(DataError, match=r"set data\.path=FOLDER.*or data\.hub=ID"):
         Images().load()
     with pytest.raises(DataError, match=r"data\.path=.*nowhere is no folder"):
         Images(path=str(tmp_path / "nowhere")).load()
@@ -246,7 +246,9 @@ def test_a_missing_extra_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     with pytest.raises(DataError) as error:
         Images(hub="somebody/something", cache=str(tmp_path)).load()
-    assert str(error.value) == 'datasets is not installed: python -m pip install "fedhet[data]"'
+    assert str(error.value).startswith(
+        'datasets is not installed: python -m pip install "fedhet[data]"; or set data.path='
+    )
 
 
 def test_the_hub_is_asked_for_a_revision_and_its_tables_are_read_like_files(folder, monkeypatch):
