@@ -200,7 +200,7 @@ def main() -> None:
         print(json.dumps(SYSTEMS[given.one[0]](json.loads(given.one[1]))))
         return
     repeats = 1 if given.quick else given.repeats
-    w1, w3 = {**W1, "rounds": 10 if given.quick else 60}, {**W3, "rounds": 10 if given.quick else 60}
+    w1, w3 = {**W1, "rounds": 10 if given.quick else 60}, {**W3, "rounds": 10 if given.quick else 30}
     names = [n for n in SYSTEMS if not (given.no_ray and n == "flower/ray")]
     first: dict[str, list[dict]] = {n: [] for n in names}
     third: dict[str, list[dict]] = {n: [] for n in ("1,000 clients", "100,000 clients", "1,000,000 clients")}

@@ -1,0 +1,102 @@
+"""Fleets follow their laws, repeat by their seed, and say what is wrong in a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clients.fleet.laws import Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers
+from clients.fleet.trace import Trace
+from clients.fleet.unlike import TABLE, Unlike
+from fedhet.profile import ProfileError
+
+LAWS = [Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers]
+
+
+def speeds(fleet, seed=0):
+    return np.array([p.sec_per_step for p in fleet.build(seed).values()])
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_fleet_repeats_by_its_seed_and_is_positive(law):
+    a, b, c = speeds(law(clients=200), 1), speeds(law(clients=200), 1), speeds(law(clients=200), 2)
+    assert np.array_equal(a, b) and (a > 0).all() and np.isfinite(a).all()
+    assert np.array_equal(a, c) == (law in (Homogeneous, LinearGrid, Tiers))
+
+
+def test_the_laws_have_their_means_and_bounds():
+    mu = 0.5
+    assert abs(speeds(Normal(clients=20_000, sec_per_step=mu)).mean() - mu) < 0.005
+    assert abs(speeds(Lognormal(clients=20_000, sec_per_step=mu)).mean() - mu) < 0.02
+    exponential = speeds(Exponential(clients=20_000, sec_per_step=mu, floor=0.2))
+    assert exponential.min() == pytest.approx(0.1)
+    # a fifth of the mean as floor: the mean becomes mu (0.2 + exp(-0.2))
+    assert abs(exponential.mean() - mu * (0.2 + np.exp(-0.2))) < 0.01
+    pareto = speeds(Pareto(clients=5000, sec_per_step=mu, cap=3.0))
+    assert pareto.min() >= mu and pareto.max() == pytest.approx(3 * mu)
+
+
+def test_the_linear_grid_is_from_slowest_to_fastest():
+    assert np.allclose(speeds(LinearGrid(clients=5, sec_per_step=1.0, x=0.8)), [1.0, 0.8, 0.6, 0.4, 0.2])
+    assert np.allclose(speeds(Tiers(clients=4, sec_per_step=1.0, factors=(1.0, 3.0))), [1, 1, 3, 3])
+
+
+def test_the_default_fleet_is_not_alike():
+    fleet = Unlike().build(0)
+    steps = [p.sec_per_step for p in fleet.values()]
+    assert len(fleet) == 12 == len({p.name for p in fleet.values()}) and max(steps) / min(steps) == pytest.approx(12)
+    assert (
+        sum(bool(p.availability) for p in fleet.values()) == 2 and sum(p.dropout_prob > 0 for p in fleet.values()) == 1
+    )
+    again = Unlike(clients=30, slower=2.0).build(0)
+    assert again[12].name == f"{TABLE[0][0]}-2" and again[12].sec_per_step == 2 * steps[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Homogeneous(clients=0), "clients=0"),
+        (lambda: Normal(sec_per_step=-1.0), "sec_per_step=-1.0"),
+        (lambda: Exponential(floor=0.0).build(0), "floor=0.0"),
+        (lambda: LinearGrid(x=1.0).build(0), "x=1.0"),
+        (lambda: Tiers(factors=()).build(0), "factors"),
+    ],
+)
+def test_bad_values_are_named(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_a_trace_is_read_from_json_and_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"name": "a", "sec_per_step": 0.5, "latency_s": 0.1}, {"name": "b", "sec_per_step": 2.0, "latency_s": None}]
+    (tmp_path / "fleet.json").write_text(json.dumps(rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "fleet.parquet")
+    for file in ("fleet.json", "fleet.parquet"):
+        fleet = Trace(str(tmp_path / file)).build(0)
+        assert (
+            [p.name for p in fleet.values()] == ["a", "b"] and fleet[0].latency_s == 0.1 and fleet[1].latency_s == 0.0
+        )
+    assert len(Trace(str(tmp_path / "fleet.json"), clients=1).build(0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[{"sec_per_step": 1}, {"sec_per_step": -1}]', "row 1: sec_per_step=-1.*seconds"),
+        ('[{"sec_per_stp": 1}]', "row 0: unknown field 'sec_per_stp'.*sec_per_step"),
+        ('[{"sec_per_step": "fast"}]', "row 0"),
+        ("[1, 2]", "row 0: not an object"),
+        ("{}", "list of objects"),
+        ("[", "no JSON"),
+        ("[]", "0 rows"),
+    ],
+)
+def test_a_bad_trace_names_row_and_field(tmp_path, text, told):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ProfileError, match=told):
+        Trace(str(tmp_path / "t.json")).build(0)
+    with pytest.raises(ProfileError, match="is no file"):
+        Trace(str(tmp_path / "none.json")).build(0)

@@ -1,0 +1,95 @@
+"""A million clients cost what their columns cost; idle ones are drawn fairly, without looking at all of them."""
+
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedhet.profile import Profile, ProfileError
+from fedhet.roster import CACHE, Clients, IdleClients
+from fedhet.streams import stream
+
+
+def test_a_million_clients_are_columns_and_profiles_on_demand():
+    tracemalloc.start()
+    clients = Clients.from_columns(1_000_000, {"sec_per_step": np.linspace(0.1, 1, 1_000_000), "latency_s": 0.1})
+    for client in range(0, 1_000_000, 100):
+        assert clients[client].latency_s == 0.1
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 8 * 1_000_000 + CACHE * 2000, "one float64 column, and no more profiles than are kept"
+    assert len(clients) == 1_000_000 and clients[999_999].sec_per_step == 1.0 and clients[5].name == "client-5"
+
+
+def test_columns_and_profiles_are_the_same_clients():
+    profiles = [Profile(sec_per_step=0.1 * (1 + n), name=f"c{n}", num_examples=n) for n in range(5)]
+    clients = Clients.from_profiles(profiles)
+    assert list(clients.values()) == profiles and clients.total_examples == 10 and clients.examples(3) == 3
+    counted = clients.with_examples(np.array([7, 7, 7, 7, 7]))
+    assert counted.total_examples == 35 and counted[2].num_examples == 7 and clients[2].num_examples == 2
+    assert 5 not in clients and -1 not in clients and "x" not in clients
+    with pytest.raises(KeyError):
+        clients[5]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"sec_per_step": np.array([1.0, 0.0, 1.0])}, "client 1: sec_per_step=0.0"),
+        ({"sec_per_step": np.array([1.0, np.nan, 1.0])}, "client 1"),
+        ({"sec_per_step": np.ones(2)}, "2 values for 3 clients"),
+        ({"sec_per_stp": 1.0}, "no field 'sec_per_stp'"),
+    ],
+)
+def test_bad_columns_are_found_before_anything_starts(columns, told):
+    with pytest.raises((ValueError, ProfileError), match=told):
+        Clients.from_columns(3, columns)
+
+
+def idle(n=1000, busy=(), barred=(), now=0.0, **columns):
+    clients = Clients.from_columns(n, {"sec_per_step": 1.0, **columns})
+    return IdleClients(clients, set(busy), lambda: now, set(barred))
+
+
+@given(st.sets(st.integers(0, 49)), st.sets(st.integers(0, 49)), st.integers(0, 60), st.integers(0, 99))
+def test_a_sample_is_distinct_idle_ascending_and_repeatable(busy, barred, k, seed):
+    those = idle(50, busy, barred)
+    got = those.sample(k, stream(seed, "s"))
+    assert got == sorted(set(got)) and not set(got) & (busy | barred)
+    assert len(got) == min(k, 50 - len(busy | barred)) and len(those) == 50 - len(busy | barred)
+    assert got == idle(50, busy, barred).sample(k, stream(seed, "s"))
+
+
+@pytest.mark.parametrize("k", [10, 80])
+def test_every_idle_client_is_drawn_equally_often(k):
+    """Both ways of drawing; counts over many samples within five standard deviations of their mean."""
+    those, counts = idle(100, busy=range(0, 100, 10)), np.zeros(100)
+    for seed in range(2000):
+        counts[those.sample(k, stream(seed, "fair"))] += 1
+    share = k / 90
+    assert counts[::10].sum() == 0
+    free = np.delete(counts, np.arange(0, 100, 10))
+    assert np.abs(free - 2000 * share).max() < 5 * np.sqrt(2000 * share * (1 - share) + 1)
+
+
+def test_sampling_a_large_fleet_does_not_walk_it(monkeypatch):
+    those = idle(1_000_000)
+    monkeypatch.setattr(IdleClients, "__iter__", lambda self: pytest.fail("walked the registry"))
+    assert len(those.sample(100, stream(0, "s"))) == 100
+
+
+def test_who_is_offline_is_not_idle():
+    windows = [((0.0, 5.0),) if n % 2 else () for n in range(10)]
+    assert list(idle(10, now=1.0, availability=windows)) == list(range(10))
+    assert list(idle(10, now=6.0, availability=windows)) == [0, 2, 4, 6, 8]
+    assert 1 not in idle(10, now=6.0, availability=windows)
+    clients = Clients.from_columns(2, {"sec_per_step": 1.0, "availability": [((3.0, 5.0),), ()]})
+    assert clients.next_online(0.0) == 3.0 and clients.next_online(4.0) is None and not clients.always_online
+
+
+def test_size_is_in_the_columns():
+    clients = Clients.from_columns(10, {"sec_per_step": np.ones(10)})
+    assert sys.getsizeof(clients.__dict__) < 1000 and clients.columns["sec_per_step"].nbytes == 80
