@@ -45,7 +45,7 @@ def characters() -> Dataset:
     owner = np.arange(12) % 3
     # the third owner has no test sample
     return Dataset("chars", CLASSES, text[:, :-1], text[:, 1:], unseen[:, :-1], unseen[:, 1:], "print of chars",
-                   owner, np.arange(10) % 2)  # fmt: skip
+                   owner, (np.arange(10) % 3 > 0).astype(int))  # fmt: skip
 
 
 def world(dataset: Dataset | None = None, clients: int = 5, seed: int = 3) -> SimulatedWorld:
@@ -128,6 +128,7 @@ def test_scores_of_sequences_count_positions_and_keep_each_owners_test_set() -> 
         expected = own.mean() if len(own) else np.nan
         assert scores.clients[client] == pytest.approx(expected, rel=1e-12, nan_ok=True)
     assert np.isnan(scores.clients).sum() == 1
+    assert len(np.unique(scores.clients[np.isfinite(scores.clients)])) == 2  # or a mix-up would go unnoticed
 
 
 def test_scores_do_not_depend_on_how_many_samples_are_evaluated_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
