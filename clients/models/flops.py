@@ -26,10 +26,8 @@ def forward_flops(module: nn.Module, input_shape: tuple[int, ...]) -> int:
         elif isinstance(output, Tensor):
             total += 2 * _per_element(layer, inputs[0], output)
 
-    # what is inside an attention layer is used without being called: it is counted with the layer
-    inside = {part for m in module.modules() if isinstance(m, nn.MultiheadAttention) for part in m.children()}
-    layers = [m for m in module.modules() if isinstance(m, COUNTED) and m not in inside]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    # the output projection inside an attention layer is used without being called, so nothing is counted twice
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, COUNTED)]
     training = module.training
     module.eval()
     try:

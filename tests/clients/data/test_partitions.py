@@ -235,6 +235,15 @@ def test_natural_clients_are_owners_largest_first_with_their_own_test_data(make_
     assert np.isnan(partition.client_accuracy(np.ones(4))[1])
 
 
+def test_strangers_in_the_test_set_belong_to_nobody_and_the_last_client_may_have_none(make_dataset):
+    train, test = np.array(["a", "a", "a", "c", "c", "e"]), np.array(["bb", "a", "z", "A", "c"])
+    data = make_dataset(np.zeros(6), np.zeros(5), owner_train=train, owner_test=test)
+    partition = Natural().split(data, 3, 0)
+    assert [partition.test[c].tolist() for c in range(3)] == [[1], [4], []]
+    accuracy = partition.client_accuracy(np.array([0.0, 0.5, 0.0, 0.0, 1.0]))
+    assert accuracy[:2].tolist() == [0.5, 1.0] and np.isnan(accuracy[2])
+
+
 def test_natural_owners_can_be_grouped(make_dataset):
     train = np.repeat(["p", "q", "r", "s", "t"], [5, 4, 3, 2, 1])
     data = make_dataset(np.zeros(15), owner_train=train)
