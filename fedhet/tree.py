@@ -20,6 +20,9 @@ from fedhet.types import Tree
 CHUNK = 1 << 15
 """Columns converted to float64 at a time when inner products are accumulated."""
 
+PIECE = 1 << 18
+"""Elements summed at a time, so that the running sum stays in cache; element-wise, so no bit depends on it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -156,8 +159,10 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         first = trees[0]
         assert isinstance(first, FlatTree)
         total = torch.zeros_like(first.flat)
-        for tree, c in zip(trees, coefficients, strict=True):
-            total.add_(tree.flat, alpha=float(c))  # type: ignore[attr-defined]
+        for at in range(0, len(total), PIECE):
+            part = total[at : at + PIECE]
+            for tree, c in zip(trees, coefficients, strict=True):
+                part.add_(tree.flat[at : at + PIECE], alpha=float(c))  # type: ignore[attr-defined]
         return FlatTree(first.schema, total)
     names = list(trees[0])
     if any(list(t) != names for t in trees):

@@ -76,3 +76,14 @@ def test_distances_and_neighbours_are_those_of_the_rows() -> None:
     assert (near == np.argsort(np.linalg.norm(x[:, None] - x[None], axis=2), axis=1)[:, :3]).all()
     twins = np.zeros((4, 4))
     assert [list(r) for r in nearest(twins, 2)] == [[0, 1], [1, 0], [2, 0], [3, 0]]
+
+
+def test_sums_in_pieces_have_the_bits_of_sums_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    schema = tree.Schema((("w", tree.Leaf((1003,))),))
+    trees = [tree.FlatTree(schema, torch.randn(1003, generator=g)) for _ in range(7)]
+    coefficients = [0.1, 0.3, 0.7, 1 / 3, 0.05, -0.9, 0.11]
+    whole = tree.weighted_sum(trees, coefficients)["w"]
+    for piece in (1, 7, 64, 1000):
+        monkeypatch.setattr(tree, "PIECE", piece)
+        assert torch.equal(tree.weighted_sum(trees, coefficients)["w"], whole)
