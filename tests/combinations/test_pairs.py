@@ -54,6 +54,8 @@ def refused(pair: Mapping[str, str]) -> str:
     """Why two options are no method; empty if they are one."""
     if "optimizer" in pair and "work" in pair and (pair["optimizer"] == "feddyn") != (pair["work"] == "feddyn"):
         return "FedDyn's linear terms are the sum of both halves"
+    if pair.get("work") == "scaffold" and pair.get("optimizer", "none") not in ("none", "sgd"):
+        return "a server step with memory would move the control variates too"
     if pair.get("staleness") == "tiers" and pair.get("schedule", "fedat") != "fedat":
         return "a mixture of tiers needs the schedule that makes them"
     if pair.get("rule") == "monna" and pair.get("schedule", "sync") != "sync":
