@@ -1,7 +1,7 @@
 # ruff: noqa: E402  # threads are fixed and the checkout is found before anything is imported
 """What combination rules cost: processor time and extra memory, against reading the inputs, Flower and byzfl.
 
-    python experiments/bench_rules.py [--quick] [--repeats 5] [--no-rivals] > experiments/results/bench_rules.md
+    python experiments/bench_rules.py [--quick] [--only RULE ...] [--repeats 5] [--no-rivals]
 
 One thread. Inputs are n float32 updates of d numbers, f = n / 5. The floor is one pass over them (a sum per update).
 Times are medians of processor time, which on a shared machine says more than the clock; memory is the peak above what
@@ -206,7 +206,7 @@ def byzfl(f: int) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def rows(n: int, d: int, repeats: int, rivals: bool, most: float) -> Iterator[list[str]]:
+def rows(n: int, d: int, repeats: int, rivals: bool, most: float, only: list[str] | None) -> Iterator[list[str]]:
     """The table of one size. A rival whose working memory would exceed `most` bytes is left out."""
     f, updates = n // 5, updates_of(n, d)
     deltas: Any = [u.delta for u in updates]
@@ -224,6 +224,8 @@ def rows(n: int, d: int, repeats: int, rivals: bool, most: float) -> Iterator[li
         "MeaMed": 24.0 * n * d,
     }
     for name, rule in rules(f).items():
+        if only and name not in only:
+            continue
         try:
             ours = measure(lambda rule=rule: rule(updates, Dense, Draws), repeats)  # type: ignore[misc]
         except ValueError as error:
@@ -274,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small size")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="RULE", help="these rules, by the names in the table")
     parser.add_argument("--no-rivals", action="store_true", help="neither Flower nor byzfl")
     parser.add_argument("--most-gb", type=float, default=8.0, help="working memory granted to a rival")
     given = parser.parse_args()
@@ -284,7 +287,7 @@ def main() -> None:
         print(f"\n## n = {n}, d = {d:,}, f = {n // 5} ({4 * n * d / 1e6:,.0f} MB of updates)\n")
         print("| rule | CPU ms (wall) | / reading | / Gram | extra MB | Flower | byzfl |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for cells in rows(n, d, given.repeats, not given.no_rivals, 1e9 * given.most_gb):
+        for cells in rows(n, d, given.repeats, not given.no_rivals, 1e9 * given.most_gb, given.only):
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
