@@ -1,6 +1,7 @@
 """Every registered client: columns of numbers, from which a profile is built when somebody asks for it.
 
-Nothing here costs more with more registered clients, except what looks at all of them by its nature (a table, a sum).
+Nothing here costs more with more registered clients, except what looks at all of them by its nature (a table, a sum)
+and drawing idle ones where clients come and go or most are busy: one pass over an array.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhet.calendar import NS, Calendar, calendar
 from fedhet.profile import Profile
 from fedhet.types import ClientId
 
@@ -20,9 +22,12 @@ CACHE = 4096
 
 
 class Clients(Mapping[ClientId, Profile]):
-    """Clients 0..n-1. A column is one value shared by all, or an array (n,) of one value each."""
+    """Clients 0..n-1. A column is one value shared by all, or an array (n,) of one value each.
 
-    def __init__(self, n: int, columns: Mapping[str, Any]) -> None:
+    `note` says for people what is special about the fleet, such as how many of its draws were cut off.
+    """
+
+    def __init__(self, n: int, columns: Mapping[str, Any], note: str = "") -> None:
         if n < 1:
             raise ValueError(f"a fleet needs at least one client, got {n}")
         for key, column in columns.items():
@@ -30,14 +35,16 @@ class Clients(Mapping[ClientId, Profile]):
                 raise ValueError(f"profiles have no field {key!r}; they have {', '.join(FIELDS)}")
             if isinstance(column, (np.ndarray, list)) and len(column) != n:
                 raise ValueError(f"column {key} has {len(column)} values for {n} clients")
-        self._n, self.columns = n, dict(columns)
+        self._n, self.columns, self.note = n, dict(columns), note
         self._cache: dict[ClientId, Profile] = {}
         self._check()
+        self._calendars, self._calendar_of = self._group_calendars()
+        self._always_online = all(c is None for c in self._calendars)
 
     @classmethod
-    def from_columns(cls, n: int, columns: Mapping[str, Any]) -> Clients:
+    def from_columns(cls, n: int, columns: Mapping[str, Any], note: str = "") -> Clients:
         """From shared values and arrays."""
-        return cls(n, columns)
+        return cls(n, columns, note)
 
     @classmethod
     def from_profiles(cls, profiles: Sequence[Profile]) -> Clients:
@@ -62,6 +69,16 @@ class Clients(Mapping[ClientId, Profile]):
                 self[client]
             except ValueError as error:
                 raise type(error)(f"client {client}: {error}") from None
+
+    def _group_calendars(self) -> tuple[list[Calendar | None], np.ndarray | None]:
+        """The different calendars, and which of them each client has, int32 (n,); None: all have the only one."""
+        windows, periods = self.columns.get("availability", ()), self.columns.get("availability_period_s")
+        if not isinstance(windows, list) and not isinstance(periods, (np.ndarray, list)):
+            return [calendar(windows, periods)], None
+        numbers: dict[tuple[Any, Any], int] = {}
+        pairs = ((_cell(windows, c), _cell(periods, c)) for c in range(self._n))
+        of = np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int32, self._n)
+        return [calendar(*pair) for pair in numbers], of
 
     def __getitem__(self, client: ClientId) -> Profile:
         found = self._cache.get(client)
@@ -98,19 +115,33 @@ class Clients(Mapping[ClientId, Profile]):
     @property
     def always_online(self) -> bool:
         """Whether no client has availability windows."""
-        column = self.columns.get("availability", ())
-        return not any(column) if isinstance(column, list) else not column
+        return self._always_online
 
     def with_examples(self, counts: np.ndarray) -> Clients:
         """The same clients with their numbers of training samples, int64 (n,)."""
-        return Clients(self._n, {**self.columns, "num_examples": np.asarray(counts)})
+        return Clients(self._n, {**self.columns, "num_examples": np.asarray(counts)}, self.note)
+
+    def online(self, client: ClientId, now: float) -> bool:
+        """Whether a client of the roster is reachable at a second, without building its profile."""
+        known = self._calendars[0 if self._calendar_of is None else self._calendar_of[client]]
+        return known is None or known.online(round(now * NS))
+
+    def online_mask(self, now: float) -> np.ndarray:
+        """The same for all clients, bool (n,): one pass."""
+        at = round(now * NS)
+        states = np.array([c is None or c.online(at) for c in self._calendars])
+        return np.full(self._n, states[0]) if self._calendar_of is None else states[self._calendar_of]
 
     def next_online(self, now: float) -> float | None:
-        """The next second at which a client that is offline now comes online; None if there is none."""
-        if self.always_online:
+        """The next second at which a client that is offline now comes online; None if there is none.
+
+        Costs grow with the number of different calendars, not of clients.
+        """
+        if self._always_online:
             return None
-        times = [t for p in self.values() if (t := p.next_online(now)) is not None and t > now]
-        return min(times, default=None)
+        at = round(now * NS)
+        away = [c.next_online(at) for c in self._calendars if c is not None and not c.online(at)]
+        return min((t / NS for t in away if t is not None), default=None)
 
 
 def _cell(column: Any, client: ClientId) -> Any:
@@ -134,18 +165,23 @@ class IdleClients:
     def __contains__(self, client: object) -> bool:
         if client in self._busy or client in self._barred or client not in self._clients:
             return False
-        return self._clients.always_online or self._clients[client].online(self._now())  # type: ignore[index]
+        return self._clients.online(client, self._now())  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[ClientId]:
-        return (client for client in self._clients if client in self)
+        """Those idle now, ascending: what happens while they are looked at does not change the list."""
+        return iter(self._all().tolist())
 
     def __len__(self) -> int:
-        if self._clients.always_online and not self._barred:
-            return len(self._clients) - len(self._busy)
-        return sum(1 for _ in self)
+        if self._clients.always_online:
+            gone = sum(1 for c in self._barred if c in self._clients and c not in self._busy)
+            return len(self._clients) - len(self._busy) - gone
+        return len(self._all())
 
     def sample(self, k: int, rng: np.random.Generator) -> list[ClientId]:
-        """Up to `k` distinct idle clients, uniform, ascending. Draws and refuses; one pass only if few are idle."""
+        """Up to `k` distinct idle clients, uniform, ascending.
+
+        Draws and refuses, O(k), where all are online and few are busy; one pass over the registry otherwise.
+        """
         n = len(self._clients)
         if k <= 0:
             return []
@@ -156,7 +192,13 @@ class IdleClients:
                 if client not in found and client in self:
                     found.add(client)
             return sorted(found)
-        idle = list(self)
+        idle = self._all()
         if len(idle) <= k:
-            return idle
-        return sorted(int(c) for c in rng.choice(np.array(idle), k, replace=False))
+            return [int(c) for c in idle]
+        return sorted(int(c) for c in rng.choice(idle, k, replace=False))
+
+    def _all(self) -> np.ndarray:
+        """Every idle client, int64, ascending."""
+        mask = self._clients.online_mask(self._now())
+        mask[[c for group in (self._busy, self._barred) for c in group if c in self._clients]] = False
+        return np.flatnonzero(mask)

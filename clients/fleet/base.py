@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +14,18 @@ from fedhet.roster import Clients
 from fedhet.streams import stream
 
 
+class Drawn(NamedTuple):
+    """Seconds per step, (clients,), and how many draws were not taken as they came ("" if all were)."""
+
+    seconds: np.ndarray
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class AbstractFleet(ABC):
-    """`clients` of them; `sec_per_step` is the mean seconds of one optimiser step; `jitter_cv` the relative spread of a
-    job's compute time; null bandwidth is unlimited. Raises ValueError for values out of range."""
+    """`clients` of them; `sec_per_step` is the law's mu in seconds of one optimiser step, its mean unless the law says
+    otherwise; `jitter_cv` the relative spread of a job's compute time; null bandwidth is unlimited. Raises ValueError
+    for values out of range."""
 
     clients: int = 12
     sec_per_step: float = 0.1
@@ -35,18 +42,19 @@ class AbstractFleet(ABC):
             raise ValueError(f"sec_per_step={self.sec_per_step} must be a positive number of seconds")
 
     @abstractmethod
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
-        """Seconds per step, (clients,)."""
+    def speeds(self, rng: np.random.Generator) -> Drawn:
+        """How long a step takes on each client."""
 
     def build(self, seed: int) -> Clients:
         """The roster; number of samples is set later from the partition."""
-        speeds = self.speeds(stream(seed, "fleet"))
-        columns: Mapping[str, Any] = {
-            "sec_per_step": speeds,
+        seconds, note = self.speeds(stream(seed, "fleet"))
+        columns: dict[str, Any] = {
+            "sec_per_step": seconds,
             "compute_jitter": Jitter("normal", self.jitter_cv) if self.jitter_cv else Jitter(),
-            "uplink_bytes_per_s": self.uplink_bytes_per_s or math.inf,
-            "downlink_bytes_per_s": self.downlink_bytes_per_s or math.inf,
             "latency_s": self.latency_s,
             "dropout_prob": self.dropout_prob,
         }
-        return Clients.from_columns(self.clients, columns)
+        for key in ("uplink_bytes_per_s", "downlink_bytes_per_s"):
+            if getattr(self, key) is not None:
+                columns[key] = getattr(self, key)
+        return Clients.from_columns(self.clients, columns, note)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clients.fleet.base import AbstractFleet
+from clients.fleet.base import AbstractFleet, Drawn
 
 
 @dataclass(frozen=True)
 class Homogeneous(AbstractFleet):
     """Everybody takes `sec_per_step`."""
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
-        return np.full(self.clients, self.sec_per_step)
+    def speeds(self, rng: np.random.Generator) -> Drawn:
+        return Drawn(np.full(self.clients, self.sec_per_step))
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,30 @@ class Normal(AbstractFleet):
 
     cv: float = 0.3
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not 0 <= self.cv <= 1:
             raise ValueError(f"cv={self.cv} must be in [0, 1]")
-        out = rng.normal(1.0, self.cv, self.clients)
+        out, again = rng.normal(1.0, self.cv, self.clients), 0
         while (low := out < 0.01).any():
+            again += int(low.sum())
             out[low] = rng.normal(1.0, self.cv, int(low.sum()))
-        return out * self.sec_per_step
+        note = f"{again} draws below a hundredth of the mean were drawn again" if again else ""
+        return Drawn(out * self.sec_per_step, note)
 
 
 @dataclass(frozen=True)
 class Exponential(AbstractFleet):
-    """Exp(mu), no faster than `floor` * mu: an unbounded law lets one lucky client do most of the work."""
+    """Exp(mu), no faster than `floor` * mu: an unbounded law lets one lucky client do most of the work. The floor
+    raises the mean to mu (floor + exp(-floor))."""
 
     floor: float = 0.2
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not 0 < self.floor <= 1:
             raise ValueError(f"floor={self.floor} must be in (0, 1], a share of the mean")
-        return np.maximum(rng.exponential(1.0, self.clients), self.floor) * self.sec_per_step
+        drawn = rng.exponential(1.0, self.clients)
+        note = _cut(int((drawn < self.floor).sum()), self.clients, f"faster than {self.floor:g} mu and set to it")
+        return Drawn(np.maximum(drawn, self.floor) * self.sec_per_step, note)
 
 
 @dataclass(frozen=True)
@@ -54,36 +59,40 @@ class Lognormal(AbstractFleet):
 
     sigma: float = 0.8
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not self.sigma >= 0:
             raise ValueError(f"sigma={self.sigma} must be 0 or more")
-        return np.exp(rng.normal(-(self.sigma**2) / 2, self.sigma, self.clients)) * self.sec_per_step
+        drawn = np.exp(rng.normal(-(self.sigma**2) / 2, self.sigma, self.clients))
+        return Drawn(drawn * self.sec_per_step)
 
 
 @dataclass(frozen=True)
 class HalfNormal(AbstractFleet):
-    """floor * mu + |N(0, sd)| * mu."""
+    """floor * mu + |N(0, sd)| * mu: the mean is mu (floor + 0.80 sd)."""
 
     sd: float = 1.0
     floor: float = 0.2
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not (self.sd >= 0 and self.floor > 0):
             raise ValueError(f"sd={self.sd} must be 0 or more and floor={self.floor} positive")
-        return (self.floor + np.abs(rng.normal(0.0, self.sd, self.clients))) * self.sec_per_step
+        drawn = self.floor + np.abs(rng.normal(0.0, self.sd, self.clients))
+        return Drawn(drawn * self.sec_per_step)
 
 
 @dataclass(frozen=True)
 class Pareto(AbstractFleet):
-    """mu times a Pareto variable of shape `alpha` and least value 1, no slower than `cap` * mu."""
+    """mu times a Pareto variable of shape `alpha` and least value 1, no slower than `cap` * mu: mu is the fastest."""
 
     alpha: float = 1.5
     cap: float = 50.0
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not (self.alpha > 0 and self.cap >= 1):
             raise ValueError(f"alpha={self.alpha} must be positive and cap={self.cap} at least 1")
-        return np.minimum(1 + rng.pareto(self.alpha, self.clients), self.cap) * self.sec_per_step
+        drawn = 1 + rng.pareto(self.alpha, self.clients)
+        note = _cut(int((drawn > self.cap).sum()), self.clients, f"slower than {self.cap:g} mu and set to it")
+        return Drawn(np.minimum(drawn, self.cap) * self.sec_per_step, note)
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,11 @@ class LinearGrid(AbstractFleet):
 
     x: float = 0.8
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not 0 <= self.x < 1:
             raise ValueError(f"x={self.x} must be in [0, 1)")
-        return (1 - self.x * np.arange(self.clients) / max(1, self.clients - 1)) * self.sec_per_step
+        grid = 1 - self.x * np.arange(self.clients) / max(1, self.clients - 1)
+        return Drawn(grid * self.sec_per_step)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,12 @@ class Tiers(AbstractFleet):
 
     factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
 
-    def speeds(self, rng: np.random.Generator) -> np.ndarray:
+    def speeds(self, rng: np.random.Generator) -> Drawn:
         if not self.factors or min(self.factors) <= 0:
             raise ValueError(f"factors={self.factors} must be positive numbers")
-        return np.asarray(self.factors)[np.arange(self.clients) * len(self.factors) // self.clients] * self.sec_per_step
+        tier = np.arange(self.clients) * len(self.factors) // self.clients
+        return Drawn(np.asarray(self.factors)[tier] * self.sec_per_step)
+
+
+def _cut(count: int, clients: int, what: str) -> str:
+    return f"{count} of {clients} draws were {what}" if count else ""

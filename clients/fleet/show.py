@@ -53,6 +53,8 @@ def table(clients: Clients) -> RenderableType:
     head.add_row(Text("slowest / fastest", "bold"), f"{facts['ratio']:.1f}")
     head.add_row(Text("not always online", "bold"), f"{facts['away']:,}")
     head.add_row(Text("may drop out", "bold"), f"{facts['unreliable']:,}")
+    if clients.note:
+        head.add_row(Text("note", "bold"), clients.note)
     rows = Table(box=None, pad_edge=False, header_style="dim")
     rows.add_column("client", justify="right")
     rows.add_column("name")

@@ -9,7 +9,8 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.profile import NS, Drift, Jitter, Profile, ProfileError, warp
+from fedhet.calendar import calendar
+from fedhet.profile import NS, POLICIES, Drift, Jitter, Profile, ProfileError, warp
 from fedhet.streams import stream
 
 
@@ -60,24 +61,70 @@ def test_a_dropout_happens_as_often_as_it_says_and_takes_its_time():
     assert trip(Profile(sec_per_step=0.1, dropout_prob=1.0, dropout_point="start")).arrived_ns == 0
 
 
-def test_switching_dropout_on_does_not_move_other_draws():
-    jitter = Jitter("normal", 0.1)
-    a = trip(Profile(sec_per_step=0.1, compute_jitter=jitter), job=5)
-    b = trip(Profile(sec_per_step=0.1, compute_jitter=jitter, dropout_prob=1e-12), job=5)
-    assert a == b
+@pytest.mark.parametrize("dist", ["normal", "lognormal", "gamma"])
+@pytest.mark.parametrize("other", [{"dropout_prob": 1e-12}, {"network_jitter": Jitter("gamma", 0.3)}])
+def test_a_changed_setting_does_not_move_other_draws(dist, other):
+    rngs = stream(0, "t"), stream(0, "t")
+    times = []
+    for rng, extra in zip(rngs, ({}, other), strict=True):
+        p = Profile(sec_per_step=0.1, latency_s=1.0, compute_jitter=Jitter(dist, 0.1), **extra)
+        got = p.trip(at_ns=0, steps=9, batch=1, bytes_down=0, bytes_up=0, flops_per_sample=None, rng=rng)
+        times.append(got.trained_ns - got.downloaded_ns)
+    assert times[0] == times[1] != round(0.9 * NS) and rngs[0].random() == rngs[1].random()
 
 
 WINDOWS = ((1.0, 3.0), (4.0, 8.0))
 
 
-@given(st.integers(0, 50 * NS), st.integers(0, 30 * NS), st.integers(0, 30 * NS))
-def test_pausing_is_monotone_and_additive(at, a, b):
-    once = warp(at, a + b, WINDOWS, 10.0)
-    twice = warp(warp(at, a, WINDOWS, 10.0), b, WINDOWS, 10.0)
-    assert once is not None and once >= at + a + b
-    # where the first part ends exactly with a window, the second starts with the next one: the sum is the same
-    assert once == twice
-    assert warp(at, a + b + 1, WINDOWS, 10.0) > once or a + b == 0
+def walked(at, work, windows, period):
+    """Reachable whole seconds counted one by one: an independent, slow warp."""
+    while work:
+        inside = any(a <= (at % period if period else at) < b for a, b in windows)
+        if not inside and not period and at >= windows[-1][1]:
+            return None
+        at, work = at + 1, work - inside
+    return at
+
+
+@st.composite
+def calendars(draw):
+    """Windows on whole seconds, some of which touch each other or the period's ends."""
+    cuts = sorted(draw(st.lists(st.integers(0, 20), min_size=2, max_size=8)))
+    windows = tuple((float(a), float(b)) for a, b in zip(cuts[::2], cuts[1::2], strict=False) if a < b)
+    return windows or ((3.0, 9.0),), draw(st.sampled_from([None, 20.0, 23.0]))
+
+
+@given(calendars(), st.integers(0, 70), st.integers(0, 60))
+def test_a_warp_is_the_reachable_seconds_counted_one_by_one(when, at, work):
+    windows, period = when
+    want = walked(at, work, windows, period)
+    assert warp(at * NS, work * NS, windows, period) == (None if want is None else want * NS)
+
+
+@given(calendars(), st.integers(0, 50 * NS), st.sampled_from([0, 1, 2 * NS, 7 * NS + 3]), st.integers(0, 30 * NS))
+def test_pausing_is_monotone_and_additive(when, at, a, b):
+    windows, period = when
+    once, part = warp(at, a + b, windows, period), warp(at, a, windows, period)
+    if once is None:
+        assert part is None or warp(part, b, windows, period) is None
+    else:
+        assert once >= at + a + b and part <= once
+        assert warp(part, b, windows, period) == once
+        later = warp(at, a + b + 1, windows, period)
+        assert later is None or later > once
+
+
+@given(calendars(), st.integers(0, 70))
+def test_a_calendar_knows_who_is_reachable_when(when, at):
+    windows, period = when
+    known = calendar(windows, period)
+    inside = [any(a <= (s % period if period else s) < b for a, b in windows) for s in range(140)]
+    first = next((s for s in range(at, 140) if inside[s]), None)
+    assert known.online(at * NS) == inside[at]
+    assert known.next_online(at * NS) == (None if first is None else first * NS)
+    if first is not None:
+        end = next((s for s in range(first, 140) if not inside[s]), None)
+        assert known.until(first * NS) == (None if end is None else end * NS)
 
 
 @given(st.integers(0, 10**6 * NS))
@@ -103,6 +150,62 @@ def test_the_three_policies_of_a_client_that_goes_offline():
     assert trip(over, at=0, steps=50).lost == "offline"
 
 
+def test_a_night_that_crosses_the_periods_end_is_one():
+    night = ((0.0, 6.0), (18.0, 24.0))
+    p = Profile(sec_per_step=1.0, availability=night, availability_period_s=24.0, offline_policy="abort")
+    assert trip(p, at=20 * NS, steps=8).arrived_ns == 28 * NS and trip(p, at=20 * NS, steps=8).lost is None
+    assert (trip(p, at=20 * NS, steps=11).arrived_ns, trip(p, at=20 * NS, steps=11).lost) == (30 * NS, "offline")
+
+
+def test_work_that_outlasts_the_last_window_is_lost_when_it_closes():
+    p = Profile(sec_per_step=1.0, availability=((0.0, 10.0), (20.0, 30.0)), downlink_bytes_per_s=1.0)
+    got = trip(p, down=15, steps=100)
+    assert (got.downloaded_ns, got.trained_ns, got.arrived_ns, got.lost) == (25 * NS, 30 * NS, 30 * NS, "offline")
+
+
+def test_a_dropout_keeps_to_the_policy_too():
+    def lost(policy):
+        windows = ((0.0, 5.0), (20.0, 30.0))
+        sure = {"dropout_prob": 1.0, "dropout_point": "end"}
+        got = trip(Profile(sec_per_step=1.0, availability=windows, offline_policy=policy, **sure), steps=8)
+        return got.arrived_ns / NS, got.lost
+
+    assert [lost(p) for p in POLICIES] == [(23.0, "dropout"), (5.0, "offline"), (8.0, "dropout")]
+
+
+@given(
+    calendars(),
+    st.sampled_from(POLICIES),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.sampled_from(["uniform", "start", "end"]),
+    st.integers(0, 60 * NS),
+    st.integers(0, 10),
+    st.integers(0, 30),
+    st.integers(0, 10),
+    st.integers(0, 99),
+)
+def test_phases_never_run_backward(when, policy, prob, point, at, down, steps, up, job):
+    p = Profile(
+        sec_per_step=1.0,
+        downlink_bytes_per_s=1.0,
+        uplink_bytes_per_s=1.0,
+        availability=when[0],
+        availability_period_s=when[1],
+        offline_policy=policy,
+        dropout_prob=prob,
+        dropout_point=point,
+        network_jitter=Jitter("lognormal", 0.5),
+        compute_jitter=Jitter("gamma", 0.5),
+        drift=Drift("sine", amplitude=0.5),
+    )
+    got = trip(p, at, steps, down=down, up=up, job=job)
+    assert at == got.sent_ns <= got.downloaded_ns <= got.trained_ns <= got.arrived_ns
+    assert got.lost != "dropout" if prob == 0 else got.lost is not None if prob == 1 else True
+    assert got == trip(p, at, steps, down=down, up=up, job=job)
+    if when[1] is not None and policy != "abort":
+        assert got.lost != "offline", "there is always a next window"
+
+
 def test_online_and_the_next_time_it_is():
     p = Profile(sec_per_step=1.0, availability=WINDOWS, availability_period_s=10.0)
     assert [p.online(t) for t in (0.0, 1.0, 2.9, 3.0, 4.0, 8.0, 11.5)] == [False, True, True, False, True, False, True]
@@ -113,6 +216,18 @@ def test_online_and_the_next_time_it_is():
 def test_drift_changes_compute_time_alone():
     p = Profile(sec_per_step=0.1, drift=Drift("step", factor=2.0, at_s=5.0), latency_s=1.0)
     assert trip(p).arrived_ns == 3 * NS and trip(p, at=5 * NS).arrived_ns == 9 * NS
+    assert trip(p, at=4 * NS).arrived_ns == 8 * NS, "what counts is when training starts, a second after the dispatch"
+
+
+def test_a_random_walk_is_one_path_in_bounds():
+    drift = Drift("random_walk", sigma=0.3, period_s=10.0, seed=7)
+    path = [drift.at(t) for t in range(0, 4000, 5)]
+    assert path[0] == path[1] == 1.0 and path == [drift.at(t) for t in range(0, 4000, 5)]
+    assert path[::2] == path[1::2] and len(set(path)) > 100 and 0.25 <= min(path) < max(path) <= 4.0 + 1e-12
+    assert path != [Drift("random_walk", sigma=0.3, period_s=10.0, seed=8).at(t) for t in range(0, 4000, 5)]
+    moves = np.diff(np.log([Drift("random_walk", sigma=1e-3, seed=3).at(t) for t in range(2000)]))
+    assert abs(moves.std() / 1e-3 - 1) < 3 / math.sqrt(2 * 2000)
+    assert Drift("random_walk", sigma=1e300, period_s=1.0).at(50.0) in (pytest.approx(0.25), pytest.approx(4.0))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +245,10 @@ def test_drift_changes_compute_time_alone():
         ({"sec_per_step": 1.0, "availability": ((3, 1),)}, r"\[3, 1\) s"),
         ({"sec_per_step": 1.0, "availability": ((0, 2), (1, 3))}, "disjoint"),
         ({"sec_per_step": 1.0, "availability": ((0, 20),), "availability_period_s": 10.0}, "period of 10.0 s"),
+        ({"sec_per_step": 1.0, "availability": ((0, math.inf),)}, "finite"),
+        ({"sec_per_step": 1.0, "availability": ((1e-10, 2e-10),)}, "nanosecond"),
+        ({"sec_per_step": 1.0, "num_examples": -1}, "num_examples=-1.*samples"),
+        ({"sec_per_step": 1.0, "num_examples": math.nan}, "num_examples=nan"),
     ],
 )
 def test_what_makes_no_sense_is_named_with_its_unit(fields, told):
@@ -154,6 +273,32 @@ def test_a_profile_crosses_flowers_records_whole(profile):
     record = ConfigRecord(profile.to_dict())
     assert Profile.from_dict(dict(record)) == profile
     assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"sec_per_step": "1"}, "sec_per_step='1' must be a number of seconds"),
+        ({"sec_per_step": True}, "sec_per_step=True must be a number of seconds"),
+        ({"num_examples": 2.5}, "num_examples=2.5 must be a whole number of samples"),
+        ({"silent": "no"}, "silent='no' must be true or false"),
+        ({"name": 3}, "name=3 must be text"),
+        ({"compute_jitter": {"dst": "normal"}}, "compute_jitter.*fields dist, cv"),
+        ({"compute_jitter": {"dist": "normal", "cv": "big"}}, "compute_jitter.cv='big' must be a number"),
+        ({"compute_jitter": {"dist": "normal", "cv": 0.5}}, "cv=0.5 of a normal.*lognormal"),
+        ({"drift": "{bad"}, "drift='{bad' is no JSON"),
+        ({"availability": [[0, 1, 2]]}, r"availability=.*\[start, end\) in seconds"),
+    ],
+)
+def test_a_record_of_the_wrong_kind_is_named(fields, told):
+    with pytest.raises(ProfileError, match=told):
+        Profile.from_dict({"sec_per_step": 1.0, **fields})
+
+
+def test_a_record_may_hold_nested_values_and_whole_floats():
+    got = Profile.from_dict({"sec_per_step": 1, "num_examples": 3.0, "drift": {"kind": "step", "at_s": 2}})
+    assert got == Profile(sec_per_step=1.0, num_examples=3, drift=Drift("step", at_s=2.0))
+    assert isinstance(got.num_examples, int) and isinstance(got.sec_per_step, float)
 
 
 def test_an_unknown_field_names_the_nearest():

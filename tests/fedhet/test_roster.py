@@ -77,7 +77,7 @@ def test_every_idle_client_is_drawn_equally_often(k):
 
 def test_sampling_a_large_fleet_does_not_walk_it(monkeypatch):
     those = idle(1_000_000)
-    monkeypatch.setattr(IdleClients, "__iter__", lambda self: pytest.fail("walked the registry"))
+    monkeypatch.setattr(Clients, "online_mask", lambda self, now: pytest.fail("walked the registry"))
     assert len(those.sample(100, stream(0, "s"))) == 100
 
 
@@ -88,6 +88,54 @@ def test_who_is_offline_is_not_idle():
     assert 1 not in idle(10, now=6.0, availability=windows)
     clients = Clients.from_columns(2, {"sec_per_step": 1.0, "availability": [((3.0, 5.0),), ()]})
     assert clients.next_online(0.0) == 3.0 and clients.next_online(4.0) is None and not clients.always_online
+
+
+KINDS = st.lists(st.sampled_from([None, 0, 1, 2]), min_size=1, max_size=30)
+
+
+@given(KINDS, st.integers(0, 40), st.sets(st.integers(0, 29)))
+def test_calendars_of_a_column_are_those_of_the_profiles(kinds, now, busy):
+    """Grouped or one by one: the same clients are online, idle, and next to come."""
+    windows = [((2.0, 5.0), (9.0, 12.0)), ((0.0, 7.0),), ((30.0, 31.0),)]
+    profiles = [
+        Profile(
+            sec_per_step=1.0,
+            availability=() if k is None else windows[k],
+            availability_period_s=20.0 if k == 0 else None,
+        )
+        for k in kinds
+    ]
+    clients, t = Clients.from_profiles(profiles), float(now)
+    online = [p.online(t) for p in profiles]
+    assert [clients.online(c, t) for c in clients] == online == clients.online_mask(t).tolist()
+    coming = [at for p in profiles if not p.online(t) and (at := p.next_online(t)) is not None]
+    assert clients.next_online(t) == min(coming, default=None)
+    busy = {c for c in busy if c < len(kinds)}
+    idle = IdleClients(clients, busy, lambda: t, {0})
+    want = [c for c in clients if online[c] and c not in busy and c != 0]
+    assert list(idle) == want == [c for c in clients if c in idle] and len(idle) == len(want)
+    got = idle.sample(3, stream(now, "s"))
+    assert len(got) == min(3, len(want)) and set(got) <= set(want)
+
+
+def test_idle_clients_are_those_of_the_moment_they_were_asked_for():
+    busy = set()
+    those = IdleClients(Clients.from_columns(4, {"sec_per_step": 1.0}), busy, lambda: 0.0, set())
+    seen = []
+    for client in those:
+        seen.append(client)
+        busy.add(client)
+    assert seen == [0, 1, 2, 3] and list(those) == [] and len(those) == 0
+
+
+def test_counting_the_idle_of_a_large_fleet_does_not_walk_it(monkeypatch):
+    those = idle(1_000_000, busy={1}, barred={1, 2, 5_000_000})
+    monkeypatch.setattr(Clients, "online_mask", lambda self, now: pytest.fail("walked the registry"))
+    assert len(those) == 999_998
+
+
+def test_a_note_stays_with_the_fleet():
+    assert Clients.from_columns(2, {"sec_per_step": 1.0}, "odd").with_examples(np.array([1, 2])).note == "odd"
 
 
 def test_size_is_in_the_columns():

@@ -69,6 +69,11 @@ def test_small_fleets_are_shown_whole_and_large_ones_in_part():
     assert len(many.splitlines()) < 40 and "client-0 " in many and "client-4999" in many
 
 
+def test_what_is_special_about_a_fleet_is_told():
+    assert "3 draws were odd" in text(Clients.from_columns(4, {"sec_per_step": 1.0}, "3 draws were odd"))
+    assert "note" not in text(Unlike().build(0))
+
+
 def test_the_picture_is_one_svg_that_needs_nothing_else_and_sorts_by_speed():
     root = xml.fromstring(picture(Unlike().build(0)))
     titles = [t.text for t in root.iter("{http://www.w3.org/2000/svg}title")]

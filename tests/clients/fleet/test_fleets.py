@@ -36,6 +36,25 @@ def test_the_laws_have_their_means_and_bounds():
     assert pareto.min() >= mu and pareto.max() == pytest.approx(3 * mu)
 
 
+def test_cut_draws_are_counted():
+    floored = Exponential(clients=1000, sec_per_step=0.5)
+    at_floor = int((speeds(floored, 3) == speeds(floored, 3).min()).sum())
+    assert floored.build(3).note == f"{at_floor} of 1000 draws were faster than 0.2 mu and set to it"
+    capped = Pareto(clients=1000, cap=3.0)
+    at_cap = int((speeds(capped, 3) == speeds(capped, 3).max()).sum())
+    assert capped.build(3).note == f"{at_cap} of 1000 draws were slower than 3 mu and set to it"
+    assert 100 < at_floor < 250 and 100 < at_cap < 300
+    assert "below a hundredth" in Normal(clients=1000, cv=1.0).build(0).note
+    assert not Normal(clients=100, cv=0.1).build(0).note and not Homogeneous().build(0).note
+
+
+def test_a_bandwidth_is_what_was_given_or_unlimited():
+    fleet = Homogeneous(uplink_bytes_per_s=5.0).build(0)
+    assert (fleet[0].uplink_bytes_per_s, fleet[0].downlink_bytes_per_s) == (5.0, np.inf)
+    with pytest.raises(ProfileError, match="uplink_bytes_per_s=0"):
+        Homogeneous(uplink_bytes_per_s=0.0).build(0)
+
+
 def test_the_linear_grid_is_from_slowest_to_fastest():
     assert np.allclose(speeds(LinearGrid(clients=5, sec_per_step=1.0, x=0.8)), [1.0, 0.8, 0.6, 0.4, 0.2])
     assert np.allclose(speeds(Tiers(clients=4, sec_per_step=1.0, factors=(1.0, 3.0))), [1, 1, 3, 3])
