@@ -6,6 +6,7 @@ with E(x) = E(t) + w. That makes it monotone and additive by construction: warp(
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,6 +67,18 @@ class Calendar:
         i = bisect_right(self.starts, phase) - 1
         inside = self.before[i] + min(phase, self.ends[i]) - self.starts[i] if i >= 0 else 0
         return lap * self.total + inside
+
+
+def seconds(at: int) -> float:
+    """A nanosecond in seconds: the nearest float, or the next one where the nearest would be too early.
+
+    After three months a float of seconds is coarser than a nanosecond: whoever waited for a window until the nearest
+    might come before it opens, and wait again until the same second, for ever.
+    """
+    second = at / NS
+    while round(second * NS) < at:
+        second = math.nextafter(second, math.inf)
+    return second
 
 
 @lru_cache(maxsize=4096)

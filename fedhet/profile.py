@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedhet.calendar import NS, Calendar, calendar, warp
+from fedhet.calendar import NS, Calendar, calendar, seconds, warp
 from fedhet.variation import Drift, Jitter, ProfileError
 
 __all__ = ["NS", "POLICIES", "Drift", "Jitter", "Profile", "ProfileError", "Trip", "warp"]
@@ -114,7 +114,8 @@ class Profile:
 
     def online(self, now_s: float) -> bool:
         """Whether the client is reachable at this second."""
-        return not self.availability or self.next_online(now_s) == now_s
+        known = self.calendar
+        return known is None or known.online(round(now_s * NS))
 
     def next_online(self, now_s: float) -> float | None:
         """The first second from now on at which it is reachable; None if never again."""
@@ -123,7 +124,7 @@ class Profile:
             return now_s
         now = round(now_s * NS)
         at = known.next_online(now)
-        return now_s if at == now else None if at is None else at / NS
+        return now_s if at == now else None if at is None else seconds(at)
 
     # Time
 
@@ -248,7 +249,8 @@ def _nested(key: str, value: Any, kind: type[V]) -> V:
     if not isinstance(given, Mapping) or not set(given) <= set(names):
         raise ProfileError(f"{key}={value!r} must have some of the fields {', '.join(names)}")
     kinds = {f.name: str(f.type) for f in fields(kind)}
-    return kind(**{k: _scalar(f"{key}.{k}", v, kinds[k]) for k, v in given.items()})
+    # a column of a table gives every row all its members: those a row has not are None
+    return kind(**{k: _scalar(f"{key}.{k}", v, kinds[k]) for k, v in given.items() if v is not None})
 
 
 def _windows(value: Any) -> tuple[tuple[float, float], ...]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fedhet.calendar import NS, Calendar, calendar
+from fedhet.calendar import NS, Calendar, calendar, seconds
 from fedhet.profile import Profile
 from fedhet.types import ClientId
 
-FIELDS = tuple(f.name for f in fields(Profile))
+DEFAULTS = {f.name: f.default for f in fields(Profile)}
+FIELDS = tuple(DEFAULTS)
 CACHE = 4096
 """Profiles kept; the oldest is forgotten."""
 
@@ -104,6 +105,10 @@ class Clients(Mapping[ClientId, Profile]):
     def __len__(self) -> int:
         return self._n
 
+    def column(self, field: str) -> Any:
+        """A field of all clients without building a profile: one value they share, or an array or list (n,)."""
+        return self.columns.get(field, DEFAULTS[field])
+
     def examples(self, client: ClientId) -> int:
         return int(_cell(self.columns.get("num_examples", 0), client))
 
@@ -141,7 +146,7 @@ class Clients(Mapping[ClientId, Profile]):
             return None
         at = round(now * NS)
         away = [c.next_online(at) for c in self._calendars if c is not None and not c.online(at)]
-        return min((t / NS for t in away if t is not None), default=None)
+        return min((seconds(t) for t in away if t is not None), default=None)
 
 
 def _cell(column: Any, client: ClientId) -> Any:

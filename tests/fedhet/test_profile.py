@@ -1,16 +1,18 @@
 """What a profile promises: exact nanoseconds, units in every error, and time that only availability can stretch."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedhet.calendar import calendar
+from fedhet.calendar import calendar, seconds
 from fedhet.profile import NS, POLICIES, Drift, Jitter, Profile, ProfileError, warp
+from fedhet.roster import Clients
 from fedhet.streams import stream
 
 
@@ -25,6 +27,34 @@ def trip(profile, at=0, steps=10, batch=32, down=0, up=0, seed=0, **kw):
 def test_without_network_a_job_takes_exactly_its_steps(sec, steps, at):
     got = trip(Profile(sec_per_step=sec), at, steps)
     assert got.arrived_ns == at + round(sec * steps * NS) and got.downloaded_ns == at and got.lost is None
+
+
+@given(st.floats(1e-3, 100), st.integers(1, 1000), st.sampled_from(["sec_per_step", "sec_per_sample"]))
+def test_twice_the_steps_take_twice_as_long(sec, steps, field):
+    p = Profile(**{field: sec}, latency_s=0.25)
+    one, two = trip(p, steps=steps), trip(p, steps=2 * steps)
+    # a duration is rounded to a nanosecond once: twice a rounded one may be a nanosecond off
+    assert abs((two.trained_ns - two.downloaded_ns) - 2 * (one.trained_ns - one.downloaded_ns)) <= 1
+    assert two.arrived_ns - two.trained_ns == one.arrived_ns - one.trained_ns == NS // 4
+
+
+def test_equal_seeds_give_equal_logs_and_others_do_not():
+    p = Profile(
+        sec_per_step=0.1, latency_s=0.1, compute_jitter=Jitter("gamma", 0.3), network_jitter=Jitter("lognormal", 0.3),
+        drift=Drift("sine", amplitude=0.5, period_s=7.0), availability=WINDOWS, availability_period_s=10.0,
+        dropout_prob=0.3,
+    )  # fmt: skip
+
+    def log(seed):
+        return [trip(p, at=n * NS, seed=seed, job=n) for n in range(200)]
+
+    assert log(1) == log(1) and log(1) != log(2) and {t.lost for t in log(1)} == {None, "dropout"}
+
+
+def test_a_silent_client_takes_the_same_trips():
+    """Silence is about who hears of a loss, not about when it happens."""
+    loud, silent = (Profile(sec_per_step=0.1, dropout_prob=0.5, silent=flag) for flag in (False, True))
+    assert [trip(loud, job=n) for n in range(50)] == [trip(silent, job=n) for n in range(50)]
 
 
 def test_the_three_ways_to_declare_a_speed():
@@ -213,6 +243,23 @@ def test_online_and_the_next_time_it_is():
     assert Profile(sec_per_step=1.0, availability=((0.0, 1.0),)).next_online(2.0) is None
 
 
+@given(st.floats(0, 1e9), st.floats(0.001, 0.9))
+@example(98765432.1, 0.123456789)
+def test_who_is_waited_for_is_online_when_the_time_comes(now, opens):
+    """After months a float of seconds is coarser than a nanosecond; nobody may be woken a moment too early."""
+    p = Profile(sec_per_step=1.0, availability=((opens, 1.0),), availability_period_s=1.1)
+    then = p.next_online(now)
+    assert then >= now and p.online(then)
+    clients = Clients.from_profiles([p])
+    then = clients.next_online(now)
+    assert (then is None) == p.online(now) and (then is None or (then > now and clients.online(0, then)))
+
+
+@given(st.integers(0, 1 << 62))
+def test_seconds_are_not_before_their_nanosecond_and_hardly_after(at):
+    assert round(seconds(at) * NS) >= at and 0 <= seconds(at) - at / NS <= math.ulp(at / NS)
+
+
 def test_drift_changes_compute_time_alone():
     p = Profile(sec_per_step=0.1, drift=Drift("step", factor=2.0, at_s=5.0), latency_s=1.0)
     assert trip(p).arrived_ns == 3 * NS and trip(p, at=5 * NS).arrived_ns == 9 * NS
@@ -235,7 +282,17 @@ def test_a_random_walk_is_one_path_in_bounds():
     [
         ({}, "exactly one of"),
         ({"sec_per_step": 1.0, "flops_per_s": 1.0}, "exactly one of"),
+        ({"sec_per_step": 1.0, "flops_per_s": 1.0, "sec_per_sample": 1.0}, "exactly one of"),
         ({"sec_per_step": 0.0}, "sec_per_step=0.0.*seconds"),
+        ({"sec_per_step": math.nan}, "sec_per_step=nan.*seconds"),
+        ({"sec_per_sample": -1.0}, "sec_per_sample=-1.0.*seconds"),
+        ({"sec_per_step": 1.0, "downlink_bytes_per_s": math.nan}, "downlink_bytes_per_s=nan.*bytes/s"),
+        ({"sec_per_step": 1.0, "latency_s": math.inf}, "latency_s=inf.*seconds"),
+        ({"sec_per_step": 1.0, "dropout_point": "middle"}, "dropout_point='middle'.*uniform"),
+        ({"sec_per_step": 1.0, "max_rank": -1}, "max_rank=-1.*ranks"),
+        ({"sec_per_step": 1.0, "availability": ((-1, 2),)}, r"availability \[-1, 2\) s"),
+        ({"sec_per_step": 1.0, "availability": ((0, 2),), "availability_period_s": 0.0}, "period_s=0.0.*seconds"),
+        ({"sec_per_step": 1.0, "availability_period_s": 5.0}, "availability_period_s needs.*seconds"),
         ({"flops_per_s": math.inf}, "flops_per_s=inf.*FLOP/s"),
         ({"sec_per_step": 1.0, "uplink_bytes_per_s": 0}, "uplink_bytes_per_s=0.*bytes/s"),
         ({"sec_per_step": 1.0, "memory_bytes": -1}, "memory_bytes=-1.*bytes"),
@@ -256,23 +313,49 @@ def test_what_makes_no_sense_is_named_with_its_unit(fields, told):
         Profile(**fields)
 
 
-@given(
-    st.builds(
-        Profile,
-        sec_per_step=st.floats(1e-6, 1e3),
-        name=st.text(max_size=10),
-        num_examples=st.integers(0, 10**6),
-        uplink_bytes_per_s=st.floats(1, 1e12),
-        compute_jitter=st.builds(Jitter, st.sampled_from(["none", "gamma"]), st.floats(0, 2)),
-        dropout_prob=st.floats(0, 1),
-        silent=st.booleans(),
-        availability=st.sampled_from([(), WINDOWS]),
-    )
+positive = st.floats(1e-6, 1e12)
+labels = st.text(st.characters(codec="utf-8"), max_size=10)
+jitters = st.one_of(
+    st.builds(Jitter, st.just("normal"), st.floats(0, 0.33)),
+    st.builds(Jitter, st.sampled_from(["none", "lognormal", "gamma"]), st.floats(0, 3)),
 )
-def test_a_profile_crosses_flowers_records_whole(profile):
-    record = ConfigRecord(profile.to_dict())
-    assert Profile.from_dict(dict(record)) == profile
+drifts = st.builds(
+    Drift, st.sampled_from(["none", "step", "sine", "random_walk"]), positive, st.floats(0, 1e6), st.floats(0, 0.99),
+    positive, st.floats(0, 3), st.integers(0, 2**31),
+)  # fmt: skip
+others = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": labels, "device_class": labels, "num_examples": st.integers(0, 10**9), "max_rank": st.integers(0, 64),
+        "compute_jitter": jitters, "network_jitter": jitters, "drift": drifts, "latency_s": st.floats(0, 1e3),
+        "memory_bytes": positive, "uplink_bytes_per_s": positive, "downlink_bytes_per_s": positive,
+        "offline_policy": st.sampled_from(POLICIES), "dropout_prob": st.floats(0, 1),
+        "dropout_point": st.sampled_from(["uniform", "start", "end"]), "silent": st.booleans(),
+    },
+)  # fmt: skip
+
+
+@given(st.sampled_from(["sec_per_step", "sec_per_sample", "flops_per_s"]), positive, calendars(), others)
+def test_a_profile_crosses_flowers_records_whole(field, speed, when, given):
+    profile = Profile(**{field: speed}, availability=when[0], availability_period_s=when[1], **given)
+    assert Profile.from_dict(dict(ConfigRecord(profile.to_dict()))) == profile
     assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+
+
+def test_no_field_is_left_behind():
+    p = Profile(
+        "n", "c", 1, 2, None, 0.5, None, Jitter("gamma", 0.1), Drift("step", 2.0, 3.0), 4.0, 5.0, 6.0, 0.1,
+        Jitter("lognormal", 0.2), WINDOWS, 10.0, "abort", 0.3, "end", True,
+    )  # fmt: skip
+    told = p.to_dict()
+    assert set(told) == {f.name for f in dataclasses.fields(Profile)} - {"flops_per_s", "sec_per_sample"}
+    assert all(type(v) in (str, int, float, bool) for v in told.values()) and Profile.from_dict(told) == p
+
+
+def test_what_a_table_leaves_empty_in_a_jitter_or_drift_is_the_default():
+    drift = {"kind": "step", "factor": 2.0, "at_s": None}
+    p = Profile.from_dict({"sec_per_step": 1.0, "drift": drift, "compute_jitter": {"dist": None}})
+    assert p.drift == Drift("step", 2.0) and p.compute_jitter == Jitter()
 
 
 @pytest.mark.parametrize(

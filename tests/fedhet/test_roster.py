@@ -2,11 +2,13 @@
 
 import sys
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from fedhet.profile import Profile, ProfileError
 from fedhet.roster import CACHE, Clients, IdleClients
@@ -63,16 +65,34 @@ def test_a_sample_is_distinct_idle_ascending_and_repeatable(busy, barred, k, see
     assert got == idle(50, busy, barred).sample(k, stream(seed, "s"))
 
 
-@pytest.mark.parametrize("k", [10, 80])
-def test_every_idle_client_is_drawn_equally_often(k):
-    """Both ways of drawing; counts over many samples within five standard deviations of their mean."""
-    those, counts = idle(100, busy=range(0, 100, 10)), np.zeros(100)
-    for seed in range(2000):
+HALF_GONE = [((0.0, 1.0),) if c % 4 == 0 else () for c in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("k", "columns", "free"),
+    [
+        (10, {}, [c for c in range(100) if c % 10]),  # draws and refuses
+        (80, {}, [c for c in range(100) if c % 10]),  # one pass
+        (10, {"availability": HALF_GONE}, [c for c in range(100) if c % 10 and c % 4]),
+    ],
+)
+def test_every_idle_client_is_drawn_equally_often(k, columns, free):
+    """Chi-square of the counts. Without replacement they vary less than independent draws, by (1 - share)."""
+    those, counts, draws = idle(100, busy=range(0, 100, 10), now=5.0, **columns), np.zeros(100), 2000
+    for seed in range(draws):
         counts[those.sample(k, stream(seed, "fair"))] += 1
-    share = k / 90
-    assert counts[::10].sum() == 0
-    free = np.delete(counts, np.arange(0, 100, 10))
-    assert np.abs(free - 2000 * share).max() < 5 * np.sqrt(2000 * share * (1 - share) + 1)
+    share = k / len(free)
+    assert counts.sum() == counts[free].sum() == draws * k, "nobody who is busy or offline"
+    spread = ((counts[free] - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (1 - 1 / len(free))
+    low, high = chi2.ppf([1e-4, 1 - 1e-4], len(free) - 1)
+    assert low < spread < high
+
+
+def test_pairs_are_drawn_equally_often():
+    """Equal shares of single clients would not show it: a block of neighbours has them too."""
+    those, pairs = idle(6), Counter(tuple(idle(6).sample(2, stream(seed, "pair"))) for seed in range(3000))
+    assert len(pairs) == 15 and len(those) == 6
+    assert sum((n - 200) ** 2 / 200 for n in pairs.values()) < chi2.ppf(1 - 1e-4, 14)
 
 
 def test_sampling_a_large_fleet_does_not_walk_it(monkeypatch):
@@ -132,6 +152,15 @@ def test_counting_the_idle_of_a_large_fleet_does_not_walk_it(monkeypatch):
     those = idle(1_000_000, busy={1}, barred={1, 2, 5_000_000})
     monkeypatch.setattr(Clients, "online_mask", lambda self, now: pytest.fail("walked the registry"))
     assert len(those) == 999_998
+
+
+def test_a_column_is_read_without_building_profiles(monkeypatch):
+    clients = Clients.from_columns(3, {"sec_per_step": np.array([1.0, 2.0, 3.0]), "latency_s": 0.5})
+    monkeypatch.setattr(Clients, "__getitem__", lambda self, client: pytest.fail("built a profile"))
+    assert clients.column("sec_per_step").tolist() == [1.0, 2.0, 3.0] and clients.column("latency_s") == 0.5
+    assert clients.column("uplink_bytes_per_s") == np.inf and clients.column("sec_per_sample") is None
+    with pytest.raises(KeyError):
+        clients.column("sec_per_stp")
 
 
 def test_a_note_stays_with_the_fleet():
