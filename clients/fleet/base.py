@@ -58,3 +58,7 @@ class AbstractFleet(ABC):
             if getattr(self, key) is not None:
                 columns[key] = getattr(self, key)
         return Clients.from_columns(self.clients, columns, note)
+
+    def report(self, seed: int) -> str:
+        """What of this seed's draws was cut off or drawn again, for people."""
+        return self.speeds(stream(seed, "fleet")).note or "all draws were taken as they came"

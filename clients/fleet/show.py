@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clients.fleet.drawing import picked, picture, rate, slowness, speed_unit
+from clients.fleet.drawing import picture
+from clients.fleet.speed import away, numbers, picked, rate, slowness, slownesses, speed_unit
 from fedhet.profile import Profile
 from fedhet.report import figures
 from fedhet.roster import Clients
@@ -30,27 +31,33 @@ def online_share(profile: Profile) -> float | None:
 
 
 def describe(clients: Clients) -> dict[str, float | int]:
-    """Figures of the whole fleet: how many clients, how unequal their speeds, how many may be away or drop out."""
-    profiles = list(clients.values())
-    slow = np.array([slowness(p) for p in profiles])
-    return {
-        "clients": len(profiles),
-        "fastest": float(slow.min()),
-        "median": float(np.median(slow)),
-        "slowest": float(slow.max()),
-        "ratio": float(slow.max() / slow.min()),
-        "away": sum(bool(p.availability) for p in profiles),
-        "unreliable": sum(p.dropout_prob > 0 or p.silent for p in profiles),
+    """Figures of the whole fleet: how many clients, how many may be away or drop out, how unequal their speeds.
+
+    Speeds declared in different units are not compared: "fastest", "median", "slowest" and "ratio" are left out then.
+    """
+    facts: dict[str, float | int] = {
+        "clients": len(clients),
+        "away": away(clients),
+        "unreliable": int(((numbers(clients, "dropout_prob") > 0) | (numbers(clients, "silent") > 0)).sum()),
     }
+    slow = slownesses(clients)
+    if len(slow) == 1:
+        (values,) = slow.values()
+        low, high = float(values.min()), float(values.max())
+        facts |= {"fastest": low, "median": float(np.median(values)), "slowest": high, "ratio": high / low}
+    return facts
 
 
 def table(clients: Clients) -> RenderableType:
     """The figures, and up to 24 clients with a bar for their slowness."""
-    facts, unit = describe(clients), speed_unit(clients[0])
+    facts, slow = describe(clients), slownesses(clients)
     head = Table.grid(padding=(0, 2))
     head.add_row(Text("clients", "bold"), f"{facts['clients']:,}")
-    head.add_row(Text(unit, "bold"), f"{facts['fastest']:.3g} to {facts['slowest']:.3g}, median {facts['median']:.3g}")
-    head.add_row(Text("slowest / fastest", "bold"), f"{facts['ratio']:.1f}")
+    for unit, values in slow.items():
+        told = f"{values.min():.3g} to {values.max():.3g}, median {np.median(values):.3g}"
+        head.add_row(Text(unit, "bold"), told + (f" ({len(values):,} clients)" if len(slow) > 1 else ""))
+    if "ratio" in facts:
+        head.add_row(Text("slowest / fastest", "bold"), f"{facts['ratio']:.1f}")
     head.add_row(Text("not always online", "bold"), f"{facts['away']:,}")
     head.add_row(Text("may drop out", "bold"), f"{facts['unreliable']:,}")
     if clients.note:
@@ -59,16 +66,18 @@ def table(clients: Clients) -> RenderableType:
     rows.add_column("client", justify="right")
     rows.add_column("name")
     rows.add_column("class")
-    for name in (unit, "up/s", "down/s", "latency", "online", "dropout"):
+    for name in (next(iter(slow)) if len(slow) == 1 else "speed", "up/s", "down/s", "latency", "online", "dropout"):
         rows.add_column(name, justify="right")
     rows.add_column("slowness")
     for client in picked(len(clients), ROWS):
         p = clients[client]
         share = online_share(p)
-        bar = "▪" * max(1, round(BAR * slowness(p) / float(facts["slowest"])))
+        unit, v = speed_unit(p), slowness(p)
+        bar = "▪" * max(1, round(BAR * v / float(slow[unit].max())))
         rows.add_row(
-            str(client), p.name, p.device_class, f"{slowness(p):.3g}", rate(p.uplink_bytes_per_s),
-            rate(p.downlink_bytes_per_s), figures.seconds(p.latency_s) if p.latency_s else "0",
+            str(client), p.name, p.device_class, f"{v:.3g}" if len(slow) == 1 else f"{v:.3g} {unit}",
+            rate(p.uplink_bytes_per_s), rate(p.downlink_bytes_per_s),
+            figures.seconds(p.latency_s) if p.latency_s else "0",
             "windows" if share is None else f"{share:.0%}", f"{p.dropout_prob:.0%}" if not p.silent else "silent", bar,
         )  # fmt: skip
     return Group(head, "", rows)

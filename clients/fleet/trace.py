@@ -35,6 +35,10 @@ class Trace:
                 raise ProfileError(f"{self.path}, row {number}: {error}") from None
         return Clients.from_profiles(profiles)
 
+    def report(self, seed: int) -> str:
+        """What of this seed's draws was cut off or drawn again: there are none."""
+        return f"nothing is drawn: the rows of {Path(self.path).name}"
+
     def _rows(self) -> list[Any]:
         path = Path(self.path).expanduser()
         if not path.is_file():
@@ -44,7 +48,10 @@ class Trace:
                 from pyarrow import parquet
             except ModuleNotFoundError:
                 raise ProfileError('reading Parquet needs pyarrow: python -m pip install "fedhet[data]"') from None
-            rows: list[Any] = parquet.read_table(path).to_pylist()
+            try:
+                rows: list[Any] = parquet.read_table(path).to_pylist()
+            except ValueError as error:
+                raise ProfileError(f"{self.path} is no Parquet: {error}") from None
             return rows
         try:
             loaded = json.loads(path.read_text())

@@ -47,6 +47,10 @@ class Unlike:
         """The roster; `seed` changes nothing, the table is fixed."""
         return Clients.from_profiles([self._profile(n) for n in range(self.clients)])
 
+    def report(self, seed: int) -> str:
+        """What of this seed's draws was cut off or drawn again: there are none."""
+        return "nothing is drawn: the table is fixed"
+
     def _profile(self, number: int) -> Profile:
         name, kind, step, up, down, latency, online, dropout = TABLE[number % len(TABLE)]
         lap = number // len(TABLE)

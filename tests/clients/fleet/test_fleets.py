@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kstest, norm
 
 from clients.fleet.laws import Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers
 from clients.fleet.trace import Trace
 from clients.fleet.unlike import TABLE, Unlike
-from fedhet.profile import ProfileError
+from fedhet.profile import Drift, Jitter, Profile, ProfileError
 
 LAWS = [Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers]
 
@@ -99,6 +100,89 @@ def test_a_trace_is_read_from_json_and_parquet(tmp_path):
             [p.name for p in fleet.values()] == ["a", "b"] and fleet[0].latency_s == 0.1 and fleet[1].latency_s == 0.0
         )
     assert len(Trace(str(tmp_path / "fleet.json"), clients=1).build(0)) == 1
+
+
+def test_structs_and_lists_of_a_parquet_table_are_profiles(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ("flops_per_s", "availability", "availability_period_s", "compute_jitter", "silent")
+    rows = [
+        # the first row names a table's columns
+        {"sec_per_step": 1.0, "drift": {"kind": "step", "factor": 2.0}} | dict.fromkeys(names),
+        {"flops_per_s": 1e9, "drift": {"kind": "sine", "amplitude": 0.5}, "availability": [[0.0, 1.0], [2.0, 2.5]],
+         "availability_period_s": 3.0, "compute_jitter": {"dist": "gamma", "cv": 0.1}, "silent": True},
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "fleet.parquet")
+    first, second = Trace(str(tmp_path / "fleet.parquet")).build(0).values()
+    assert first == Profile(name="client-0", sec_per_step=1.0, drift=Drift("step", factor=2.0))
+    assert second.availability == ((0.0, 1.0), (2.0, 2.5)) and second.drift == Drift("sine", amplitude=0.5)
+    assert second.compute_jitter == Jitter("gamma", 0.1) and second.silent and second.sec_per_step is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"sec_per_step": 1.0}, {"sec_per_step": -1.0}], "row 1: sec_per_step=-1.0.*seconds"),
+        ([{"sec_per_stp": 1.0}], "row 0: unknown field 'sec_per_stp'.*sec_per_step"),
+        ([{"sec_per_step": "fast"}], "row 0: sec_per_step='fast'.*number of seconds"),
+        ([{"sec_per_step": 1.0, "availability": [[3.0, 1.0]]}], r"row 0: availability \[3.0, 1.0\) s"),
+        ([{"sec_per_step": 1.0, "drift": {"kind": "ramp"}}], "row 0: drift kind='ramp'"),
+        ([{"sec_per_step": 1.0, "flops_per_s": 1.0}], "row 0: give exactly one of"),
+    ],
+)
+def test_a_bad_parquet_table_names_row_and_field(tmp_path, rows, told):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(ProfileError, match=told):
+        Trace(str(tmp_path / "t.parquet")).build(0)
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"PK not this one")
+    with pytest.raises(ProfileError, match=r"t\.parquet is no Parquet"):
+        Trace(str(tmp_path / "t.parquet")).build(0)
+
+
+@pytest.mark.parametrize("clients", [0, 3, -1])
+def test_a_trace_has_no_more_clients_than_rows(tmp_path, clients):
+    (tmp_path / "t.json").write_text('[{"sec_per_step": 1}, {"sec_per_step": 2}]')
+    with pytest.raises(ProfileError, match=f"2 rows; clients={clients}"):
+        Trace(str(tmp_path / "t.json"), clients=clients).build(0)
+
+
+@pytest.mark.parametrize("cv", [0.3, 1.0])
+def test_normal_draws_below_are_drawn_again_and_not_set_to_the_bound(cv):
+    fleet = Normal(clients=50_000, sec_per_step=1.0, cv=cv)
+    got = speeds(fleet)
+    assert got.min() >= 0.01 and len(np.unique(got)) == len(got), "clipping would leave many at the bound"
+    # the normal law given that it is above the bound a: F(x) = (Phi(x) - Phi(a)) / (1 - Phi(a))
+    below = norm.cdf((0.01 - 1) / cv)
+    assert kstest(got, lambda x: (norm.cdf((x - 1) / cv) - below) / (1 - below)).pvalue > 1e-3
+
+
+def test_other_laws_have_their_distributions():
+    got = speeds(HalfNormal(clients=20_000, sec_per_step=2.0, sd=0.5, floor=0.2))
+    assert got.min() >= 0.4 and kstest(got / 2.0 - 0.2, lambda x: 2 * norm.cdf(x / 0.5) - 1).pvalue > 1e-3
+    got = np.log(speeds(Lognormal(clients=20_000, sec_per_step=2.0, sigma=0.5)) / 2.0)
+    assert kstest(got, lambda x: norm.cdf((x + 0.125) / 0.5)).pvalue > 1e-3
+    got = speeds(Pareto(clients=20_000, sec_per_step=2.0, alpha=3.0, cap=1e9))
+    assert kstest(got / 2.0, lambda x: 1 - x**-3.0).pvalue > 1e-3
+    above = speeds(Exponential(clients=20_000, sec_per_step=2.0, floor=0.2)) / 2.0
+    above = above[above > 0.2 + 1e-12]  # an exponential forgets how long it waited
+    assert kstest(above - 0.2, lambda x: 1 - np.exp(-x)).pvalue > 1e-3
+
+
+def test_a_fleet_reports_what_it_did_not_take_as_drawn(tmp_path):
+    (tmp_path / "t.json").write_text('[{"sec_per_step": 1}, {"sec_per_step": 2}]')
+    cut = Exponential(clients=1000)
+    assert cut.report(3) == cut.build(3).note != cut.report(4)
+    assert Homogeneous().report(0) == "all draws were taken as they came"
+    assert Unlike().report(0) == "nothing is drawn: the table is fixed"
+    assert Trace(str(tmp_path / "t.json")).report(0) == "nothing is drawn: the rows of t.json"
 
 
 @pytest.mark.parametrize(
