@@ -5,6 +5,8 @@ They show what clients declare. Of many clients the table shows some; the figure
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,7 +20,7 @@ from fedhet.roster import Clients
 
 __all__ = ["describe", "online_share", "picture", "table"]
 
-ROWS, BAR = 24, 12
+ROWS, BAR = 24, 10
 
 
 def online_share(profile: Profile) -> float | None:
@@ -62,22 +64,36 @@ def table(clients: Clients) -> RenderableType:
     head.add_row(Text("may drop out", "bold"), f"{facts['unreliable']:,}")
     if clients.note:
         head.add_row(Text("note", "bold"), clients.note)
-    rows = Table(box=None, pad_edge=False, header_style="dim")
-    rows.add_column("client", justify="right")
-    rows.add_column("name")
-    rows.add_column("class")
-    for name in (next(iter(slow)) if len(slow) == 1 else "speed", "up/s", "down/s", "latency", "online", "dropout"):
-        rows.add_column(name, justify="right")
-    rows.add_column("slowness")
-    for client in picked(len(clients), ROWS):
-        p = clients[client]
-        share = online_share(p)
-        unit, v = speed_unit(p), slowness(p)
-        bar = "▪" * max(1, round(BAR * v / float(slow[unit].max())))
-        rows.add_row(
-            str(client), p.name, p.device_class, f"{v:.3g}" if len(slow) == 1 else f"{v:.3g} {unit}",
-            rate(p.uplink_bytes_per_s), rate(p.downlink_bytes_per_s),
-            figures.seconds(p.latency_s) if p.latency_s else "0",
-            "windows" if share is None else f"{share:.0%}", f"{p.dropout_prob:.0%}" if not p.silent else "silent", bar,
-        )  # fmt: skip
-    return Group(head, "", rows)
+    return Group(head, "", _rows(clients, slow))
+
+
+def _rows(clients: Clients, slow: Mapping[str, np.ndarray]) -> Table:
+    """Some of the clients; a column in which every cell would hold the plain value is left out."""
+    shown = {client: clients[client] for client in picked(len(clients), ROWS)}
+    unit = next(iter(slow)) if len(slow) == 1 else "speed"
+    columns: list[tuple[str, str | None, Callable[[Profile], str]]] = [
+        ("class", "", lambda p: p.device_class),
+        (unit, None, lambda p: f"{slowness(p):.3g}" + ("" if len(slow) == 1 else f" {speed_unit(p)}")),
+        ("up/s", "unlimited", lambda p: rate(p.uplink_bytes_per_s)),
+        ("down/s", "unlimited", lambda p: rate(p.downlink_bytes_per_s)),
+        ("latency", "0 s", lambda p: figures.seconds(p.latency_s)),
+        ("online", "100%", _online),
+        ("dropout", "0%", lambda p: f"{p.dropout_prob:.0%}" if not p.silent else f"{p.dropout_prob:.0%} silent"),
+    ]
+    cells = {name: [tell(p) for p in shown.values()] for name, _, tell in columns}
+    kept = [name for name, plain, _ in columns if set(cells[name]) != {plain}]
+    rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    rows.add_column("id", justify="right")
+    rows.add_column("name", no_wrap=True)
+    for name in kept:
+        rows.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
+    rows.add_column("slowness", min_width=BAR, no_wrap=True)
+    for at, (client, p) in enumerate(shown.items()):
+        bar = "▪" * max(1, round(BAR * slowness(p) / float(slow[speed_unit(p)].max())))
+        rows.add_row(str(client), p.name, *(cells[name][at] for name in kept), bar)
+    return rows
+
+
+def _online(profile: Profile) -> str:
+    share = online_share(profile)
+    return "windows" if share is None else f"{share:.0%}"

@@ -88,10 +88,12 @@ def test_every_idle_client_is_drawn_equally_often(k, columns, free):
     assert low < spread < high
 
 
-def test_pairs_are_drawn_equally_often():
-    """Equal shares of single clients would not show it: a block of neighbours has them too."""
-    those, pairs = idle(6), Counter(tuple(idle(6).sample(2, stream(seed, "pair"))) for seed in range(3000))
-    assert len(pairs) == 15 and len(those) == 6
+@pytest.mark.parametrize("busy", [(), (6, 7, 8, 9)])
+def test_pairs_are_drawn_equally_often(busy):
+    """Equal shares of single clients would not show it: neighbours drawn together have them too."""
+    those = idle(6 + len(busy), busy=busy)
+    pairs = Counter(tuple(those.sample(2, stream(seed, "pair"))) for seed in range(3000))
+    assert len(pairs) == 15
     assert sum((n - 200) ** 2 / 200 for n in pairs.values()) < chi2.ppf(1 - 1e-4, 14)
 
 

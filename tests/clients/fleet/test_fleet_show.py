@@ -11,6 +11,7 @@ from rich.console import Console
 
 from clients.fleet.laws import Exponential
 from clients.fleet.show import describe, online_share, picture, table
+from clients.fleet.speed import slowness, slownesses, speed_unit
 from clients.fleet.unlike import Unlike
 from fedhet.profile import Profile
 from fedhet.roster import Clients
@@ -70,6 +71,24 @@ def test_small_fleets_are_shown_whole_and_large_ones_in_part():
     assert all(name in told for name in ("rack-1", "phone-old", "500 kB", "75%", "10%"))
     many = text(Clients.from_columns(5000, {"sec_per_step": 1.0}))
     assert len(many.splitlines()) < 40 and "client-0 " in many and "client-4999" in many
+
+
+def test_a_column_that_says_nothing_is_left_out():
+    said = text(Clients.from_columns(3, {"sec_per_step": 1.0, "uplink_bytes_per_s": 1e6}), width=80)
+    assert "client-2" in said and "1 MB" in said
+    assert not any(word in said for word in ("class", "unlimited", "down/s", "latency", "100%", "0%"))
+    assert all(len(line) <= 80 and "…" not in line for line in text(Unlike().build(0), width=80).splitlines())
+
+
+def test_slowness_of_all_is_the_slowness_of_each():
+    declared = [{"sec_per_step": 0.1}, {"flops_per_s": 4e9}, {"sec_per_sample": 0.01}, {"flops_per_s": 2e9}]
+    clients = Clients.from_profiles([Profile(**given) for given in declared])
+    found = {unit: values.tolist() for unit, values in slownesses(clients).items()}
+    assert found == {"s/step": [0.1], "s/sample": [0.01], "s/GFLOP": [0.25, 0.5]}
+    by_unit = {unit: [slowness(p) for p in clients.values() if speed_unit(p) == unit] for unit in found}
+    assert by_unit == found
+    alike = slownesses(Clients.from_columns(3, {"flops_per_s": np.array([1e9, 2e9, 4e9])}))
+    assert {unit: values.tolist() for unit, values in alike.items()} == {"s/GFLOP": [1.0, 0.5, 0.25]}
 
 
 def test_what_is_special_about_a_fleet_is_told():
