@@ -158,6 +158,22 @@ def report(
 
 
 @app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Other data: data=mnist data.path=...", show_default=False),
+    ] = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Score a finished run's model, on the run's data or on others."""
+    from fedhet import cli_use
+
+    cli_use.evaluate(folder, overrides or [], config_dir, json)
+
+
+@app.command()
 def simulate(
     server: Annotated[str, typer.Argument(metavar="SERVERAPP", help="package.module:attribute or file.py:attribute")],
     client: Annotated[str, typer.Argument(metavar="CLIENTAPP", help="package.module:attribute or file.py:attribute")],
