@@ -21,6 +21,16 @@ Partition = Annotated[str, typer.Option("--partition", metavar="K/N", help="Whic
 Examples = Annotated[int, typer.Option("--examples", help="How many training examples there are.", min=0)]
 Labels = Annotated[Path | None, typer.Option("--labels", help="JSON file of examples by label.")]
 Seconds = Annotated[float, typer.Option("--benchmark", help="Seconds the benchmark may take; 0 leaves it out.", min=0)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="As for `fedhet run`: strategy=fedbuff seed=3.", show_default=False),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a submitted run.")]
+WaitFor = Annotated[
+    int | None,
+    typer.Option("--wait-for", help="Begin when so many clients are there (default: those online now).", min=1),
+]
+OnInterrupt = Annotated[str, typer.Option("--on-interrupt", help="What Ctrl-C does: ask, detach or stop.")]
 
 HOME = Path.home() / ".fedhet" / "federation"
 STATE = Path.home() / ".fedhet" / "client"
@@ -38,6 +48,9 @@ def mount(app: typer.Typer) -> None:
         app.add_typer(group, name=name)
     app.command("join")(join)
     app.command("serve")(serve)
+    app.command("submit")(submit)
+    app.command("follow")(follow)
+    app.command("stop")(stop)
 
 
 @ca.command("init")
@@ -206,6 +219,37 @@ def serve(
     from fedhet.enroll import commands
 
     commands.serve(home, host, port, flower_port, insecure, json)
+
+
+def submit(
+    overrides: Overrides = None,
+    wait_for: WaitFor = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start the run and come back at once.")] = False,
+    on_interrupt: OnInterrupt = "ask",
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write (default: a new one in runs).")] = None,
+    config_dir: Annotated[Path | None, typer.Option("--config-dir", help="A folder with more options.")] = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Run a method on the clients that are online, and follow it; the last line printed is its folder."""
+    from fedhet import cli_submit
+
+    cli_submit.submit(home, overrides or [], wait_for, detach, on_interrupt, resume, out, config_dir, json)
+
+
+def follow(folder: RunFolder, on_interrupt: OnInterrupt = "ask", json: Json = False) -> None:
+    """Follow a run that was submitted, to its end."""
+    from fedhet import cli_submit
+
+    cli_submit.follow(folder, on_interrupt, json)
+
+
+def stop(folder: RunFolder, json: Json = False) -> None:
+    """Stop a run that was submitted; `fedhet submit --resume` goes on with it."""
+    from fedhet import cli_submit
+
+    cli_submit.stop(folder, json)
 
 
 def join(

@@ -49,6 +49,10 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E309": (400, "the signer command failed", "run the command by hand with the same input"),
     "E310": (409, "the audit log has been altered", "keep a copy of the file and find out who changed it"),
     "E311": (502, "the server's answer cannot be understood", "check that the address is a fedhet server"),
+    "E312": (503, "the federation is not being served", "start it in another terminal: fedhet serve"),
+    "E313": (409, "too few clients are online", "see who is there: fedhet clients list; start them: fedhet client run"),
+    "E314": (502, "the run failed on the server", "read the end of its log above, then: fedhet submit --resume"),
+    "E315": (409, "the run does not go on any more", "its folder says how it ended: fedhet follow"),
 }
 
 

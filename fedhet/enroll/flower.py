@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import socket
 import subprocess
@@ -89,7 +90,7 @@ class SuperLink:
         path = self.folder / f"register-{secrets.token_hex(4)}.pub"
         files.write_file(path, line + "\n")
         try:
-            return str(self._flwr("supernode", "register", str(path.resolve()), NAME, "--name", name)["node-id"])
+            return str(self.flwr("supernode", "register", str(path.resolve()), NAME, "--name", name)["node-id"])
         except EnrollError as error:
             strange = {str(row["node-id"]) for row in self.nodes()} - set(known) if "in use" in error.detail else set()
             if len(strange) != 1:
@@ -101,14 +102,26 @@ class SuperLink:
     def unregister(self, node: str) -> None:
         """Take a node away; a SuperNode that runs under it ends. A node that is gone already is no error."""
         try:
-            self._flwr("supernode", "unregister", node, NAME)
+            self.flwr("supernode", "unregister", node, NAME)
         except EnrollError:
             if node in {str(row.get("node-id")) for row in self.nodes()}:
                 raise
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """The nodes as `flwr supernode list` tells them."""
-        return list(self._flwr("supernode", "list", NAME)["nodes"])
+        return list(self.flwr("supernode", "list", NAME)["nodes"])
+
+    @classmethod
+    def served(cls, home: Path) -> SuperLink:
+        """The SuperLink that `fedhet serve` runs for the federation in this folder. Raises EnrollError E306 or E312."""
+        if not (home / "registry.db").is_file():
+            raise EnrollError("E306", f"{home} holds no federation: see --home and FEDHET_HOME")
+        path = home / "flower" / "home" / "config.toml"
+        found = re.search(r'^address = "127\.0\.0\.1:(\d+)"$', path.read_text(), re.M) if path.is_file() else None
+        link = cls(home / "flower", int(found[1])) if found else None
+        if link is None or not link.listens():
+            raise EnrollError("E312", f"nothing listens at {link.address}" if link else "it never was")
+        return link
 
     def listens(self) -> bool:
         """Whether its port is open."""
@@ -116,18 +129,26 @@ class SuperLink:
             return True
         return False
 
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        done = subprocess.run(
-            ["flwr", *arguments, "--format", "json"], env=self.environment, cwd=self.folder, capture_output=True,
-            text=True, stdin=subprocess.DEVNULL, timeout=120, check=False,
-        )  # fmt: skip
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """What a `flwr` command answers to `--format json`. Raises EnrollError E308."""
+        done, told = self._command(*arguments, "--format", "json"), " ".join(arguments[:2])
         try:
             answer = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            raise EnrollError("E308", f"flwr {arguments[1]}: {(done.stdout + done.stderr)[-300:]}") from None
+            raise EnrollError("E308", f"flwr {told}: {(done.stdout + done.stderr)[-300:]}") from None
         if done.returncode or not answer.get("success", True):
-            raise EnrollError("E308", f"flwr {arguments[1]}: {str(answer)[-300:]}")
+            raise EnrollError("E308", f"flwr {told}: {str(answer)[-300:]}")
         return dict(answer)
+
+    def text(self, *arguments: str) -> str:
+        """What a `flwr` command prints."""
+        return self._command(*arguments).stdout
+
+    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["flwr", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=120, check=False, start_new_session=True,
+        )  # fmt: skip
 
     def _loopback(self, now: float) -> None:
         """A certificate for 127.0.0.1 and localhost with a root of its own, whose key is thrown away."""

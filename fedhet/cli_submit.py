@@ -1,0 +1,152 @@
+"""`fedhet submit`, `follow` and `stop`: a method on real clients, from the operator's terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from omegaconf import DictConfig, OmegaConf
+
+from fedhet import cli_run, config, overrides
+from fedhet.enroll import submit as running
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.flower import SuperLink
+from fedhet.enroll.output import say, spoken
+from fedhet.enroll.submit import Submission
+from fedhet.errors import InputError
+from fedhet.progress import Bar
+
+CHOICES = ("ask", "detach", "stop")
+
+
+def submit(
+    home: Path, texts: Sequence[str], least: int | None, detach: bool, on_interrupt: str, resume: Path | None,
+    out: Path | None, folder: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check all that can be checked, start the run, follow it."""
+    _known(on_interrupt)
+    if resume is not None and (texts or out is not None):
+        raise InputError("--resume goes on in its own folder with its own configuration: leave out --out and overrides")
+    with spoken(as_json):
+        link = SuperLink.served(home)
+        there = running.crowd(home, link)
+        wanted = running.enough(there, least)
+        if resume is None:
+            path = _prepare(texts, folder, out, there.expected)
+        else:
+            path = resume.resolve()
+            if not (path / "config.yaml").is_file():
+                raise EnrollError("E306", f"{path} is not a run folder: it has no config.yaml")
+            if (path / "result.json").is_file():
+                return _end(path, as_json)
+        if not as_json:
+            online = f"{len(there.online)} of {len(there.active)} clients are online"
+            print(f"{online}; the run begins with {wanted}", file=sys.stderr)
+        made = Submission.begin(link, path, wanted)
+        if detach:
+            return _detached(made, as_json)
+        return _follow(made, on_interrupt, as_json)
+
+
+def follow(folder: Path, on_interrupt: str, as_json: bool) -> None:
+    """Follow a run that goes on, or show one that is done."""
+    _known(on_interrupt)
+    with spoken(as_json):
+        if (folder / "result.json").is_file():
+            return _end(folder, as_json)
+        return _follow(Submission.of(folder.resolve()), on_interrupt, as_json)
+
+
+def stop(folder: Path, as_json: bool) -> None:
+    """Stop a run that goes on."""
+    with spoken(as_json):
+        if (folder / "result.json").is_file():
+            raise EnrollError("E315", f"{folder} holds a finished run")
+        made = Submission.of(folder.resolve())
+        status = made.status()
+        if status.startswith("finished"):
+            raise EnrollError("E315", f"it is {status}")
+        made.stop()
+        say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
+
+
+def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expected: int) -> Path:
+    """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
+    from fedhet.experiment import Experiment
+
+    given = {one.key_or_group for one in overrides.parse(list(texts))}
+    cfg = config.compose(texts, folder)
+    if "fleet.clients" not in given and "clients" in cfg["fleet"]:
+        cfg = config.compose([*texts, f"fleet.clients={expected}"], folder)
+    resolved = config.resolved(cfg)
+    Experiment.of({**resolved, "transport": {"name": "flower"}})
+    path = (out or cli_run.new_folder(cfg)).resolve()
+    running.prepare(path, resolved)
+    return path
+
+
+def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
+    cfg: DictConfig = OmegaConf.load(made.folder / "config.yaml")  # type: ignore[assignment]
+    limits: Mapping[str, Any] = OmegaConf.to_container(cfg["stop"])  # type: ignore[assignment]
+    while True:
+        try:
+            with Bar(str(cfg["strategy"])) as show:
+                made.follow(show, limits)
+            return _end(made.folder, as_json)
+        except KeyboardInterrupt:
+            choice = _asked() if on_interrupt == "ask" else on_interrupt
+            if choice == "detach":
+                return _detached(made, as_json)
+            if choice == "stop":
+                made.stop()
+                say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
+                raise typer.Exit(130) from None
+        except EnrollError as error:
+            if not as_json and "log" in error.data:
+                print(error.data["log"], file=sys.stderr)
+            raise
+
+
+def _asked() -> str:
+    """What Ctrl-C is to mean. Without a terminal, or at a second Ctrl-C, the run goes on without us."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "detach"
+    print("\nThe run goes on on the server. d: leave it (detach), s: stop it, c: go on following", file=sys.stderr)
+    try:
+        while True:
+            print("d/s/c [d]: ", end="", file=sys.stderr, flush=True)
+            answer = input().strip().lower()[:1]
+            if answer in ("d", "s", "c", ""):
+                return {"s": "stop", "c": "continue"}.get(answer, "detach")
+    except (KeyboardInterrupt, EOFError):
+        return "detach"
+
+
+def _detached(made: Submission, as_json: bool) -> None:
+    say(as_json, _told(made, "running"), f"the run goes on; follow it: fedhet follow {made.folder}", str(made.folder))
+
+
+def _told(made: Submission, state: str) -> dict[str, Any]:
+    return {"run_id": made.run_id, "state": state, "folder": str(made.folder)}
+
+
+def _end(folder: Path, as_json: bool) -> None:
+    from fedhet.report import write_report
+    from fedhet.result import Result
+
+    result = Result.read(folder)
+    if not (folder / "report.html").is_file():
+        write_report(folder)
+    if as_json:
+        print(json.dumps({**result.row, "folder": str(folder)}, indent=1))
+    else:
+        cli_run.tell(result, False)
+
+
+def _known(on_interrupt: str) -> None:
+    if on_interrupt not in CHOICES:
+        raise InputError(f"--on-interrupt {on_interrupt}: one of {', '.join(CHOICES)}")

@@ -1,0 +1,181 @@
+"""A composed method on the live federation: submitted through the SuperLink's loopback, followed in its run folder.
+
+The ServerApp writes the run folder itself; Flower is asked only whether the run still goes on, and for its last words.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fedhet.enroll import files, tables
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.flower import NAME, SuperLink
+from fedhet.enroll.registry import Registry
+from fedhet.record import read_rows, write_atomic
+
+APP = """[project]
+name = "fedhet-run"
+version = "1.0.0"
+description = "one fedhet run"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedhet"
+[tool.flwr.app.components]
+serverapp = "fedhet.app:server"
+clientapp = "fedhet.app:client"
+[tool.flwr.app.config]
+config = ""
+folder = ""
+wanted = 0
+poll = 0.1
+"""
+TICKET = "submitted.json"
+"""In a run folder: which run of which federation it is."""
+LOOK_S = 5.0
+"""Seconds between questions whether the run still goes on."""
+WORDS = 1500
+"""Characters of a failed run's log that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Who there is: clients that may work, those of them that are online, and how many a method must expect.
+
+    `expected` is one more than the largest number a client has, for a client's number is its part of the data.
+    """
+
+    active: tuple[str, ...]
+    online: tuple[str, ...]
+    expected: int
+
+
+def crowd(home: Path, link: SuperLink) -> Crowd:
+    """Ask the registry and the SuperLink."""
+    registry = Registry(home / "registry.db")
+    try:
+        active = registry.clients(tables.ACTIVE)
+    finally:
+        registry.close()
+    states = {str(row["node-id"]): row["status"] for row in link.nodes()}
+    online = tuple(c.name for c in active if states.get(str(c.flower_node)) == "online")
+    numbers = [c.client_id for c in active]
+    return Crowd(tuple(c.name for c in active), online, 1 + max(numbers, default=-1))
+
+
+def enough(there: Crowd, least: int | None) -> int:
+    """How many clients the run waits for before it begins. Raises EnrollError E313."""
+    if not there.active:
+        raise EnrollError("E313", "no client is enrolled yet: fedhet enroll invite")
+    if not there.online:
+        raise EnrollError("E313", f"none of {_named(there.active)} is")
+    if least is not None and least > len(there.active):
+        raise EnrollError("E313", f"--wait-for {least}, and {len(there.active)} are enrolled: {_named(there.active)}")
+    return len(there.online) if least is None else least
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A run of a federation and its folder."""
+
+    link: SuperLink
+    folder: Path
+    run_id: int
+
+    @classmethod
+    def begin(cls, link: SuperLink, folder: Path, wanted: int) -> Submission:
+        """Start the run whose config.yaml lies in the folder; if there is a checkpoint it goes on from there."""
+        given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
+        text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={wanted}"
+        with tempfile.TemporaryDirectory(prefix="fedhet-submit-") as beside:
+            app = Path(beside) / "fedhet-run"
+            app.mkdir()
+            (app / "pyproject.toml").write_text(APP)
+            answer = link.flwr("run", str(app), NAME, "--run-config", text)
+        made = cls(link, folder, int(answer["run-id"]))
+        ticket = {"run_id": made.run_id, "home": str(link.folder.parent.resolve())}
+        files.write_file(folder / TICKET, json.dumps(ticket) + "\n", 0o644)
+        return made
+
+    @classmethod
+    def of(cls, folder: Path) -> Submission:
+        """The run that was submitted with this folder. Raises EnrollError E306 or E312."""
+        try:
+            ticket = json.loads((folder / TICKET).read_text())
+            home, run_id = Path(ticket["home"]), int(ticket["run_id"])
+        except FileNotFoundError:
+            raise EnrollError("E306", f"{folder} holds no submitted run: it has no {TICKET}") from None
+        return cls(SuperLink.served(home), folder, run_id)
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return (self.folder / "result.json").is_file()
+
+    def status(self) -> str:
+        """Flower's word for it: pending, starting, running, or finished:... with how."""
+        answer = self.link.flwr("list", NAME, "--run-id", str(self.run_id))
+        return str(answer["runs"][0]["status"])
+
+    def stop(self) -> None:
+        """End the run; its folder keeps the last checkpoint."""
+        self.link.flwr("stop", str(self.run_id), NAME)
+
+    def last_words(self) -> str:
+        """The end of the ServerApp's log."""
+        return self.link.text("log", str(self.run_id), NAME, "--show")[-WORDS:].strip()
+
+    def follow(
+        self,
+        show: Callable[[Mapping[str, Any]], None],
+        most: Mapping[str, Any],
+        nap: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run.
+
+        Raises EnrollError E314 if the run ends without a result; its log's end is shown first.
+        """
+        looked, seen, metrics = time.monotonic(), 0, self.folder / "metrics.jsonl"
+        while not self.done:
+            nap(0.2)
+            rows = read_rows(metrics) if metrics.is_file() else []
+            for row in rows[seen:]:
+                show(progress(row, most))
+            seen = len(rows)
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                status = self.status()
+                if status.startswith("finished") and not self.done:
+                    raise EnrollError("E314", status, log=self.last_words())
+        rows = read_rows(metrics) if metrics.is_file() else []
+        for row in rows[max(0, min(seen, len(rows) - 1)) :]:
+            show({**progress(row, most), "share": 1.0 if row is rows[-1] else None})
+
+
+def progress(row: Mapping[str, Any], most: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl as a progress bar takes it."""
+    done = {"versions": row["version"], "seconds": row["t"], "tasks": row["client_tasks"]}
+    shares = [done[key] / limit for key, limit in most.items() if limit]
+    told = {key: row[key] for key in ("t", "version", "accuracy")}
+    return {**told, "tasks": row["client_tasks"], "share": min(1.0, max(shares)) if shares else None}
+
+
+def prepare(folder: Path, resolved: Mapping[str, Any]) -> None:
+    """Make a run folder with its configuration. Raises EnrollError E306 if it holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EnrollError("E306", f"{folder} is not empty: choose another with --out, or go on with --resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {**resolved, "transport": {"name": "flower"}}
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + ("" if len(names) <= 8 else f" and {len(names) - 8} more")
