@@ -1,0 +1,106 @@
+"""When does choosing steps by speed pay? FedCompass and its rivals over the grid of its paper.
+
+    python experiments/fedcompass/run.py PART ... --data DIR [--seeds 0 1 2] [--out runs/fedcompass] [--until HH:MM]
+
+PART is `search` (a learning rate per method, on 5 clients and seeds of its own), `grid` (all 18 cells), `variants`
+(FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on all cells). DIR
+holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer loop, so that
+whatever is there when the run is stopped is an even table. `table.py` writes the results file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from experiments.fedcompass.study import (  # noqa: E402  # after the path and the number of threads
+    COMPASS,
+    METHODS,
+    RATES,
+    VARIANTS,
+    Bench,
+    area,
+    cells,
+    cifar10,
+    mnist,
+    record,
+)
+
+SEARCH_SEEDS = (100, 101)
+Task = tuple[str, list[str], tuple[int, str, str], float]
+
+
+def searched(bench: Bench, out: Path, methods: Iterable[str], clients: int, seeds: Iterable[int]) -> dict[str, float]:
+    """The learning rate of the largest mean accuracy over time, per method."""
+    seeds, best = tuple(seeds), {}
+    for method in methods:
+        scores = {
+            rate: sum(
+                area(record(bench, f"search {method}", METHODS[method], cell, rate, seed, out))
+                for cell in cells((clients,), ("homogeneous", "exponential"))
+                for seed in seeds
+            )
+            for rate in RATES
+        }
+        best[method] = max(scores, key=lambda rate: scores[rate])
+        print(f"{bench.name} {method}: {best[method]} of {scores}", flush=True)
+    return best
+
+
+def tasks(part: str, rates: dict[str, float]) -> Iterator[Task]:
+    """The runs of one part with one seed."""
+    if part == "grid":
+        for cell in cells():
+            for method, texts in METHODS.items():
+                yield method, texts, cell, rates[method]
+    elif part == "variants":
+        for cell in cells(fleets=("exponential",)):
+            for name, texts in VARIANTS.items():
+                yield name, texts, cell, rates["FedCompass"]
+    elif part.startswith("whole:"):
+        name = part.removeprefix("whole:")
+        for cell in cells():
+            yield name, VARIANTS.get(name, COMPASS), cell, rates["FedCompass"]
+    elif part == "cifar10":
+        for cell in cells((10,)):
+            for method, texts in METHODS.items():
+                yield method, texts, cell, rates[method]
+    else:
+        raise SystemExit(f"{part!r} is no part: use search, grid, variants, cifar10 or whole:NAME")
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run what is missing of the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fedcompass")
+    parser.add_argument("--until", default="", help="wall clock after which no run is started")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+    given.out.mkdir(parents=True, exist_ok=True)
+    rates = searched(mnist(given.data), given.out, METHODS, 5, SEARCH_SEEDS)
+    for part in (p for p in given.parts if p != "search"):
+        bench = cifar10(given.data) if part == "cifar10" else mnist(given.data)
+        if part == "cifar10":
+            rates = searched(bench, given.out, METHODS, 5, SEARCH_SEEDS[:1])
+        for seed in given.seeds:
+            for name, texts, cell, rate in tasks(part, rates):
+                if given.until and time.strftime("%H:%M") >= given.until:
+                    print(f"stopped before {name} {cell} {seed}: it is {given.until}", flush=True)
+                    return
+                run = record(bench, name, texts, cell, rate, seed, given.out)
+                print(f"{part} {seed} {name} {cell}: top {max(run['accuracy']):.3f} in {run['wall_seconds']:.1f} s",
+                      flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
