@@ -60,9 +60,9 @@ class Bench:
         """What the runs of one cell share."""
         return [
             f"seed={seed}", "workers=0", "stop.versions=null", f"stop.seconds={self.seconds}", f"data={self.data}",
-            f"data.path={self.folder.resolve()}", f"partition={partition}", f"fleet={fleet}", f"fleet.clients={clients}",
-            "fleet.sec_per_step=0.6", *self.model, "work=adam", "work.batch=64", "budget.steps=50",
-            "budget.epochs=null", "evaluate.every_seconds=2.0", "checkpoint.every_seconds=1e9",
+            f"data.path={self.folder.resolve()}", f"partition={partition}", f"fleet={fleet}",
+            f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, "work=adam", "work.batch=64",
+            "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=2.0", "checkpoint.every_seconds=1e9",
         ]  # fmt: skip
 
 
