@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhet import kernel
 from fedhet.types import Tree
 
 CHUNK = 1 << 15
@@ -158,11 +159,15 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
     if twins(trees):
         first = trees[0]
         assert isinstance(first, FlatTree)
-        total = torch.zeros_like(first.flat)
+        rows = [tree.flat for tree in trees]  # type: ignore[attr-defined]
+        total = torch.empty_like(first.flat)
+        if kernel.weighted_sum(rows, coefficients, total):
+            return FlatTree(first.schema, total)
+        total.zero_()
         for at in range(0, len(total), PIECE):
             part = total[at : at + PIECE]
-            for tree, c in zip(trees, coefficients, strict=True):
-                part.add_(tree.flat[at : at + PIECE], alpha=float(c))  # type: ignore[attr-defined]
+            for row, c in zip(rows, coefficients, strict=True):
+                part.add_(row[at : at + PIECE], alpha=float(c))
         return FlatTree(first.schema, total)
     names = list(trees[0])
     if any(list(t) != names for t in trees):

@@ -1,0 +1,96 @@
+"""The compiled sum: torch's bits for any number of vectors, elements and threads, or the same answer without it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedhet import kernel, tree
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The loop is looked for anew, and forgotten afterwards."""
+    kernel._load.cache_clear()
+    yield
+    kernel._load.cache_clear()
+
+
+def vectors(count: int, size: int) -> tuple[list[Tensor], list[float]]:
+    draw = torch.Generator().manual_seed(count * 100_003 + size)
+    rows = [torch.randn(size, generator=draw) * 10.0 ** (i % 7 - 3) for i in range(count)]
+    return rows, [(-1) ** i / (i + 3.3) for i in range(count)]
+
+
+def one_by_one(rows: list[Tensor], coefficients: list[float]) -> Tensor:
+    total = torch.zeros(len(rows[0]))
+    for row, c in zip(rows, coefficients, strict=True):
+        total.add_(row, alpha=c)
+    return total
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 15), (4, 4096), (5, 4097), (9, 12_301), (3, 8191)])
+def test_every_bit_is_torchs_for_any_number_of_threads(count: int, size: int, threads: int) -> None:
+    call = kernel._load()
+    assert not isinstance(call, str), call
+    rows, coefficients = vectors(count, size)
+    out = torch.full((size,), float("nan"))
+    kernel._run(call, rows, coefficients, out, threads)
+    assert torch.equal(out.view(torch.int32), one_by_one(rows, coefficients).view(torch.int32))
+
+
+@needs_compiler
+def test_infinity_and_nan_come_through() -> None:
+    rows, coefficients = vectors(5, 5000)
+    rows[2][17], rows[3][4099] = float("inf"), float("nan")
+    call = kernel._load()
+    assert not isinstance(call, str)
+    out = torch.empty(5000)
+    kernel._run(call, rows, coefficients, out, 2)
+    assert out[17].isinf() and out[4099].isnan() and int(out.isfinite().sum()) == 4998
+
+
+@needs_compiler
+def test_large_sums_take_the_compiled_loop_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "LEAST", 1000)
+    rows, coefficients = vectors(4, 250)
+    out = torch.empty(250)
+    assert kernel.weighted_sum(rows, coefficients, out)
+    assert torch.equal(out, one_by_one(rows, coefficients))
+    assert not kernel.weighted_sum([r[:249] for r in rows], coefficients, out[:249])  # too few
+    assert not kernel.weighted_sum([r.double() for r in rows], coefficients, out.double())
+    assert not kernel.weighted_sum([r.repeat(2)[::2] for r in rows], coefficients, out)  # not contiguous
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
+def test_without_a_compiler_the_sum_is_the_same_and_the_status_says_why(
+    compiler: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = tree.Schema((("w", tree.Leaf((600,))),))
+    rows, coefficients = vectors(7, 600)
+    trees = [tree.FlatTree(schema, row) for row in rows]
+    monkeypatch.setattr(kernel, "LEAST", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", compiler)
+    assert torch.equal(tree.weighted_sum(trees, coefficients)["w"], one_by_one(rows, coefficients))
+    assert kernel.status() == {
+        "/nowhere/cc": "torch (no C compiler)",
+        "false": "torch (the compiled loop is not usable: CalledProcessError)",
+    }.get(compiler)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_a_loop_that_rounds_otherwise_is_not_used(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel, "SOURCE", kernel.SOURCE.replace("fmaf(c, x[j], sum[j])", "(float)(c * x[j]) + sum[j]"))
+    assert "rounds otherwise" in kernel.status()
