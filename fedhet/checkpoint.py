@@ -25,7 +25,7 @@ from fedhet.record import write_atomic
 from fedhet.server import Seen, Server
 from fedhet.types import Job, Tree, Update
 
-PLAIN = ("now", "version", "closing", "turns", "timers", "draws", "jobs", "landed", "barren")
+PLAIN = ("now", "version", "closing", "turns", "held", "timers", "draws", "jobs", "landed", "barren")
 """Fields of the server that are plain data and go into the file as they are."""
 
 

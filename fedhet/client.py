@@ -15,7 +15,10 @@ from fedhet.streams import number
 from fedhet.types import ClientId, Job, Memory, Tree, Update
 
 Memories = dict[str, Memory]
-"""A client's memory of each plug-in that keeps one: "work" and the layers by slot."""
+"""A client's memory of each plug-in that keeps one: "work", "space" and the layers by slot."""
+
+KEPT = "kept."
+"""Of what a space leaves in `Model.extras` for this client's next job."""
 
 
 class World(Protocol):
@@ -38,7 +41,9 @@ class Device:
         method, model = self.method, self.model
         shard = self.world.shard(job.client, job.turn)
         model.extras.clear()
+        model.extras.update(memories.pop("space", {}))
         method.space.install(model, payload, job)
+        memories["space"] = {name: leaf for name, leaf in model.extras.items() if name.startswith(KEPT)}
         memory = memories.setdefault("work", {})
         # Dropout and other randomness inside modules reads torch's global stream: give each job its own, and put the
         # caller's back. (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)

@@ -55,7 +55,7 @@ def request(
 ) -> RecordDict:
     """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
     b = job.budget
-    fields = [job.id, job.client, job.version, job.turn, b.steps, b.rank, b.width, job.sent, job.task, bytes_up, batch]
+    fields = [job.id, job.client, job.version, job.turn, b.steps, b.rank, b.width, job.sent, job.task, job.held, bytes_up, batch]
     head = {"job": json.dumps(fields)}
     if sha256:
         head["sha256"] = sha256
@@ -66,8 +66,8 @@ def request(
 
 def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
     """The job in a request, and the carrier's fields beside it ("bytes_up", "batch")."""
-    id_, client, version, turn, steps, rank, width, sent, task, bytes_up, batch = json.loads(str(_head(content)["job"]))
-    job = Job(id_, client, version, turn, Budget(steps, rank, width), sent, task)
+    id_, client, version, turn, steps, rank, width, sent, task, held, bytes_up, batch = json.loads(str(_head(content)["job"]))
+    job = Job(id_, client, version, turn, Budget(steps, rank, width), sent, task, held)
     return job, {"bytes_up": bytes_up, "batch": batch}
 
 

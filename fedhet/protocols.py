@@ -163,6 +163,11 @@ class Space(Protocol):
         """Names, shapes and dtypes of the delta this job must bring; the gate holds the answer against it."""
         ...
 
+    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+        """What a device sent, as it takes part in a combination; `before` is the state its job started from. For
+        spaces whose devices leave out what the server knows; others return `delta` itself."""
+        ...
+
     def merge(self, state: Tree, delta: Tree) -> Tree:
         """The next state; a new tree, `state` is left as it is."""
         ...
@@ -181,7 +186,11 @@ class Space(Protocol):
         ...
 
     # client
-    def install(self, model: Model, payload: Tree, job: Job) -> None: ...
+    def install(self, model: Model, payload: Tree, job: Job) -> None:
+        """Put the payload into a model that served other jobs before. What is left in `model.extras` under a name
+        that begins with "kept." stays with this client, and lies there again at its next job."""
+        ...
+
     def extract(self, model: Model, payload: Tree) -> Tree:
         """delta = after - before, with `payload` the before."""
         ...

@@ -130,6 +130,7 @@ class Server:
     bases: dict[Version, Tree] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     turns: dict[ClientId, int] = field(default_factory=dict)
+    held: dict[ClientId, Version] = field(default_factory=dict)
     seen: dict[ClientId, Seen] = field(default_factory=dict)
     barred: set[ClientId] = field(default_factory=set)
     timers: list[float] = field(default_factory=list)
@@ -197,6 +198,7 @@ class Server:
         seen.finished += 1
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
         self.buffer[job.id], self.updates[job.id] = job, update
+        self.held[job.client] = job.version
         self.counts["arrived"] += 1
         self.barren = 0
         self._emit(
@@ -209,6 +211,7 @@ class Server:
         """A job that will bring nothing; what follows a colon in `reason` is for people and is not counted apart."""
         self._advance(now)
         job = self._land(job_id)
+        self.held.pop(job.client, None)  # it may have got the model or not
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts["failed: " + reason.partition(":")[0]] += 1
         self._emit("failed", job=job.id, client=job.client, reason=reason)
@@ -219,6 +222,7 @@ class Server:
         """An answer the gate did not let in; for the schedule the job failed."""
         self._advance(now)
         self._land(job.id)
+        self.held.pop(job.client, None)
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts[f"rejected: {code}"] += 1
         self._emit("rejected", client=job.client, job=job.id, code=code, detail=detail)
@@ -229,6 +233,7 @@ class Server:
         """A client that is in the roster (again) and may be given work."""
         self._advance(now)
         self.barred.discard(client)
+        self.held.pop(client, None)  # it may come back on another device
         self._emit("joined", client=client)
         self._react(Joined(client))
 
@@ -344,7 +349,7 @@ class Server:
             budget = replace(budget, steps=assign.steps)
         turn = self.turns.get(client, 0)
         self.turns[client] = turn + 1
-        job = Job(self.jobs, client, self.version, turn, budget, self.now, assign.task)
+        job = Job(self.jobs, client, self.version, turn, budget, self.now, assign.task, self.held.get(client, -1))
         self.jobs += 1
         self.inflight[job.id] = job
         self._hold(job.version)
@@ -397,6 +402,9 @@ class Server:
         for name, layer in inward:
             memory = self.memories.setdefault(name, {})
             updates = [layer.arrive(u, self, memory) for u in updates]
+        updates = [
+            replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates
+        ]
         delta = self.method.rule(updates, self.space, self)
         for name, layer in inward:
             delta = layer.finish(delta, self, self.memories.setdefault(name, {}))

@@ -223,4 +223,5 @@ class Rounds:
         self.model.extras.clear()
         self.space.install(self.model, payload, job)
         metrics = self.work.run(self.model, shard, job, self.memories[client])
-        return Update(job, self.space.extract(self.model, payload), float(len(shard)), metrics=metrics)
+        delta = self.space.accept(self.view.state, job, self.space.extract(self.model, payload))
+        return Update(job, delta, float(len(shard)), metrics=metrics)

@@ -41,7 +41,8 @@ class Job:
     """One piece of work given to one client.
 
     `turn` counts the client's jobs from 0, so that a client's k-th job sees the same mini-batches under every
-    schedule. `version` is the model it starts from, `sent` the second it was dispatched.
+    schedule. `version` is the model it starts from, `sent` the second it was dispatched. `held` is the version the
+    client is known to hold, from the last job it answered well; -1 if the server does not know.
     """
 
     id: JobId
@@ -51,6 +52,7 @@ class Job:
     budget: Budget
     sent: float
     task: str = "train"
+    held: Version = -1
 
 
 @dataclass(frozen=True, slots=True)

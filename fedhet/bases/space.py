@@ -37,6 +37,9 @@ class AbstractDense(ABC):
     def expects(self, state: Tree, job: Job) -> Schema:
         return Schema.of(state)
 
+    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+        return delta
+
     def merge(self, state: Tree, delta: Tree) -> Tree:
         return tree.add(state, delta)
 
