@@ -65,6 +65,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "counts": dict(server.counts),
         "seen": {str(c): [s.finished, s.failed, s.seconds_per_step] for c, s in server.seen.items()},
         "barred": sorted(server.barred),
+        "withdrawn": sorted(server.withdrawn),
         "inflight": plain.dump(list(server.inflight.values())),
         "buffer": plain.dump(list(server.buffer.values())),
         "updates": {str(n): [u.weight, u.scale, dict(u.metrics)] for n, u in server.updates.items()},
@@ -108,6 +109,7 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     server.counts = Counter(data["counts"])
     server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
     server.barred.update(data["barred"])
+    server.withdrawn = set(data["withdrawn"])
     server.bases = {v: _open(at / f"base-{v}") for v in data["bases"]}
     server.state = server.bases[server.version]
     server.memories = {m: dict(_open(at / f"memory-{m}")) for m in data["memories"]}

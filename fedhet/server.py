@@ -133,6 +133,7 @@ class Server:
     held: dict[ClientId, Version] = field(default_factory=dict)
     seen: dict[ClientId, Seen] = field(default_factory=dict)
     barred: set[ClientId] = field(default_factory=set)
+    withdrawn: set[JobId] = field(default_factory=set)
     timers: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     draws: int = 0
@@ -247,6 +248,21 @@ class Server:
         self._emit("left", client=client)
         self._react(Left(client))
 
+    def expel(self, client: ClientId, reason: str, now: float) -> None:
+        """A client that may take no part any more: what it sent and nobody decided on yet does not count either.
+
+        A schedule that names such an update later has it left out of what it asked for.
+        """
+        self._advance(now)
+        undecided = [job for job in self.buffer.values() if job.client == client]
+        if undecided:
+            jobs = tuple(job.id for job in undecided)
+            self._carry_out(Drop(jobs, reason))
+            self.withdrawn.update(jobs)
+        self.left(client, now)
+        for job in [job for job in self.inflight.values() if job.client == client]:
+            self.failed(job.id, reason, now)
+
     def wake(self, now: float) -> None:
         """All timers that are due, one by one."""
         self._advance(now)
@@ -311,10 +327,13 @@ class Server:
     def _carry_out(self, command: Command) -> None:
         match command:
             case Aggregate(jobs):
-                self._aggregate(jobs)
+                standing = self._standing(jobs)
+                if standing or not jobs:
+                    self._aggregate(standing)
                 if self.limits.versions is not None and self.version >= self.limits.versions and not self.closing:
                     self.closing = f"{self.limits.versions} versions"
             case Drop(jobs, reason):
+                jobs = self._standing(jobs)
                 for job in [self._unbuffer(j) for j in jobs]:
                     self._release(job.version)
                 self.counts[f"dropped: {reason}"] += len(jobs)
@@ -385,6 +404,12 @@ class Server:
             if version != self.version:
                 del self.bases[version]
 
+    def _standing(self, jobs: Sequence[JobId]) -> tuple[JobId, ...]:
+        """Those of these jobs that were not withdrawn."""
+        standing = tuple(job for job in jobs if job not in self.withdrawn)
+        self.withdrawn.difference_update(jobs)
+        return standing
+
     def _unbuffer(self, job_id: JobId) -> Job:
         if job_id not in self.buffer:
             raise ScheduleError(f"{type(self.method.schedule).__name__} named job {job_id}, which is not in the buffer")
@@ -402,9 +427,7 @@ class Server:
         for name, layer in inward:
             memory = self.memories.setdefault(name, {})
             updates = [layer.arrive(u, self, memory) for u in updates]
-        updates = [
-            replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates
-        ]
+        updates = [replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates]
         delta = self.method.rule(updates, self.space, self)
         for name, layer in inward:
             delta = layer.finish(delta, self, self.memories.setdefault(name, {}))
