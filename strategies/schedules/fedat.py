@@ -94,6 +94,7 @@ class FedAT:
             case Left(client):
                 part = self._part(client)
                 part.clients.discard(client)
+                part.arrived = [job for job in part.arrived if job in view.buffer]  # its own may have been withdrawn
                 if not any(job.client == client for job in view.inflight.values()):
                     part.waiting.discard(client)
                 touched = [part]

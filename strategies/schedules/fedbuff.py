@@ -75,6 +75,7 @@ class FedBuff(AbstractPerClient):
             case Joined(client):
                 yield from self._refill(client, view.now, view)
             case Left(client):
+                self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
                 self.parked.pop(client, None)
                 yield from self._fill(view)
             case Woke() if self.concurrency is None:

@@ -69,6 +69,7 @@ class FedFix(AbstractPerClient):
                 if self.closing is None:
                     yield from self._schedule(view)
             case Left(client):
+                self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
                 self.parked.pop(client, None)
             case Woke(at) if self.closing is not None and max(at, view.now) >= self.closing - SLACK:
                 yield from self._combine()

@@ -80,9 +80,11 @@ class Sync:
                 yield Drop((job.id,), "late")
             case Failed(job):
                 self.waiting.discard(job.client)
-            case Left(client) if not any(job.client == client for job in view.inflight.values()):
-                self.waiting.discard(client)  # its job was not yet on its way: nothing else will tell
-            case Started() | Joined() | Left() | Woke():
+            case Left(client):
+                self.arrived = [job for job in self.arrived if job in view.buffer]  # its own may have been withdrawn
+                if not any(job.client == client for job in view.inflight.values()):
+                    self.waiting.discard(client)  # its job was not yet on its way: nothing else will tell
+            case Started() | Joined() | Woke():
                 pass
             case _:
                 return

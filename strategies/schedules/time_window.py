@@ -94,6 +94,7 @@ class TimeWindow(AbstractPerClient):
             case Joined(client) if client not in self.resting:
                 yield from self._employ(client, view.now, view)
             case Left(client):
+                self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
                 self.parked.pop(client, None)
                 self.resting = [c for c in self.resting if c != client]
             case Woke(at):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,31 @@ class Reborn:
         text = json.dumps(plain.dump(self.inner))
         self.inner = self.fresh()
         plain.fill(self.inner, json.loads(text), [sys.modules[type(self.inner).__module__], types])
+
+
+@dataclass
+class Gatekeeper:
+    """Expels now and then a client with an undecided update, or one with a job, and lets it back in later."""
+
+    inner: Any
+    events: int = 0
+    out: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
+
+    def react(self, event: Event, view: Any) -> Iterable[Command]:
+        yield from self.inner.react(event, view)
+        self.events += 1
+        if isinstance(event, types.Ending) or view.closing:
+            return
+        if self.events % 9 == 4 and not self.out:
+            undecided, busy = list(view.buffer.values()), list(view.inflight.values())
+            jobs = undecided if self.events % 2 else busy
+            if jobs:
+                self.out.append(jobs[0].client)
+                self.withdrawn += [job.id for job in undecided if job.client == jobs[0].client]
+                view.expel(jobs[0].client, "revoked", view.now)
+        elif self.events % 9 == 0 and self.out:
+            view.joined(self.out.pop(), view.now)
 
 
 def lossy_fleet(world: QuadraticWorld) -> Clients:
@@ -144,3 +169,22 @@ def test_a_schedule_that_is_saved_and_loaded_after_every_event_does_the_same(
     reborn = run(Reborn(build(option), lambda: build(option)), Limits(tasks=120), tmp_path / "reborn").row
     assert reborn["events_sha256"] == whole["events_sha256"]
     assert reborn["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_undecided_updates_of_an_expelled_client_are_left_out_and_the_run_goes_on(
+    option: str, build: Callable[[str], Any], tmp_path: Path
+) -> None:
+    keeper = Gatekeeper(build(option))
+    result = run(keeper, Limits(tasks=150), tmp_path / "run")
+    u, rows = result.row["updates"], read_rows(tmp_path / "run" / "events.jsonl")
+    assert u["failed"]["revoked"], "clients at work are expelled as well"
+    assert u["late"].get("revoked", 0) == len(keeper.withdrawn)
+    combined = [job for row in rows if row["event"] == "combined" for job in row["jobs"]]
+    assert not set(combined) & set(keeper.withdrawn) and len(combined) == u["accepted"] > 20
+    gone = sum(sum(u[kind].values()) for kind in ("late", "rejected", "failed"))
+    assert u["dispatched"] == u["accepted"] + gone + u["buffered"] + u["unfinished"]
+    out: set[int] = set()
+    for row in rows:
+        if row["event"] in ("left", "joined"):
+            out ^= {row["client"]}
+        assert not (row["event"] == "assign" and row["client"] in out), "no work for who is out"
