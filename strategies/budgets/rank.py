@@ -1,0 +1,111 @@
+"""The largest rank a client can afford: what all budgets that choose a rank have in common.
+
+Candidates are the powers of two below the client's limit, and that limit: the smaller of `max_rank` and the rank the
+client declares (0: none). What a rank costs is read off what the space expects of a job with it: c(r) numbers are
+trained and sent. The largest candidate that fits is taken; if none does the rank is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedhet.profile import Profile
+from fedhet.protocols import View
+from fedhet.tree import Leaf, Schema
+from fedhet.types import Budget, ClientId, Job
+from strategies.budgets.fixed import Fixed
+
+
+@dataclass(frozen=True)
+class AbstractRank(ABC):
+    """Steps as in `Fixed`, and a rank that fits.
+
+    steps, or epochs with batch: local work. batch, positions: samples a step and positions in a sample (the characters
+    of a sequence, 1 for one vector), for what a step computes and stores. max_rank: the largest rank anybody gets.
+    base_bytes: memory a job takes whatever its rank, best measured once at rank 1; None: the bytes of the model sent.
+    bytes_per_parameter: of each trained number; 16 are weight, gradient and Adam's two moments in float32.
+    activation_bytes: kept for the backward pass for each position, rank and factor.
+
+    Raises ValueError for values out of range.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int = 32
+    positions: int = 1
+    width: float = 1.0
+    max_rank: int = 64
+    base_bytes: float | None = None
+    bytes_per_parameter: float = 16.0
+    activation_bytes: float = 4.0
+
+    def __post_init__(self) -> None:
+        Fixed(self.steps, self.epochs, self.batch, width=self.width)  # refuses what it would refuse
+        for name in ("positions", "max_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.base_bytes is not None and not 0 <= self.base_bytes < math.inf:
+            raise ValueError(f"base_bytes={self.base_bytes} must be 0 or more bytes; null: those of the model sent")
+        for name in ("bytes_per_parameter", "activation_bytes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more bytes")
+
+    @abstractmethod
+    def fits(self, profile: Profile, rank: int, steps: int, cost: Cost) -> bool:
+        """Whether the client can carry out `steps` steps at this rank."""
+
+    @abstractmethod
+    def fitted(self, profile: Profile, rank: int, steps: int, cost: Cost) -> int:
+        """The steps it then gets, at most `steps`."""
+
+    def __call__(self, client: ClientId, view: View) -> Budget:
+        steps = Fixed(self.steps, self.epochs, self.batch)(client, view).steps
+        profile = view.roster[client]
+        for rank in reversed(ladder(min(self.max_rank, profile.max_rank or self.max_rank))):
+            cost = Cost.of(client, rank, view)
+            if self.fits(profile, rank, steps, cost):
+                return Budget(self.fitted(profile, rank, steps, cost), rank, self.width)
+        return Budget(steps, 0, self.width)
+
+    def in_memory(self, profile: Profile, rank: int, cost: Cost) -> bool:
+        """M_0 + c(r) * bytes_per_parameter + r * activation_bytes * (factors * positions a step) <= M."""
+        base = cost.base_bytes if self.base_bytes is None else self.base_bytes
+        kept = self.activation_bytes * rank * cost.factors * self.batch * self.positions
+        return base + self.bytes_per_parameter * cost.parameters + kept <= profile.memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a rank asks for: numbers trained, their bytes, tensors with a side of that rank, bytes of the model sent."""
+
+    parameters: int
+    sent_bytes: int
+    factors: int
+    base_bytes: int
+
+    @classmethod
+    def of(cls, client: ClientId, rank: int, view: View) -> Cost:
+        """Raises ValueError if the space sends the same at any rank."""
+        schema, one, two = (_expected(client, r, view) for r in (rank, 1, 2))
+        factors = sum(leaf != two[name] for name, leaf in one.items())
+        if not factors:
+            raise ValueError(
+                f"{type(view.space).__name__} sends the same at any rank: a budget of ranks needs a space of factors"
+            )
+        return cls(schema.size, schema.nbytes, factors, _nbytes(Schema.of(view.state)))
+
+
+def ladder(limit: int) -> list[int]:
+    """1, 2, 4, 8, ... below the limit, and the limit."""
+    return [*(1 << k for k in range((limit - 1).bit_length())), limit]
+
+
+def _expected(client: ClientId, rank: int, view: View) -> Schema:
+    return view.space.expects(view.state, Job(0, client, view.version, 0, Budget(1, rank), view.now))
+
+
+def _nbytes(leaves: Mapping[str, Leaf]) -> int:
+    return sum(leaf.nbytes for leaf in leaves.values())
