@@ -61,6 +61,12 @@ class Model:
                 b.data = view
                 at += b.numel()
 
+    def replace(self, module: nn.Module, schema: Schema, flat: Tensor, grad: Tensor) -> None:
+        """Let a module that lays out its own storage take this model's place, as adapters around it do: `flat` by
+        `schema`, its first elements the parameters, `grad` their gradient."""
+        self.module, self.schema, self.flat, self.grad = module, schema, flat, grad
+        self.params, self._by_hand = flat[: grad.numel()], None
+
     def tree(self) -> FlatTree:
         """The parameters now, as a tree over the live buffer: clone `.flat` to keep them."""
         return FlatTree(self.schema, self.flat)
