@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -87,6 +87,30 @@ def fleet(cfg: Mapping[str, Any]) -> Clients:
     """The clients and their profiles."""
     built: Clients = config.instantiate(cfg["fleet"], "fleet").build(int(cfg["seed"]))
     return built
+
+
+@runtime_checkable
+class Ranked(Protocol):
+    """A budget that chooses a rank for each client, up to a largest."""
+
+    max_rank: int
+
+
+def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int] | None:
+    """The rank a client gets in its first job; None if the budget does not choose by client.
+
+    Data and model are loaded only for a budget that does: what a rank costs depends on the model.
+    """
+    from fedhet.server import Limits, Server
+
+    parts = method(cfg)
+    if not isinstance(parts.budget, Ranked):
+        return None
+    here = world(cfg, len(clients))
+    roster = clients.with_examples(here.examples())
+    state = parts.space.begin(here.model())
+    view = Server(parts, state, roster, Limits(versions=1), int(cfg["seed"]), lambda t, name, fields: None)
+    return lambda client: parts.budget(client, view).rank
 
 
 def device(cfg: Mapping[str, Any]) -> Device:

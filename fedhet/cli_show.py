@@ -52,11 +52,12 @@ def cite_method(texts: Sequence[str], folder: Path | None) -> None:
 
 
 def fleet(texts: Sequence[str], picture: Path | None, folder: Path | None) -> None:
-    """A fleet as a table; its picture as SVG if a file is named."""
+    """A fleet as a table, with ranks if a budget chooses them; its picture as SVG if a file is named."""
     from fedhet import build
 
-    clients = build.fleet(config.resolved(config.compose(texts, folder)))
-    _show("clients.fleet.show", "table", clients)
+    cfg = config.resolved(config.compose(texts, folder))
+    clients = build.fleet(cfg)
+    _show("clients.fleet.show", "table", clients, build.ranks(cfg, clients))
     _draw("clients.fleet.show", clients, picture)
 
 

@@ -17,6 +17,7 @@ from clients.fleet.speed import away, numbers, picked, rate, slowness, slownesse
 from fedhet.profile import Profile
 from fedhet.report import figures
 from fedhet.roster import Clients
+from fedhet.types import ClientId
 
 __all__ = ["describe", "online_share", "picture", "table"]
 
@@ -50,8 +51,8 @@ def describe(clients: Clients) -> dict[str, float | int]:
     return facts
 
 
-def table(clients: Clients) -> RenderableType:
-    """The figures, and up to 24 clients with a bar for their slowness."""
+def table(clients: Clients, rank: Callable[[ClientId], int] | None = None) -> RenderableType:
+    """The figures, and up to 24 clients with a bar for their slowness; `rank` gives what a client will get."""
     facts, slow = describe(clients), slownesses(clients)
     head = Table.grid(padding=(0, 2))
     head.add_row(Text("clients", "bold"), f"{facts['clients']:,}")
@@ -64,10 +65,10 @@ def table(clients: Clients) -> RenderableType:
     head.add_row(Text("may drop out", "bold"), f"{facts['unreliable']:,}")
     if clients.note:
         head.add_row(Text("note", "bold"), clients.note)
-    return Group(head, "", _rows(clients, slow))
+    return Group(head, "", _rows(clients, slow, rank))
 
 
-def _rows(clients: Clients, slow: Mapping[str, np.ndarray]) -> Table:
+def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[ClientId], int] | None) -> Table:
     """Some of the clients; a column in which every cell would hold the plain value is left out."""
     shown = {client: clients[client] for client in picked(len(clients), ROWS)}
     unit = next(iter(slow)) if len(slow) == 1 else "speed"
@@ -80,8 +81,12 @@ def _rows(clients: Clients, slow: Mapping[str, np.ndarray]) -> Table:
         ("online", "100%", _online),
         ("dropout", "0%", lambda p: f"{p.dropout_prob:.0%}" if not p.silent else f"{p.dropout_prob:.0%} silent"),
     ]
+    if rank is not None:  # what a rank goes by, which is of no interest otherwise
+        columns.append(("memory", "unlimited", lambda p: rate(p.memory_bytes)))
     cells = {name: [tell(p) for p in shown.values()] for name, _, tell in columns}
     kept = [name for name, plain, _ in columns if set(cells[name]) != {plain}]
+    if rank is not None:
+        kept, cells = [*kept, "rank"], {**cells, "rank": [str(rank(client)) for client in shown]}
     rows = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     rows.add_column("id", justify="right")
     rows.add_column("name", no_wrap=True)

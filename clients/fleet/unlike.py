@@ -1,7 +1,7 @@
 """Twelve clients that are not alike: phones, laptops, edge boxes, a workstation, a rack. The default fleet.
 
-The figures are this project's own round numbers, chosen so that speed, network, availability and reliability all
-differ; they describe no product.
+The figures are this project's own round numbers, chosen so that speed, memory, network, availability and
+reliability all differ; they describe no product.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from fedhet.profile import Jitter, Profile
 from fedhet.roster import Clients
 
-MB = 1e6
-#        name            class        s/step  up MB/s  down MB/s  latency  online [s) of 60  dropout
+MB, GB = 1e6, 1e9
+#        name            class        s/step  up MB/s  down MB/s  latency  online [s) of 60  dropout  memory GB
 TABLE = (
-    ("rack-1", "server", 0.010, 50.0, 50.0, 0.005, None, 0.0),
-    ("workstation-1", "desktop", 0.016, 12.0, 25.0, 0.010, None, 0.0),
-    ("workstation-2", "desktop", 0.020, 12.0, 25.0, 0.010, None, 0.0),
-    ("laptop-1", "laptop", 0.030, 3.0, 12.0, 0.020, None, 0.0),
-    ("laptop-2", "laptop", 0.036, 3.0, 12.0, 0.020, (0, 45), 0.0),
-    ("laptop-old", "laptop", 0.070, 1.5, 6.0, 0.025, None, 0.0),
-    ("edge-box-1", "edge", 0.050, 1.0, 4.0, 0.030, None, 0.0),
-    ("edge-box-2", "edge", 0.055, 1.0, 4.0, 0.030, None, 0.0),
-    ("phone-1", "phone", 0.060, 0.8, 5.0, 0.050, None, 0.0),
-    ("phone-2", "phone", 0.075, 0.5, 3.0, 0.060, (10, 60), 0.0),
-    ("phone-3", "phone", 0.090, 0.5, 3.0, 0.060, None, 0.1),
-    ("phone-old", "phone", 0.120, 0.25, 1.0, 0.080, None, 0.0),
+    ("rack-1", "server", 0.010, 50.0, 50.0, 0.005, None, 0.0, 64.0),
+    ("workstation-1", "desktop", 0.016, 12.0, 25.0, 0.010, None, 0.0, 16.0),
+    ("workstation-2", "desktop", 0.020, 12.0, 25.0, 0.010, None, 0.0, 16.0),
+    ("laptop-1", "laptop", 0.030, 3.0, 12.0, 0.020, None, 0.0, 8.0),
+    ("laptop-2", "laptop", 0.036, 3.0, 12.0, 0.020, (0, 45), 0.0, 8.0),
+    ("laptop-old", "laptop", 0.070, 1.5, 6.0, 0.025, None, 0.0, 4.0),
+    ("edge-box-1", "edge", 0.050, 1.0, 4.0, 0.030, None, 0.0, 2.0),
+    ("edge-box-2", "edge", 0.055, 1.0, 4.0, 0.030, None, 0.0, 2.0),
+    ("phone-1", "phone", 0.060, 0.8, 5.0, 0.050, None, 0.0, 4.0),
+    ("phone-2", "phone", 0.075, 0.5, 3.0, 0.060, (10, 60), 0.0, 3.0),
+    ("phone-3", "phone", 0.090, 0.5, 3.0, 0.060, None, 0.1, 3.0),
+    ("phone-old", "phone", 0.120, 0.25, 1.0, 0.080, None, 0.0, 1.0),
 )
 
 
@@ -52,13 +52,14 @@ class Unlike:
         return "nothing is drawn: the table is fixed"
 
     def _profile(self, number: int) -> Profile:
-        name, kind, step, up, down, latency, online, dropout = TABLE[number % len(TABLE)]
+        name, kind, step, up, down, latency, online, dropout, memory = TABLE[number % len(TABLE)]
         lap = number // len(TABLE)
         return Profile(
             name=f"{name}-{lap + 1}" if lap else name,
             device_class=kind,
             sec_per_step=step * self.slower,
             compute_jitter=Jitter("normal", self.jitter_cv),
+            memory_bytes=memory * GB,
             uplink_bytes_per_s=up * MB,
             downlink_bytes_per_s=down * MB,
             latency_s=latency,

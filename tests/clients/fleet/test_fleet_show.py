@@ -210,3 +210,15 @@ def test_equal_clients_and_hostile_names_are_drawn():
     clients = Clients.from_profiles([evil] * 2)
     assert "<script>" not in picture(clients) and "<b>" not in picture(clients)
     drawn(clients)
+
+
+def test_ranks_and_the_memory_they_go_by_are_shown_if_a_budget_chooses_them():
+    told = text(Unlike().build(0))
+    assert "rank " not in told.partition("slowness")[0] and "memory" not in told
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(Unlike().build(0), lambda client: 1 << client))
+    rows = {
+        line.split()[1]: line.split() for line in console.file.getvalue().splitlines() if line.strip()[:1].isdigit()
+    }
+    assert "2048" in rows["phone-old"] and "1" in rows["rack-1"]
+    assert "rank" in console.file.getvalue() and "memory" in console.file.getvalue()
