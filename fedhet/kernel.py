@@ -35,12 +35,10 @@ SOURCE = r"""
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
-#include <sys/mman.h>
 #define BLOCK 4096   /* floats of the sum that stay in first-level cache */
 #define LINE 16      /* floats of a cache line */
 #define AHEAD 128    /* floats fetched ahead: the processor's own prefetcher loses track of four streams */
 #define MOST 256     /* threads */
-#define HUGE_FROM (4L << 20)
 
 typedef struct { float *out; const float *const *rows; const float *c; int64_t k, from, to; } Part;
 
@@ -82,12 +80,6 @@ void weighted_sum(float *out, const float *const *rows, const float *c, int64_t 
     pthread_t ids[MOST];
     char started[MOST] = {0};
     const int64_t blocks = (size + BLOCK - 1) / BLOCK;
-#ifdef MADV_HUGEPAGE
-    /* a large fresh result is touched here first: whole huge pages instead of one fault per 4 KB */
-    const uintptr_t first = ((uintptr_t)out + 4095) & ~(uintptr_t)4095;
-    const uintptr_t last = (uintptr_t)(out + size) & ~(uintptr_t)4095;
-    if (last > first && last - first > HUGE_FROM) madvise((void *)first, last - first, MADV_HUGEPAGE);
-#endif
     if (threads > MOST) threads = MOST;
     for (int32_t n = 0; n < threads; n++) {
         const int64_t to = blocks * (n + 1) / threads * BLOCK;

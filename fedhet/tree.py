@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedhet import kernel
+from fedhet.shelf import Shelf
 from fedhet.types import Tree
 
 CHUNK = 1 << 15
@@ -23,6 +24,9 @@ CHUNK = 1 << 15
 
 PIECE = 1 << 18
 """Elements summed at a time, so that the running sum stays in cache; element-wise, so no bit depends on it."""
+
+SHELF = Shelf()
+"""Where large results lie; which memory it is shows in no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         first = trees[0]
         assert isinstance(first, FlatTree)
         rows = [tree.flat for tree in trees]  # type: ignore[attr-defined]
-        total = torch.empty_like(first.flat)
+        total = _room(first.flat)
         if kernel.weighted_sum(rows, coefficients, total):
             return FlatTree(first.schema, total)
         total.zero_()
@@ -183,10 +187,17 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
     return result
 
 
+def _room(like: Tensor) -> Tensor:
+    """Memory for a result of the same kind."""
+    plain = like.dtype == torch.float32 and like.device.type == "cpu"
+    return SHELF.empty(len(like)) if plain else torch.empty_like(like)
+
+
 def add(a: Tree, b: Tree) -> Tree:
     """a + b."""
     if twins([a, b]):
-        return FlatTree(a.schema, a.flat + b.flat)  # type: ignore[attr-defined]
+        left, right = a.flat, b.flat  # type: ignore[attr-defined]
+        return FlatTree(a.schema, torch.add(left, right, out=_room(left)))  # type: ignore[attr-defined]
     return weighted_sum([a, b], [1.0, 1.0])
 
 
