@@ -6,7 +6,7 @@ One turn is one instant: take in every reply that is visible, wake the timers th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message
@@ -16,6 +16,7 @@ from fedhet import message as records
 from fedhet import wire
 from fedhet.flower_compat import ErrorCode
 from fedhet.gate import Gate, Rejected
+from fedhet.journal import Inputs
 from fedhet.protocols import Clock
 from fedhet.server import Send, Server
 from fedhet.tree import Schema
@@ -28,7 +29,11 @@ TTL = 12 * 3600.0
 
 @dataclass
 class Drive:
-    """Carries a server's sends and a grid's replies. `nodes` maps clients to node ids."""
+    """Carries a server's sends and a grid's replies. `nodes` maps clients to node ids.
+
+    `tell` is how the server hears of anything: the server itself, or one that writes down what it hears. `run_id`
+    names the run where answers are signed.
+    """
 
     server: Server
     grid: Grid
@@ -40,27 +45,32 @@ class Drive:
     timeout: float | None = None
     after_instant: Callable[[], None] = lambda: None
     before_instant: Callable[[], None] = lambda: None
+    tell: Inputs = field(init=False)
+    run_id: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
     _pending: dict[str, JobId] = field(default_factory=dict)
     _deadlines: dict[JobId, float] = field(default_factory=dict)
     _packed: tuple[Tree | None, ArrayRecord, str] = field(default_factory=lambda: (None, ArrayRecord(), ""))
 
+    def __post_init__(self) -> None:
+        self.tell = self.server
+
     def run(self, *, start: bool = True) -> None:
         """Until the server is over. Raises what a plug-in raises, and the clock's `Stalled`."""
         server = self.server
         if start:
-            server.start()
-        self._answer(server.settle(self.clock.now()))
+            self.tell.start()
+        self._answer(self.tell.settle(self.clock.now()))
         while not server.over:
             self.before_instant()
             quiet = self._take_in()
             now = self.clock.now()
             quiet = self._expire(now) and quiet
             if server.next_timer is not None and server.next_timer <= now + 1e-9:
-                server.wake(now)
+                self.tell.wake(now)
                 quiet = False
-            self._answer(server.settle(now))
+            self._answer(self.tell.settle(now))
             self.after_instant()
             if quiet and not server.over:
                 self.clock.wait(self._next_time())
@@ -82,24 +92,28 @@ class Drive:
         return min(times, default=None)
 
     def _take_in(self) -> bool:
-        """Handle all visible replies, in order of their jobs; True if there were none."""
-        replies = list(self.grid.pull_messages(self._pending.keys()))
-        known = [(self._pending.pop(r.metadata.reply_to_message_id, None), r) for r in replies]
-        for job_id, reply in sorted(((j, r) for j, r in known if j is not None), key=lambda pair: pair[0]):
+        """Handle all visible replies in the order the grid gives them (the virtual one: of their jobs); True if there
+        were none. A grid may hand them out one by one, so that one is judged while the next is still computed."""
+        quiet = True
+        for reply in self.grid.pull_messages(self._pending.keys()):
+            quiet = False
             if self.server.over:
                 break
+            job_id = self._pending.pop(reply.metadata.reply_to_message_id, None)
+            if job_id is None:
+                continue
             self._deadlines.pop(job_id, None)
             job = self.server.inflight.get(job_id)
             if job is None:  # it timed out before; the answer is late for everything
                 self.server.counts["answered after timeout"] += 1
                 continue
             self._judge(job, reply)
-        return not replies
+        return quiet
 
     def _judge(self, job: Job, reply: Message) -> None:
         server, now = self.server, self.clock.now()
         if reply.has_error():
-            server.failed(job.id, _reason(reply), now)
+            self.tell.failed(job.id, _reason(reply), now)
             return
         try:
             answer = records.read_answer(reply.content)
@@ -108,11 +122,11 @@ class Drive:
         except MalformedUpdate as error:
             verdict = Rejected(error.code, error.detail)
         if isinstance(verdict, Rejected):
-            server.reject(job, verdict.code, verdict.detail, now)
+            self.tell.reject(job, verdict.code, verdict.detail, now)
             if self.gate.strike(job.client):
-                server.left(job.client, now)
+                self.tell.left(job.client, now)
         else:
-            server.arrived(verdict, now)
+            self.tell.arrived(verdict, now)
 
     def _expire(self, now: float) -> bool:
         """Fail jobs past the timeout; True if there were none."""
@@ -120,13 +134,24 @@ class Drive:
         for job_id in late:
             del self._deadlines[job_id]
             if job_id in self.server.inflight and not self.server.over:
-                self.server.failed(job_id, "timeout", now)
+                self.tell.failed(job_id, "timeout", now)
         return not late
 
     def _answer(self, sends: list[Send]) -> None:
         if not sends:
             return
-        messages, jobs = [], []
+        made: list[tuple[Job, Message]] = []
+        accepted = set(self.grid.push_messages(self._messages(sends, made)))
+        for job, message in made:
+            if message.metadata.message_id in accepted:
+                self._pending[message.metadata.message_id] = job.id
+                if self.timeout is not None:
+                    self._deadlines[job.id] = job.sent + self.timeout
+            else:
+                self.tell.failed(job.id, "refused by the grid", self.clock.now())
+
+    def _messages(self, sends: list[Send], made: list[tuple[Job, Message]]) -> Iterator[Message]:
+        """A message for each send, made when the grid asks for it: workers start on the first before the last exists."""
         for send in sends:
             parcel, sha256 = self._pack(send.payload)
             content = records.request(
@@ -136,20 +161,14 @@ class Drive:
                 batch=self.server.method.work.batch,
                 sha256=sha256,
                 world=self.world,
+                run=self.run_id,
             )
             self.bytes_down += len(parcel["tree"].data)
             node = self.nodes(send.job.client)
             ttl = self.timeout if self.timeout is not None else TTL
-            messages.append(Message(content, node, send.job.task, ttl=ttl, group_id=str(send.job.version)))
-            jobs.append(send.job)
-        accepted = set(self.grid.push_messages(messages))
-        for job, message in zip(jobs, messages, strict=True):
-            if message.metadata.message_id in accepted:
-                self._pending[message.metadata.message_id] = job.id
-                if self.timeout is not None:
-                    self._deadlines[job.id] = job.sent + self.timeout
-            else:
-                self.server.failed(job.id, "refused by the grid", self.clock.now())
+            message = Message(content, node, send.job.task, ttl=ttl, group_id=str(send.job.version))
+            made.append((send.job, message))
+            yield message
 
     def _pack(self, payload: Tree) -> tuple[ArrayRecord, str]:
         """A payload as one record. The same tree object, sent to many, is encoded once."""

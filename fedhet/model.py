@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fedhet.perceptron import Perceptron
 from fedhet.tree import FlatTree, Leaf, Schema
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -60,6 +61,7 @@ class Model:
                 view.copy_(b)
                 b.data = view
                 at += b.numel()
+        self._by_hand = Perceptron.of(module) if loss is cross_entropy else None
 
     def replace(self, module: nn.Module, schema: Schema, flat: Tensor, grad: Tensor) -> None:
         """Let a module that lays out its own storage take this model's place, as adapters around it do: `flat` by
@@ -72,7 +74,12 @@ class Model:
         return FlatTree(self.schema, self.flat)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Fill `grad` with the gradient of the mean loss on one batch; returns that loss, detached, shape ()."""
+        """Fill `grad` with the gradient of the mean loss on one batch; returns that loss, detached, shape ().
+
+        Perceptrons with the standard loss take a shorter way to the same bits.
+        """
+        if self._by_hand is not None and y.dim() == 1 and self._by_hand.fits(x):
+            return self._by_hand.gradient(x, y)
         self.grad.zero_()
         loss = self.loss_of(self.module(x), y)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ number of workers. At one instant replies come in the order their requests were 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,29 +132,34 @@ class VirtualGrid(Grid):
             ids.append(name)
         return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have arrived by now, each exactly once, in order of (arrival, request)."""
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Replies that have arrived by now, each exactly once, in order of (arrival, request), one at a time: what is
+        not asked for is not waited for, and stays."""
         wanted = message_ids if isinstance(message_ids, (KeysView, Set)) else set(message_ids)
-        replies, kept = [], []
-        while self._heap and self._heap[0][0] <= self.now_ns:
-            entry = heapq.heappop(self._heap)
-            if entry[2] not in wanted:
-                kept.append(entry)
-                continue
-            flight = self._flights[entry[2]]
-            outcome = self._settle(flight)
-            del self._flights[entry[2]]
-            node = flight.message.metadata.dst_node_id
-            if self._last.get(node) == entry[2]:
-                del self._last[node]
-            if outcome.state:
-                self.states[node] = outcome.state
-            else:
-                self.states.pop(node, None)
-            replies.append(outcome.reply)
-        for entry in kept:
-            heapq.heappush(self._heap, entry)
-        return replies
+        kept = []
+        try:
+            while self._heap and self._heap[0][0] <= self.now_ns:
+                entry = heapq.heappop(self._heap)
+                if entry[2] in wanted:
+                    yield self._deliver(entry[2])
+                else:
+                    kept.append(entry)
+        finally:
+            for entry in kept:
+                heapq.heappush(self._heap, entry)
+
+    def _deliver(self, name: str) -> Message:
+        flight = self._flights[name]
+        outcome = self._settle(flight)
+        del self._flights[name]
+        node = flight.message.metadata.dst_node_id
+        if self._last.get(node) == name:
+            del self._last[node]
+        if outcome.state:
+            self.states[node] = outcome.state
+        else:
+            self.states.pop(node, None)
+        return outcome.reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then let virtual time pass until all replies are in or `timeout` virtual seconds are over."""
