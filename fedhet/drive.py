@@ -151,7 +151,7 @@ class Drive:
                 self.tell.failed(job.id, "refused by the grid", self.clock.now())
 
     def _messages(self, sends: list[Send], made: list[tuple[Job, Message]]) -> Iterator[Message]:
-        """A message for each send, made when the grid asks for it: workers start on the first before the last exists."""
+        """A message for each send, made when the grid asks for it: work on the first begins before the last exists."""
         for send in sends:
             parcel, sha256 = self._pack(send.payload)
             content = records.request(

@@ -53,7 +53,7 @@ class Perceptron:
         return cls(layers)
 
     def fits(self, x: Tensor) -> bool:
-        """Whether a batch of inputs, (n, ...), can be taken as it is: the layers' dtype, nobody asks for its gradient."""
+        """Whether a batch of inputs, (n, ...), can be taken: of the layers' dtype, and nobody asks for its gradient."""
         return x.dtype == self._weights[0].dtype and x.dim() > 1 and not x.requires_grad and x.is_contiguous()
 
     @torch.no_grad()
