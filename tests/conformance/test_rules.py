@@ -21,7 +21,8 @@ COUNT, DIM = 12, 7
 SCHEMA = Schema((("weight", Leaf((2, 3), torch.float64)), ("bias", Leaf((1,), torch.float64))))
 
 ORDER_MATTERS = {"bucketing": "buckets are drawn over positions; the server puts updates in order first"}
-NOT_THE_COMMON_ONE = {"colluding": "attackers replace their updates"}
+OF_ALL = {name: "divides by the samples of all clients" for name in ("mean_population", "fednova_population")}
+NOT_THE_COMMON_ONE = {**OF_ALL, "colluding": "attackers replace their updates"}
 ABSOLUTE = {"clipping": "its radius is a length", "colluding": "an attack may send a vector of fixed length"}
 
 
@@ -99,6 +100,7 @@ def test_one_common_scale_is_not_normalised_away(option: str, rule: Any) -> None
 
 
 def test_only_proportions_of_weights_count(option: str, rule: Any) -> None:
+    skip(option, OF_ALL)
     updates = updates_of(cloud())
     heavier = [replace(u, weight=7.0 * u.weight) for u in updates]
     np.testing.assert_allclose(combine(rule, heavier), combine(rule, updates), rtol=1e-7, atol=1e-9)

@@ -129,6 +129,13 @@ def test_a_run_ends_with_its_folder_and_json_is_the_result(fedhet):
     assert json.loads(out)["versions"] == 3
 
 
+@pytest.mark.parametrize("preset", ["fedbuff", "fedcompass"])
+def test_a_semi_asynchronous_method_runs_behind_a_robust_rule(fedhet, preset):
+    code, out, err = fedhet("run", *QUICK, f"strategy={preset}", "rule=robust", "attack=sign_flip", "--json")
+    assert code == 0, err
+    assert json.loads(out)["versions"] == 3
+
+
 def test_a_folder_that_holds_something_is_not_touched(fedhet, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

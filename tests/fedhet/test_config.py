@@ -210,3 +210,32 @@ def test_every_group_of_the_defaults_list_is_a_folder():
         if item != "_self_" and not next(iter(item)).startswith("override "):
             group, option = next(iter(item.items()))
             assert option in config.options()[group], f"{group}/{option}.yaml is missing"
+
+
+@pytest.mark.parametrize("path", sorted((origin.conf() / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_preset_sets_no_value_inside_its_rule_which_another_rule_might_not_have(path):
+    assert "rule" not in OmegaConf.load(path)
+
+
+@pytest.mark.parametrize("preset", ["fedbuff", "fedcompass"])
+def test_a_published_method_takes_another_rule_and_keeps_the_rest(preset):
+    cfg, own = (config.resolved(config.compose([f"strategy={preset}", *more])) for more in (["rule=robust"], []))
+    assert cfg["rule"]["_target_"] == "strategies.rules.chain.Chain"
+    assert {k: v for k, v in cfg.items() if k != "rule"} == {k: v for k, v in own.items() if k != "rule"}
+
+
+@pytest.mark.parametrize(
+    ("over", "uniform", "presets"),
+    [
+        ("cohort", False, ["fedavg", "fedprox", "fedadam", "fednova", "fedat", "time_window", "port"]),
+        ("count", False, ["fedbuff", "fedasync", "ca2fl", "dc_asgd"]),
+        ("population", False, ["fedcompass", "fedcompass_momentum", "fedcompass_normalised", "fedfix"]),
+        ("cohort", True, ["scaffold", "feddyn"]),
+    ],
+)
+def test_published_methods_divide_by_what_their_paper_does(over, uniform, presets):
+    for preset in presets:
+        defaults = OmegaConf.load(origin.conf() / "strategy" / f"{preset}.yaml").defaults
+        option = next(item["override /rule"] for item in defaults if "override /rule" in item)
+        rule = OmegaConf.load(origin.conf() / "rule" / f"{option}.yaml")
+        assert (rule.over, rule.uniform) == (over, uniform), preset
