@@ -1,0 +1,91 @@
+"""What do robust rules stand, and what does it cost, when clients are alike and when they are not?
+
+    python experiments/byzantine/run.py --data DIR [--seeds 0 1 2] [--parts small fewer ...] [--out runs/byzantine]
+
+DIR holds the parquet files of MNIST or a part of it. First every rule gets a step size per data mix (the better worst
+case over two attacks, on a seed of its own). A finished run is not repeated: start again after a cut, or
+with more seeds. `table.py` writes the results from whatever is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from grid import MIXES, RATES, RULES, TUNING, TUNING_F, TUNING_SEED, Cell, cells, tuning  # noqa: E402
+
+from fedhet import config  # noqa: E402  # after the path and the number of threads
+from fedhet.experiment import Experiment  # noqa: E402
+from fedhet.server import Diverged  # noqa: E402
+
+PARTS = ("small", "optimised", "large", "async", "fewer")
+CHANCE = 0.1
+"""Accuracy of a model that is lost."""
+
+
+def run(out: Path, cell: Cell, data: str) -> dict[str, float]:
+    """The score of a cell: {"final", "best", "diverged"}, computed if it is not there yet."""
+    path = out / f"{cell.name}.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    composed = _composed(*cell.words(), f"data.path={data}")
+    composed.seed = cell.seed
+    experiment = Experiment.of(config.resolved(composed))
+    try:
+        accuracy = experiment.run(out / "folders" / cell.name)["accuracy"]
+        score = {"final": float(accuracy[-1]), "best": float(accuracy.max()), "diverged": 0.0}
+    except Diverged:
+        score = {"final": CHANCE, "best": CHANCE, "diverged": 1.0}
+    path.write_text(json.dumps(score))
+    return score
+
+
+@cache
+def _composed(*words: str) -> DictConfig:
+    """The same for every seed, and a third of a short run's time."""
+    return config.compose(words)
+
+
+def tuned(out: Path, data: str) -> dict[tuple[str, str], float]:
+    """The step size of every (rule, mix): best worst case over the tuning attacks, the smaller one if equal."""
+    scores = {c.name: run(out, c, data)["final"] for c in tuning()}
+    chosen: dict[tuple[str, str], float] = {}
+    for mix in MIXES:
+        for rule in RULES:
+            chosen[rule, mix] = max(RATES, key=lambda rate: _worst(scores, rule, mix, rate))
+    return chosen
+
+
+def _worst(scores: Mapping[str, float], rule: str, mix: str, rate: float) -> float:
+    of = (Cell("tuning", rule, attack, mix, 15, TUNING_F, TUNING_SEED, rate).name for attack in TUNING)
+    return min(scores[name] for name in of)
+
+
+def main() -> None:
+    """Tune, then run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of parquet files with images and labels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "byzantine")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    rates = tuned(given.out, given.data)
+    for cell in cells(given.seeds, rates, given.parts):
+        score = run(given.out, cell, given.data)
+        print(f"{cell.name}: {score['final']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
