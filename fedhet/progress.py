@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any
@@ -16,6 +17,36 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 PLAIN_SECONDS = 5.0
 """Between two lines where there is no terminal."""
+
+WINDOW = 30.0
+"""Seconds of real time the pace is taken over."""
+
+
+class Pace:
+    """Client tasks per second and seconds that are left, from what the last `WINDOW` seconds did."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, float]] = deque()
+
+    def __call__(self, now: float, tasks: int, share: float | None) -> str:
+        """Take in how far a run is at the second `now`; says nothing before there is anything to compare with."""
+        done = share or 0.0
+        self._seen.append((now, tasks, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW:
+            self._seen.popleft()
+        then, before, began = self._seen[0]
+        if now <= then:
+            return ""
+        rate, speed = (tasks - before) / (now - then), (done - began) / (now - then)
+        left = f", {clock((1.0 - done) / speed)} left" if share is not None and share < 1.0 and speed > 0 else ""
+        return f", {rate:.{0 if rate >= 10 else 1}f} tasks/s{left}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it: 0:07, 12:30, 3:05:00."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 class Bar:
@@ -27,6 +58,7 @@ class Bar:
         self._task = TaskID(0)
         self._next = 0.0
         self._seen = False
+        self._pace = Pace()
 
     def __enter__(self) -> Bar:
         console = Console(file=self._stream)
@@ -52,16 +84,16 @@ class Bar:
             self._bar.stop()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        share = row.get("share")
+        share, now = row.get("share"), time.monotonic()
+        told = describe(row) + self._pace(now, row["tasks"], share)
         if self._bar is not None:
             total = 1.0 if share is not None else None
-            self._bar.update(self._task, total=total, completed=share or 0.0, told=describe(row), refresh=True)
+            self._bar.update(self._task, total=total, completed=share or 0.0, told=told, refresh=True)
             return
-        now = time.monotonic()
         if now >= self._next or (share == 1.0 and not self._seen):
             self._next, self._seen = now + PLAIN_SECONDS, share == 1.0
             part = "" if share is None else f"{share:4.0%} "
-            print(f"{self.name}: {part}{describe(row)}", file=self._stream, flush=True)
+            print(f"{self.name}: {part}{told}", file=self._stream, flush=True)
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ KEPT = 2
 
 
 class Shelf:
-    """Blocks of memory by size. `empty` lends one; it comes back by itself once the tensor and all its views are gone."""
+    """Blocks of memory by size. `empty` lends one; it comes back by itself with the last view of it."""
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
