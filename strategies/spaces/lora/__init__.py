@@ -4,7 +4,7 @@ An adapted layer with weight W (d, k) trains A (r, k) and B (d, r); what counts 
 A device's model is W + s B A, s being alpha / r, or alpha / sqrt(r).
 
     factors   Pair(left (d, r), right (r, k)) stands for left @ right. stack(pairs, coefficients) -> Pair;
-              gram(rows) -> (n, n) float64 through r x r matrices; compress(pair, energy=1.0, rank=None) -> (Pair, lost);
+              gram(pairs) -> (n, n) float64 through r x r matrices; compress(pair, energy=, rank=) -> (Pair, lost);
               truncated(matrix, rank) -> Pair, of a dense matrix; added(weight, pair) -> weight + left @ right
     layers    adaptable(module, targets, exclude) -> {module name: Shape(d, k, transposed)}; a target that matches
               nothing is a ValueError naming the nearest modules

@@ -1,0 +1,131 @@
+"""Sums, inner products and truncations of matrices that are known by their factors only; no (d, k) matrix is formed.
+
+A `Pair` stands for left @ right. With left_i (d, r_i) side by side and c_i right_i on top of each other
+
+    [left_1 ... left_n] [c_1 right_1; ...; c_n right_n] = sum_i c_i left_i right_i
+
+so a sum is a copy, exact for any ranks: Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with
+Heterogeneous Low-Rank Adaptations", arXiv:2409.05976. <l r, l' r'> = sum((l^T l') * (r r'^T)). The best
+approximation of lower rank comes from QR of both factors and an SVD of (R, R): Ramesh and Dass, "FLoRIST: Singular
+Value Thresholding for Efficient and Accurate Federated Fine-Tuning of Large Language Models", arXiv:2506.09199.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROWS = 1 << 10
+"""Rows of a product that exist at a time when it is added to a weight."""
+
+
+class Pair(NamedTuple):
+    """left (d, r) @ right (r, k)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Columns of left: at least the rank of the product."""
+        return int(self.left.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Numbers of both factors."""
+        return self.left.numel() + self.right.numel()
+
+    @property
+    def dense(self) -> Tensor:
+        """The product (d, k), float64."""
+        return self.left.double() @ self.right.double()
+
+
+def stack(pairs: Sequence[Pair], coefficients: Sequence[float]) -> Pair:
+    """sum_i coefficients[i] * pairs[i], of rank sum_i r_i. Coefficients go on the right factors, once."""
+    rows = sum(p.rank for p in pairs)
+    left = torch.cat([p.left for p in pairs], 1)
+    right = torch.empty((rows, pairs[0].right.shape[1]), dtype=pairs[0].right.dtype)
+    at = 0
+    for pair, c in zip(pairs, coefficients, strict=True):
+        torch.mul(pair.right, float(c), out=right[at : at + pair.rank])
+        at += pair.rank
+    return Pair(left, right)
+
+
+def gram(pairs: Sequence[Pair]) -> np.ndarray:
+    """Frobenius inner products of the products, (n, n) float64, exactly symmetric; ranks may differ."""
+    left = torch.cat([p.left.double() for p in pairs], 1)
+    right = torch.cat([p.right.double() for p in pairs], 0)
+    both = ((left.T @ left) * (right @ right.T)).numpy()
+    edges = np.cumsum([0, *(p.rank for p in pairs)])[:-1]
+    sums: np.ndarray = np.add.reduceat(np.add.reduceat(both, edges, 0), edges, 1)
+    result: np.ndarray = (sums + sums.T) / 2
+    return result
+
+
+def norm(pair: Pair) -> float:
+    """Frobenius norm of the product, O((d + k) r^2)."""
+    return float(np.sqrt(max(0.0, gram([pair])[0, 0])))
+
+
+def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None) -> tuple[Pair, float]:
+    """The product in its smallest form, and the relative Frobenius error of it.
+
+    Kept is the least number of singular values with `energy` of their squares' sum, at most `rank`, at least one; those
+    within rounding of zero are dropped. Both factors get the square root of the singular values. QR and SVD are in
+    float64 and signs are fixed, so equal inputs give equal results.
+    """
+    if pair.rank == 0:
+        return pair, 0.0
+    left, right = pair.left.double(), pair.right.double()
+    if pair.rank >= min(left.shape[0], right.shape[1]):
+        u, s, vt = torch.linalg.svd(left @ right, full_matrices=False)
+    else:
+        ql, rl = torch.linalg.qr(left)
+        qr, rr = torch.linalg.qr(right.T)
+        u, s, vt = torch.linalg.svd(rl @ rr.T)
+        u, vt = ql @ u, vt @ qr.T
+    kind = pair.left.dtype
+    kept = _kept(s, energy, rank, kind, max(left.shape[0], right.shape[1]))
+    squares = s * s
+    total = float(squares.sum())
+    lost = (float(squares[kept:].sum()) / total) ** 0.5 if total > 0 else 0.0
+    u, s, vt = u[:, :kept], s[:kept], vt[:kept]
+    top = u.abs().argmax(0)
+    sign = torch.where(u[top, torch.arange(kept)] < 0, -1.0, 1.0).double()
+    root = s.sqrt() * sign
+    return Pair((u * root).to(kind).contiguous(), (vt * root[:, None]).to(kind).contiguous()), lost
+
+
+def truncated(matrix: Tensor, rank: int) -> Pair:
+    """The best approximation of a dense (d, k) matrix of at most this rank."""
+    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    return compress(Pair(eye, matrix), rank=rank)[0]
+
+
+def _kept(s: Tensor, energy: float, rank: int | None, kind: torch.dtype, side: int) -> int:
+    """How many singular values (in descending order) stay."""
+    floor = float(s[0]) * (2.0**-23 if kind != torch.float64 else 2.0**-52 * side)
+    kept = int((s > floor).sum())
+    if energy < 1.0:
+        below = torch.cumsum(s * s, 0) < energy * float((s * s).sum())
+        kept = min(kept, int(below.sum()) + 1)
+    return max(1, kept if rank is None else min(kept, rank))
+
+
+def added(weight: Tensor, pair: Pair) -> Tensor:
+    """weight + left @ right, a new tensor of weight's shape (d, ...) and dtype.
+
+    Every element is summed in float64 and rounded once, so that two machines agree on the result.
+    """
+    result = weight.detach().clone(memory_format=torch.contiguous_format)
+    flat, right = result.view(result.shape[0], -1), pair.right.double()
+    for at in range(0, flat.shape[0], ROWS):
+        part = flat[at : at + ROWS]
+        part.copy_(torch.addmm(part.double(), pair.left[at : at + ROWS].double(), right))
+    return result

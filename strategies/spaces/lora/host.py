@@ -1,0 +1,172 @@
+"""Adapters around a module on a device: peft puts them in, one set per rank, each over flat buffers of its own.
+
+A model object serves job after job of clients of any rank. The module is wrapped once; a rank that was not seen before
+costs one injection, one that was costs a switch, and the adapters of a rank compute with that rank and no mask. The
+base weights stay where they are and are frozen; what is trained (adapters, and the parameters sent whole) lies in the
+rank's own buffer, so local work sees a short flat vector as it does with any model.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fedhet.model import Model
+from fedhet.tree import Leaf, Schema
+from strategies.spaces.lora.layers import Shape, parameter
+from strategies.spaces.lora.names import WHOLE, A, B, layer_of
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an adapter is made of: per layer its rank and scaling; `dropout` before A; `trained` of A and B."""
+
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+    dropout: float = 0.0
+    trained: tuple[str, ...] = (A, B)
+
+    @property
+    def name(self) -> str:
+        """Of the adapter inside peft."""
+        return "r" + "_".join(map(str, self.ranks))
+
+
+@dataclass
+class Panel:
+    """One kind's adapters: live factors by layer and name, and the flat buffer of everything that is trained."""
+
+    kind: Kind
+    factors: dict[str, dict[str, nn.Parameter]]
+    schema: Schema
+    flat: Tensor
+    grad: Tensor
+
+
+class LoraHost(nn.Module):
+    """The wrapped module. `shapes` are its adapted layers, `whole` the parameters that are trained beside them,
+    `bases` every parameter and buffer of the module by its own name."""
+
+    def __init__(self, model: Model, shapes: Mapping[str, Shape], whole: Sequence[str]) -> None:
+        super().__init__()
+        self.inner = model.module
+        self.shapes, self.whole = dict(shapes), tuple(whole)
+        live = {**dict(self.inner.named_parameters()), **dict(self.inner.named_buffers())}
+        self.bases: dict[str, Tensor] = {name: live[name] for name in model.schema}
+        self.base_schema = model.schema
+        self.held: Mapping[str, Tensor] = {}
+        self.mark = b""
+        """The base weights that lie in the module, as they came, and their hash."""
+        self.panel: Panel | None = None
+        self._panels: dict[Kind, Panel] = {}
+
+    def forward(self, *args: object, **given: object) -> object:
+        return self.inner(*args, **given)
+
+    def load(self, base: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None, mark: bytes = b"") -> None:
+        """Put base weights into the module. `mark` is their hash and `held` remembers them for the next job: weights
+        that are there already are not copied again, except those that training changes."""
+        again = mark == self.mark and bool(mark)
+        for name, leaf in base.items():
+            live = self.bases[name]
+            if not again or name in self.whole or not isinstance(live, nn.Parameter):
+                live.data.copy_(self.stored(name, leaf))
+        self.held, self.mark = held or {}, mark
+
+    def stored(self, name: str, leaf: Tensor) -> Tensor:
+        """A weight between its module's form and (d, ...); the same both ways."""
+        shape = self.shapes.get(layer_of(name))
+        return leaf.T if shape is not None and shape.transposed and name == parameter(layer_of(name)) else leaf
+
+    def activate(self, model: Model, kind: Kind) -> Panel:
+        """Switch to the adapters of a kind and let the model train them; factors hold what the last job left."""
+        panel = self._panels.get(kind)
+        if panel is None:
+            panel = self._panels[kind] = self._make(kind)
+        for name, part in self.inner_layers():
+            part.set_adapter(kind.name)
+            for letter, factor in panel.factors[name].items():
+                factor.requires_grad_(letter in kind.trained)
+        self._bind(panel)
+        self.panel = panel
+        model.replace(self, panel.schema, panel.flat, panel.grad)
+        return panel
+
+    def silence(self) -> None:
+        """Adapters that add nothing, whatever they held."""
+        for panel in self._panels.values():
+            for factors in panel.factors.values():
+                factors[B].data.zero_()
+
+    def inner_layers(self) -> list[tuple[str, LoraLayer]]:
+        """The adapted layers with their names in the module."""
+        found = {n.removeprefix("inner").removeprefix("."): m for n, m in self.named_modules()}
+        return [(name, found[name]) for name in self.shapes]
+
+    def _make(self, kind: Kind) -> Panel:
+        if not any(kind.name == other.name for other in self._panels):
+            self._inject(kind)
+        wide = torch.float64 if next(iter(self.bases.values())).dtype == torch.float64 else torch.float32
+        factors: dict[str, dict[str, nn.Parameter]] = {}
+        leaves: list[tuple[str, Leaf]] = []
+        for name, part in self.inner_layers():
+            factors[name] = {A: part.lora_A[kind.name].weight, B: part.lora_B[kind.name].weight}
+            for letter, factor in factors[name].items():
+                if letter in kind.trained:
+                    leaves.append((f"{name}.{letter}", Leaf(tuple(factor.shape), wide)))
+                else:
+                    factor.data = torch.zeros(factor.shape, dtype=wide)
+        leaves += [(WHOLE + name, Leaf(tuple(self.bases[name].shape), wide)) for name in self.whole]
+        schema = Schema(tuple(leaves))
+        panel = Panel(kind, factors, schema, torch.zeros(schema.size, dtype=wide), torch.zeros(schema.size, dtype=wide))
+        return panel
+
+    def _inject(self, kind: Kind) -> None:
+        """peft's configuration of a kind: every layer has its own rank and alpha, so that no default of peft's is used
+        (an alpha that is not listed stays the common one when the rank changes, and so the scaling would)."""
+        names = [f"inner.{name}" if name else "inner" for name in self.shapes]
+        config = LoraConfig(
+            r=kind.ranks[0],
+            lora_alpha=kind.scalings[0] * kind.ranks[0],
+            target_modules="|".join(map(re.escape, names)),
+            rank_pattern={f"^{re.escape(n)}": r for n, r in zip(names, kind.ranks, strict=True)},
+            alpha_pattern={f"^{re.escape(n)}": s * r for n, r, s in zip(names, kind.ranks, kind.scalings, strict=True)},
+            lora_dropout=kind.dropout,
+        )
+        state = torch.get_rng_state()  # peft draws initial values, which are not used
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are several adapters, and that a Conv1D is stored transposed
+            inject_adapter_in_model(config, self, kind.name)
+        torch.set_rng_state(state)
+        for _, part in self.inner_layers():
+            if not part._forward_pre_hooks:
+                # torch's fused transformer layers read weights without calling their parts, unless a part has a hook
+                part.register_forward_pre_hook(_nothing)
+
+    def _bind(self, panel: Panel) -> None:
+        """Parameters and gradients as views of the panel's buffers."""
+        for one in self.parameters():
+            one.grad = None
+        trained: dict[str, Tensor] = {
+            f"{n}.{letter}": p for n, pair in panel.factors.items() for letter, p in pair.items()
+        }
+        trained.update({WHOLE + n: self.bases[n] for n in self.whole})
+        at = 0
+        for name, leaf in panel.schema.leaves:
+            one = trained[name]
+            one.data = panel.flat[at : at + leaf.size].view(leaf.shape)
+            if isinstance(one, nn.Parameter):
+                one.requires_grad_(True)
+                one.grad = panel.grad[at : at + leaf.size].view(leaf.shape)
+            at += leaf.size
+
+
+def _nothing(module: nn.Module, given: object) -> None:
+    """A hook that changes nothing."""

@@ -1,0 +1,168 @@
+"""Base weights on both sides: how the server's move, what a device that holds an older version is sent, and the proof.
+
+A step of the base is, per layer, stacked factors of rank R or their compressed form of rank q. The server adds exactly
+what it sends, so both sides compute the same sum; each step rounds once from float64, and every payload names the
+SHA-256 of the weights a device must end with, which refuses to train on others. What goes to a device that holds
+version v of a layer (d, k) is whichever is smallest:
+
+    the steps since v, sum of min(R, q) (d + k) numbers;  the merged matrix, d k numbers
+
+A device whose version the server does not know is sent everything. Steps that could never be the smallest are
+forgotten, so a state holds at most d k numbers of them per layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedhet.types import Tree
+from strategies.spaces.lora.factors import Pair, added, compress
+from strategies.spaces.lora.names import ADAPTED, FROZEN, PAST, STAMP, WHOLE, base_names, layer_of
+
+WORDS = 16
+"""A SHA-256 is kept as sixteen numbers below 65536, which every float format of weights holds exactly."""
+
+
+class WrongBase(ValueError):
+    """A device's base weights are not those the server means."""
+
+
+def fingerprint(base: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of base weights, names included, in the order given."""
+    digest = hashlib.sha256()
+    for name, leaf in base.items():
+        digest.update(name.encode())
+        digest.update(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def stamp(version: int, settings: tuple[float, ...], base: Mapping[str, Tensor]) -> Tensor:
+    """Version, the settings both sides must share, and the hash of the base."""
+    words = np.frombuffer(fingerprint(base), dtype="<u2").astype(np.float64)
+    kind = next(iter(base.values())).dtype
+    return torch.tensor([float(version), *settings, *words.tolist()], dtype=torch.float64).to(kind)
+
+
+def version_of(tree: Tree) -> int:
+    """The version a state or payload is of."""
+    return int(tree[STAMP][0])
+
+
+def hash_of(tree: Tree) -> bytes:
+    """The hash of the base weights that a state or payload names."""
+    return tree[STAMP][-WORDS:].double().numpy().astype("<u2").tobytes()
+
+
+def settings_of(tree: Tree) -> tuple[float, ...]:
+    """What both sides must share."""
+    return tuple(float(x) for x in tree[STAMP][1:-WORDS])
+
+
+def base_of(tree: Tree) -> dict[str, Tensor]:
+    """The base weights in a tree, with their prefixes."""
+    held = dict(tree.items())
+    return {name: held[name] for name in base_names(held)}
+
+
+def advance(
+    state: Mapping[str, Tensor], steps: Mapping[str, Pair], whole: Mapping[str, Tensor], *, smallest: bool
+) -> dict[str, Tensor]:
+    """The base weights of the next version with its stamp and steps: all leaves of a state that this module keeps.
+
+    steps: the products to add, by layer. whole: what to add to parameters sent whole. smallest: replace a stack by its
+    compressed form where that is smaller and loses nothing.
+    """
+    version = version_of(state) + 1
+    base = base_of(state)
+    forms: dict[str, Pair] = {}
+    for name, leaf in base.items():
+        layer = layer_of(name)
+        if name.startswith(ADAPTED) and layer in steps:
+            step = steps[layer]
+            if smallest and step.size < leaf.numel():
+                small, _ = compress(step)
+                step = small if small.size < step.size else step
+            forms[layer] = step
+            base[name] = added(leaf, step)
+        elif name.startswith(WHOLE):
+            base[name] = leaf + whole[name.removeprefix(WHOLE)].to(leaf.dtype)
+    result = {**base, STAMP: stamp(version, settings_of(state), base)}
+    for layer, step in forms.items():
+        result.update(_steps(state, layer, version, step, result[ADAPTED + _weight(layer)].numel(), smallest))
+    return result
+
+
+def _weight(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _steps(
+    state: Mapping[str, Tensor], layer: str, version: int, newest: Pair, room: int, smallest: bool
+) -> dict[str, Tensor]:
+    """The newest step and those before it, as far back as together they are smaller than the matrix."""
+    kept: dict[str, Tensor] = {}
+    if smallest and newest.size >= room:
+        return kept
+    total, at, step = newest.size, version, newest
+    while True:
+        left, right = _names(at, layer)
+        kept[left], kept[right] = step.left, step.right
+        at -= 1
+        left, right = _names(at, layer)
+        if left not in state:
+            return kept
+        step = Pair(state[left], state[right])
+        total += step.size
+        if total >= room:
+            return kept
+
+
+def _names(version: int, layer: str) -> tuple[str, str]:
+    return f"{PAST}{version}/left/{layer}", f"{PAST}{version}/right/{layer}"
+
+
+def deliver(state: Mapping[str, Tensor], held: int) -> dict[str, Tensor]:
+    """What brings a device from version `held` (-1: unknown) to the state's base, the stamp included."""
+    version = version_of(state)
+    base = base_of(state)
+    if held < 0 or held > version:
+        return {**base, STAMP: state[STAMP]}
+    sent: dict[str, Tensor] = {}
+    for name, leaf in base.items():
+        if name.startswith(FROZEN) or held == version:
+            continue
+        if name.startswith(WHOLE):
+            sent[name] = leaf
+            continue
+        steps = [_names(v, layer_of(name)) for v in range(held + 1, version + 1)]
+        if all(left in state for left, _ in steps):
+            sent.update({n: state[n] for pair in steps for n in pair})
+        else:
+            sent[name] = leaf
+    return {**sent, STAMP: state[STAMP]}
+
+
+def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A device's base weights after a payload, from those it kept, checked against the payload's hash.
+
+    Raises WrongBase if the payload builds on weights the device does not hold, or the result is not what is meant.
+    """
+    sent = base_of(payload)
+    if any(name.startswith(FROZEN) for name in sent) or not kept:
+        base = sent
+    else:
+        base = {name: sent.get(name, leaf) for name, leaf in kept.items()}
+        found = sorted({int(n.split("/", 2)[1]) for n in payload if n.startswith(PAST)})
+        for name, leaf in kept.items():
+            for v in found:
+                left, right = _names(v, layer_of(name))
+                if name.startswith(ADAPTED) and left in payload:
+                    leaf = base[name] = added(leaf, Pair(payload[left], payload[right]))
+    if fingerprint(base) != hash_of(payload):
+        raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send them whole")
+    return base

@@ -1,0 +1,54 @@
+"""Names of leaves: what a tensor is, is told by its name and never by its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from fedhet.types import Tree
+from strategies.spaces.lora.factors import Pair
+
+A, B = "lora_A", "lora_B"
+"""peft's names of right (r, k) and left (d, r)."""
+
+ADAPTED, FROZEN, WHOLE = "adapted/", "frozen/", "whole/"
+"""Of base weights: with an adapter; never changed; trained and sent as they are."""
+
+FACTOR, PAST, STAMP = "factor/", "past/", "lora/stamp"
+"""Of the server's own adapters; of the steps that led to the last versions; version, alpha and the base's hash."""
+
+
+def pairs(delta: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """The products in an update, by adapted layer."""
+    ends = [name.removesuffix("." + A) for name in delta if name.endswith("." + A) and not name.startswith(WHOLE)]
+    return {name: Pair(delta[f"{name}.{B}"], delta[f"{name}.{A}"]) for name in ends}
+
+
+def tree_of(products: Mapping[str, Pair], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An update from products by layer and whole parameters by name."""
+    tree = {}
+    for name, pair in products.items():
+        tree[f"{name}.{A}"], tree[f"{name}.{B}"] = pair.right, pair.left
+    return {**tree, **{WHOLE + name: leaf for name, leaf in whole.items()}}
+
+
+def under(tree: Tree, *prefixes: str) -> dict[str, Tensor]:
+    """The leaves whose names begin with one of the prefixes, in the tree's order, by the rest of their names."""
+    found = {}
+    for name, leaf in tree.items():
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = leaf
+                break
+    return found
+
+
+def base_names(names: Iterable[str]) -> Iterator[str]:
+    """Those of base weights."""
+    return (name for name in names if name.startswith((ADAPTED, FROZEN, WHOLE)))
+
+
+def layer_of(name: str) -> str:
+    """The adapted layer whose weight has this name (with or without "adapted/")."""
+    return name.removeprefix(ADAPTED).removesuffix("weight").removesuffix(".")
