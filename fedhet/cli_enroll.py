@@ -279,11 +279,16 @@ def client_poll(state: State = STATE, json: Json = False) -> None:
 
 
 @client.command("run")
-def client_run(state: State = STATE) -> None:
+def client_run(
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Flower's own SuperNode, which runs any app that the server sends.")
+    ] = False,
+    state: State = STATE,
+) -> None:
     """Work for the federation until interrupted."""
     from fedhet.enroll import device_commands
 
-    device_commands.run(state)
+    device_commands.run(state, flower)
 
 
 @client.command("doctor")

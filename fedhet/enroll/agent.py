@@ -1,7 +1,9 @@
-"""`fedhet client run`: keeps a device's SuperNode running, its certificate young, and stops when it is not wanted.
+"""`fedhet client run`: keeps a device's node running, its certificate young, and stops when it is not wanted.
 
-A SuperNode that died is refused for up to 60 seconds, until the SuperLink has noticed; so the next one starts 65 s
-after. The device asks its server first, and a client that was revoked or left does not try again.
+A node that ended starts again soon; one that was killed takes its earlier life offline first (fedhet/enroll/node.py).
+Flower's own SuperNode, for other apps than fedhet's, cannot do that: it is refused for up to 60 seconds, until the
+SuperLink has noticed, so the next one starts 65 s after. The device asks its server first, and a client that was
+revoked or left does not try again.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +27,9 @@ from fedhet.enroll.processes import Program, Supervisor, flower_environment
 
 log = logging.getLogger("fedhet.enroll")
 REFUSAL_S = 65.0
-"""Seconds after its end at which a SuperNode is admitted again."""
+"""Seconds after its end at which a SuperNode of Flower's is admitted again."""
+RESTART_S = 3.0
+"""Seconds between the end of our node, or of a helper of Flower's, and its next start."""
 CHECK_S = 60.0
 """How often the certificate's age is looked at."""
 FINAL = frozenset({"E109", "E202", "E209", "E212"})
@@ -36,6 +41,7 @@ class Agent:
     """One device at work. `run` blocks until `stop` is set, or raises the EnrollError that ends the client."""
 
     device: Device
+    flower: bool = False
     delay_s: float = REFUSAL_S
     stop: threading.Event = field(default_factory=threading.Event)
     nap: Callable[[threading.Event, float], bool] = threading.Event.wait
@@ -49,7 +55,8 @@ class Agent:
         """Work until told otherwise. Must stay in one thread."""
         self._admitted()
         files.private_folder(self.work)
-        self._after_a_crash()
+        if self.flower:
+            self._after_a_crash()
         self.supervisor = Supervisor(self.programs(_free_port()))
         looked = self.device.clock()
         try:
@@ -68,12 +75,16 @@ class Agent:
             (self.work / "alive").unlink(missing_ok=True)
 
     def programs(self, port: int) -> list[Program]:
-        """SuperNode and SuperExec, which runs the client's tasks; they speak over `port` of loopback, with a secret."""
+        """The node; or with `flower` SuperNode and SuperExec, which runs the client's tasks: they speak over `port` of
+        loopback, with a secret."""
         folder, work = self.device.folder.resolve(), self.work.resolve()
         files.private_folder(work / "home")
-        files.write_file(work / "superexec.secret", secrets.token_urlsafe(48))
         files.write_file(work / "node.toml", node_config(self.device))
         environment = {**flower_environment(work / "home"), "FEDHET_STATE": str(folder)}
+        if not self.flower:
+            own = [sys.executable, "-m", "fedhet.enroll.node", str(folder)]
+            return [Program("supernode", own, work / "supernode.log", environment, RESTART_S)]
+        files.write_file(work / "superexec.secret", secrets.token_urlsafe(48))
         secret = ["--superexec-auth-secret-file", str(work / "superexec.secret")]
         trust, key = str(folder / "root.pem"), str(folder / "node.key")
         node = ["flower-supernode", "--superlink", str(self.device.about["endpoint"]), "--root-certificates", trust,
@@ -82,7 +93,7 @@ class Agent:
         execute = ["flower-superexec", "--runtime-api-address", f"127.0.0.1:{port}", "--insecure", *secret]
         return [
             Program("supernode", node, work / "supernode.log", environment, self.delay_s),
-            Program("superexec", execute, work / "superexec.log", environment, 3.0),
+            Program("superexec", execute, work / "superexec.log", environment, RESTART_S),
         ]
 
     def renew_if_due(self) -> bool:
@@ -161,7 +172,7 @@ After=network-online.target
 ExecStart={command} client run --state {folder.resolve()}
 User={os.environ.get("USER", "fedhet")}
 Restart=on-failure
-RestartSec={REFUSAL_S:g}
+RestartSec={RESTART_S:g}
 # 42, 49 and 52: revoked, expired for too long, left
 RestartPreventExitStatus=19 42 49 52
 NoNewPrivileges=yes

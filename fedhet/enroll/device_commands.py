@@ -47,11 +47,11 @@ def poll(state: Path, as_json: bool) -> None:
         say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
 
 
-def run(state: Path) -> None:
+def run(state: Path, flower: bool) -> None:
     """Work until SIGINT or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    worker = agent.Agent(Device(state))
+    worker = agent.Agent(Device(state), flower)
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: worker.stop.set())
     with spoken(False):

@@ -105,9 +105,9 @@ time.sleep(600)
     outer.stop()
 
 
-def working(device, monkeypatch, tmp_path, code="import time; time.sleep(600)", naps=None):
+def working(device, monkeypatch, tmp_path, code="import time; time.sleep(600)", naps=None, flower=False):
     """An agent whose SuperNode is a small program, and which is stepped by `naps`, one per second of its life."""
-    agent = Agent(device, delay_s=65.0)
+    agent = Agent(device, flower, delay_s=65.0)
     monkeypatch.setattr(Agent, "programs", lambda self, port: [program(tmp_path, "supernode", code)])
     steps = iter(naps or [])
 
@@ -175,7 +175,7 @@ def test_an_agent_that_was_off_beyond_expiry_renews_in_the_grace_time_or_gives_u
 def test_after_a_crash_an_agent_waits_until_its_node_is_forgotten(door, monkeypatch, tmp_path):
     device = door.member("a")
     waited = []
-    agent = working(device, monkeypatch, tmp_path)
+    agent = working(device, monkeypatch, tmp_path, flower=True)
     (device.folder / "work").mkdir(mode=0o700)
     (device.folder / "work" / "alive").write_text(str(int(door.clock()) - 5))
     real = agent.nap
@@ -197,7 +197,7 @@ def test_the_nodes_configuration_is_toml_of_what_was_declared_and_measured(door)
 
 def test_no_secret_is_on_a_command_line(door, tmp_path):
     device = door.member("a")
-    agent = Agent(device)
+    agent = Agent(device, flower=True)
     agent.work.mkdir(mode=0o700)
     superlink = SuperLink(tmp_path / "flower")
     superlink.prepare(door.clock())
