@@ -7,15 +7,17 @@ therefore changes nobody else's, and any number of workers sees the same bits.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 
 
 def stream(seed: int, purpose: str, *keys: int) -> np.random.Generator:
     """A Philox generator for this name; equal names give equal streams."""
-    # as two machine words: numpy turns a Python integer into the same key three times more slowly
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(_digest(seed, purpose, keys), dtype="<u8")))
+    key = _Key(np.frombuffer(_digest(seed, purpose, keys), dtype="<u8"))
+    return np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type]  # numpy's stubs leave ISeedSequence out
 
 
 def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
@@ -26,6 +28,22 @@ def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
 def number(seed: int, purpose: str, *keys: int) -> int:
     """A number in [0, 2^63) with this name, to seed generators that are not ours."""
     return int.from_bytes(_digest(seed, purpose, keys)[:8], "little") >> 1
+
+
+class _Key(ISeedSequence):
+    """A Philox key, in the place of a seed: given as `key=` it would be the same generator, after numpy had asked the
+    operating system for a seed that nobody uses, which takes three times as long."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: np.ndarray) -> None:
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """The key, as two words of 64 bits: all that Philox asks for."""
+        if n_words != len(self._words) or dtype != np.uint64:
+            raise ValueError(f"a Philox key is two uint64, not {n_words} x {np.dtype(dtype)}")
+        return self._words
 
 
 def _digest(seed: int, purpose: str, keys: tuple[int, ...]) -> bytes:
