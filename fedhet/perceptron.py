@@ -77,7 +77,7 @@ class Perceptron:
         return result
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         raise ValueError("the parameters need their gradients laid out first")
     return parameter.grad
@@ -85,7 +85,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _usable(layer: nn.Linear) -> bool:
     """A layer whose parameters are all there, trainable, and plainly stored."""
-    both: tuple[nn.Parameter | None, ...] = (layer.weight, layer.bias)
+    both: tuple[Tensor | None, ...] = (layer.weight, layer.bias)
     return all(p is not None and p.requires_grad and p.grad is not None and p.device.type == "cpu" for p in both)
 
 
