@@ -130,6 +130,10 @@ class View(Protocol):
         """A fresh counter-based stream keyed by (seed, purpose, number of streams drawn so far)."""
         ...
 
+    def note(self, kind: str, data: Mapping[str, float | int | str]) -> None:
+        """A row for the record, as a schedule's `Note`: why a layer or rule did what it did. Changes nothing."""
+        ...
+
 
 class Schedule(Protocol):
     """Events in, commands out. Sees no tensor, clock or thread; each command is carried out before the next is asked

@@ -175,6 +175,9 @@ class Server:
         self.draws += 1
         return stream(self.seed, purpose, self.draws)
 
+    def note(self, kind: str, data: Mapping[str, float | int | str]) -> None:
+        self._emit("note", kind=kind, **data)
+
     # What the host calls
 
     @property

@@ -135,6 +135,7 @@ class FakeView:
     watched: dict[ClientId, Watched] = field(default_factory=dict)
     seed: int = 0
     draws: int = 0
+    notes: list[tuple[str, dict[str, float | int | str]]] = field(default_factory=list)
 
     @property
     def busy(self) -> int:
@@ -156,6 +157,9 @@ class FakeView:
     def rng(self, purpose: str) -> np.random.Generator:
         self.draws += 1
         return stream(self.seed, purpose, self.draws)
+
+    def note(self, kind: str, data: Mapping[str, float | int | str]) -> None:
+        self.notes.append((kind, dict(data)))
 
 
 class TrainingWorld(Protocol):
