@@ -1,0 +1,200 @@
+"""Late updates made fresh: the server finds data that explain one, and trains the model of now on them.
+
+    1  X, Z  <-  argmin | LOCAL(w_base; X, softmax(Z)) - w_base - late |_1      (top-K coordinates or all)
+    2  estimate = LOCAL(w_now; X, softmax(Z)) - w_now, combined in the late update's place, with its weight
+    3  only for updates unlike all fresh ones; not any more once the late updates err less than the estimates
+
+Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in Federated Learning with Unlimited Staleness",
+arXiv:2309.13536. LOCAL is the
+clients' own procedure, read from the configuration of their work; if it cannot be unrolled, late updates are discounted
+by (1 + versions)^-a and a note in the record says why. Clients do nothing beyond plain averaging (`noise` apart).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedhet.bases import AbstractLayer
+from fedhet.protocols import View
+from fedhet.streams import stream
+from fedhet.tree import FlatTree, Schema
+from fedhet.types import Memory, Tree, Update
+from strategies.staleness.inversion_local import Procedure
+from strategies.staleness.inversion_search import Search
+from strategies.staleness.inversion_solve import Solver
+from strategies.staleness.inversion_store import Entry, Store
+from strategies.staleness.inversion_switch import Switch
+from strategies.staleness.inversion_unique import Unique
+
+
+@dataclass(frozen=True)
+class Inversion(AbstractLayer):
+    """model(input_shape=, classes=) makes the clients' model; `procedure` is what they do with it.
+
+    images: size of the reconstructed set. share: of the coordinates that are matched. loss: "l1" or "l2". jumps: steps
+    the adjoint visits, None for all. iterations, warm_iterations: without and with an earlier result of the client.
+    seconds_per_iteration: what one costs the server on the run's clock; seconds: the most one update may cost, None for
+    no limit. accept: largest share of the update an explanation may miss. stale: versions behind from which an update
+    is late. discount, discount_after: exponents for late updates that are not inverted, and for all of them after the
+    switch. noise: Gaussian, added by the client to what it sends, in root mean squares of the update (`seed` draws it).
+    Raises ValueError for values out of range.
+    """
+
+    model: Callable[..., nn.Module]
+    procedure: Procedure
+    input_shape: Sequence[int] = (1, 8, 8)
+    classes: int = 10
+    images: int = 40
+    share: float = 1.0
+    loss: str = "l1"
+    jumps: int | None = None
+    iterations: int = 200
+    warm_iterations: int = 60
+    seconds_per_iteration: float = 0.0
+    seconds: float | None = None
+    accept: float = 0.95
+    stale: int = 1
+    discount: float = 0.5
+    discount_after: float = 0.0
+    noise: float = 0.0
+    seed: int = 0
+    search: Search = field(default_factory=Search)
+    unique: Unique = field(default_factory=Unique)
+    switch: Switch = field(default_factory=Switch)
+    store: Store = field(default_factory=Store)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(int(n) for n in self.input_shape))
+        for name in ("classes", "images", "iterations", "warm_iterations", "stale"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share={self.share} is not in (0, 1]; 1 matches all coordinates")
+        if self.loss not in ("l1", "l2"):
+            raise ValueError(f"loss={self.loss!r} is unknown; use 'l1' or 'l2'")
+        if self.jumps is not None and self.jumps < 1:
+            raise ValueError(f"jumps={self.jumps} must be at least 1 step, or null for all")
+        for name in ("seconds_per_iteration", "accept", "discount", "discount_after", "noise"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.seconds is not None and not self.seconds >= self.seconds_per_iteration:
+            raise ValueError(f"seconds={self.seconds} is less than one iteration takes; null is no limit")
+
+    def send(self, update: Update, memory: Memory) -> Update:
+        """Client: with `noise`, blur what is sent, so that less can be read from it."""
+        if self.noise == 0.0:
+            return update
+        flat = _flat(update.delta)
+        rng = stream(self.seed, "inversion noise", update.job.client, update.job.turn)
+        blur = torch.from_numpy(rng.standard_normal(flat.numel())).to(flat.dtype)
+        return replace(update, delta=_shaped(flat + blur * (self.noise * flat.square().mean().sqrt()), update.delta))
+
+    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+        late = view.version - update.job.version
+        if late < self.stale:
+            self.unique.remember(_flat(update.delta), memory)
+            return update
+        task = self.task(update, view, memory)
+        if task is None:
+            return self._plain(update, late, memory)
+        return self.settle(update, self.solve(task), view, memory)
+
+    def task(self, update: Update, view: View, memory: Memory) -> Tree | None:
+        """What is to be solved for a late update, or None if it is taken as it is."""
+        why = self._obstacle(view)
+        if why:
+            if "without" not in memory:
+                memory["without"] = torch.tensor(1)
+                view.note("no inversion", {"why": why})
+            return None
+        client, delta = update.job.client, _flat(update.delta)
+        entry = self.store.read(client, memory)
+        if entry is not None:
+            self._compare(entry, update, view, memory)
+        if self.switch.share(view.version, memory) == 0.0 or not bool(delta.any()) or not self.unique(delta, memory):
+            return None
+        x, z = (entry.x, entry.z) if entry is not None else self._first(view, delta)
+        count = self.iterations if entry is None else self.warm_iterations
+        if self.seconds is not None and self.seconds_per_iteration > 0.0:
+            count = min(count, math.floor(self.seconds / self.seconds_per_iteration + 1e-9))
+        numbers = [update.job.budget.steps, update.job.version, update.weight, count]
+        start = _flat(view.base(update.job.version))
+        return {"start": start, "target": delta, "x": x, "z": z, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    def cost(self, task: Tree) -> float:
+        """Seconds of the server's time a task is charged."""
+        return float(task["numbers"][3]) * self.seconds_per_iteration
+
+    def solve(self, task: Tree) -> Tree:
+        """The search, wherever it is run: it knows nothing of the server."""
+        return self._solver.solve(task)
+
+    def settle(self, update: Update, found: Tree, view: View, memory: Memory) -> Update:
+        """The late update after its task was solved: what its client would send now, or a blend, or itself."""
+        job, late, loss = update.job, view.version - update.job.version, float(found["loss"])
+        share = self.switch.share(view.version, memory)
+        used = loss <= self.accept and share > 0.0
+        told = {"client": job.client, "job": job.id, "late": late, "miss": loss, "share": share if used else 0.0}
+        view.note("inversion", {**told, "iterations": int(found["tried"])})
+        if not math.isfinite(loss):
+            return self._plain(update, late, memory)
+        self.store.write(job.client, Entry(found["x"], found["z"], _flat(update.delta).clone()), memory)
+        if not used:
+            return self._plain(update, late, memory)
+        path = self._solver.path(job.budget.steps, view.version, update.weight, len(found["x"]))
+        estimate = self._solver.estimate(_flat(view.state), found["x"], found["z"], path)
+        if share < 1.0:
+            estimate = share * estimate + (1.0 - share) * _flat(update.delta)
+        return replace(update, delta=_shaped(estimate, update.delta))
+
+    def _compare(self, entry: Entry, update: Update, view: View, memory: Memory) -> None:
+        """Hold the client's last reconstruction, and its last update as it was, against what it sends now."""
+        job, start = update.job, _flat(view.base(update.job.version))
+        path = self._solver.path(job.budget.steps, job.version, update.weight, len(entry.x))
+        estimate = self._solver.estimate(start, entry.x, entry.z, path)
+        before = self.switch.share(view.version, memory)
+        e1, e2 = self.switch.judge(estimate, entry.late, _flat(update.delta), view.version, memory)
+        view.note("inversion judged", {"client": job.client, "job": job.id, "estimate_error": e1, "late_error": e2})
+        if before == 1.0 and "switched" in memory and int(memory["switched"]) == view.version:
+            view.note("inversion ends", {"version": view.version})
+
+    def _plain(self, update: Update, late: int, memory: Memory) -> Update:
+        exponent = self.discount_after if "switched" in memory else self.discount
+        return update if exponent == 0.0 else replace(update, scale=update.scale * (1.0 + late) ** -exponent)
+
+    def _first(self, view: View, like: Tensor) -> tuple[Tensor, Tensor]:
+        rng = view.rng("inversion")
+        x = rng.standard_normal((self.images, *self.input_shape))
+        z = rng.standard_normal((self.images, self.classes))
+        return torch.from_numpy(x).to(like.dtype), torch.from_numpy(z).to(like.dtype)
+
+    def _obstacle(self, view: View) -> str:
+        if self._solver.obstacle:
+            return self._solver.obstacle
+        if Schema.of(view.state) != self._solver.model.schema:
+            shape = f"input_shape={list(self.input_shape)}, classes={self.classes}"
+            return f"the model for {shape} has other parameters than the server's"
+        return ""
+
+    @cached_property
+    def _solver(self) -> Solver:
+        shape = tuple(self.input_shape)
+        parts = self.model, shape, self.classes, self.procedure, self.search
+        return Solver(*parts, self.share, self.loss, self.jumps)
+
+
+def _flat(tree: Tree) -> Tensor:
+    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+
+
+def _shaped(flat: Tensor, like: Tree) -> Tree:
+    return FlatTree(like.schema if isinstance(like, FlatTree) else Schema.of(like), flat)

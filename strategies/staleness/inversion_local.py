@@ -1,0 +1,123 @@
+"""The client's local procedure as the server knows it: what it is told of the work, and the same steps on other data.
+
+Plain SGD, w <- w - lr * grad F(w), with weight decay and a pull mu * (w - w_0) if the work has them, on as many batches
+an epoch as the client's samples make. Only such a path can be unrolled; anything else is named as an obstacle.
+Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in Federated Learning with Unlimited Staleness",
+arXiv:2309.13536.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedhet.model import Model
+
+PLAIN = {"clients.work.sgd.Sgd": "", "clients.work.fedprox.FedProx": "mu"}
+"""Works whose steps are known here, with the name of the strength of their pull."""
+
+
+def soft_cross_entropy(output: Tensor, shares: Tensor) -> Tensor:
+    """Mean over the batch of -sum_c s_c log p_c: logits (n, classes) against label shares (n, classes)."""
+    return -(shares * output.log_softmax(-1)).sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What the configuration says of the clients' work.
+
+    work: the work's configuration, `_target_` and hyper-parameters; it is read, not built. One that is not among
+    `PLAIN`, or has momentum or clipping, is an `obstacle` and no error: the server then goes without.
+    """
+
+    work: Mapping[str, Any]
+
+    @property
+    def obstacle(self) -> str:
+        """Why the steps cannot be unrolled; empty if they can."""
+        name = str(self.work.get("_target_"))
+        if name not in PLAIN:
+            return f"the work {name} is not known step by step"
+        if self.work["momentum"]:
+            return f"momentum={self.work['momentum']} carries over from step to step"
+        if self.work["clip_norm"] is not None:
+            return f"clip_norm={self.work['clip_norm']} cuts gradients"
+        return ""
+
+    @property
+    def decay(self) -> float:
+        return float(self.work["weight_decay"])
+
+    @property
+    def pull(self) -> float:
+        """mu of a term mu * (w - w_0)."""
+        name = PLAIN[str(self.work["_target_"])]
+        return float(self.work[name]) if name else 0.0
+
+    def rate(self, version: int) -> float:
+        """Step size of a job that starts from `version`."""
+        return float(self.work["lr"]) * float(self.work["lr_decay"]) ** version
+
+    def parts(self, images: int, samples: float) -> tuple[slice, ...]:
+        """The batches of an epoch over `images` stand-ins for a client's `samples`: as many as the client makes."""
+        count = min(images, max(1, math.ceil(samples / int(self.work["batch"]))))
+        size = math.ceil(images / count)
+        return tuple(slice(at, min(at + size, images)) for at in range(0, images, size))
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One job's steps: how many, how long, on which parts of the data, and what is added to the gradients."""
+
+    steps: int
+    rate: float
+    parts: tuple[slice, ...]
+    decay: float = 0.0
+    pull: float = 0.0
+
+    def part(self, step: int) -> slice:
+        return self.parts[step % len(self.parts)]
+
+
+def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) -> Tensor:
+    """The displacement of `path` from `start`, step for step what the client's own loop does, to the bit.
+
+    x (n, *input_shape), shares (n, classes). `model` is used as scratch; its loss must take label shares.
+    """
+    model.flat.copy_(start)
+    model.module.train()
+    params, grad = model.params, model.grad
+    anchor = params.clone() if path.pull else params
+    for k in range(path.steps):
+        at = path.part(k)
+        model.gradient(x[at], shares[at])
+        if path.decay:
+            grad.add_(params, alpha=path.decay)
+        if path.pull:
+            grad.add_(params, alpha=path.pull).add_(anchor, alpha=-path.pull)
+        params.add_(grad, alpha=-path.rate)
+    return model.flat - start
+
+
+def scratch(factory: Any, input_shape: tuple[int, ...], classes: int) -> Model:
+    """A model with the loss above and parameters of no value: nothing is drawn, so no random stream is moved."""
+    with torch.device("meta"):
+        module: nn.Module = factory(input_shape=input_shape, classes=classes)
+    return Model(module.to_empty(device="cpu"), soft_cross_entropy)
+
+
+def unfit(module: nn.Module) -> str:
+    """What in a model hides the gradient of its input or changes from call to call; empty if nothing does."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
+            return f"{name} drops units at random"
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            return f"{name} takes whole numbers, which have no gradient"
+        if any(True for _ in part.buffers(recurse=False)):
+            return f"{name} keeps statistics beside its parameters"
+    return ""

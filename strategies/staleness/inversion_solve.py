@@ -1,0 +1,71 @@
+"""One inversion as a job of its own: named tensors in, named tensors out, and nothing of the federation around it.
+
+in   start (parameters,), target (parameters,), x (n, *input_shape), z (n, classes), numbers (4,) float64: steps, base
+     version, the client's samples, iterations
+out  x, z, loss () float64 and tried () int64: the data found, how much of the target they miss, iterations spent
+The same data then give the displacement from any other model. arXiv:2309.13536, steps 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fedhet.model import Model
+from fedhet.types import Tree
+from strategies.staleness.inversion_chain import Chain
+from strategies.staleness.inversion_local import Path, Procedure, scratch, train, unfit
+from strategies.staleness.inversion_search import Search
+from strategies.staleness.inversion_unroll import Autograd, Objective, Second, largest
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What is the same for all inversions of a run; the fields are `Inversion`'s."""
+
+    factory: Callable[..., nn.Module]
+    input_shape: tuple[int, ...]
+    classes: int
+    procedure: Procedure
+    search: Search
+    share: float
+    loss: str
+    jumps: int | None
+
+    @cached_property
+    def model(self) -> Model:
+        """Scratch: its parameters mean nothing between calls."""
+        return scratch(self.factory, self.input_shape, self.classes)
+
+    @cached_property
+    def obstacle(self) -> str:
+        """Why this model or work cannot be unrolled; empty if it can."""
+        return self.procedure.obstacle or unfit(self.model.module)
+
+    def path(self, steps: int, version: int, samples: float, images: int) -> Path:
+        """The steps a client with so many samples takes in a job from `version`."""
+        what = self.procedure
+        return Path(steps, what.rate(version), what.parts(images, samples), what.decay, what.pull)
+
+    def solve(self, task: Tree) -> Tree:
+        """Search for the data; see the head of this file."""
+        steps, version, samples, iterations = task["numbers"].tolist()
+        path = self.path(int(steps), int(version), samples, len(task["x"]))
+        target = task["target"]
+        mask = largest(target, self.share)
+        objective = Objective(self._second, task["start"], target, path, mask, self.loss, self.jumps)
+        found = self.search.run(objective, task["x"], task["z"], int(iterations))
+        loss = torch.tensor(found.loss, dtype=torch.float64)
+        return {"x": found.x, "z": found.z, "loss": loss, "tried": torch.tensor(len(found.losses))}
+
+    def estimate(self, start: Tensor, x: Tensor, z: Tensor, path: Path) -> Tensor:
+        """The displacement that the client's procedure gives from `start` on found data."""
+        return train(self.model, start, x, z.softmax(-1), path)
+
+    @cached_property
+    def _second(self) -> Second:
+        return Chain.of(self.model.module) or Autograd(self.model)

@@ -1,0 +1,47 @@
+"""What is kept of a client between its late updates: the data found for it, and the update they were found for.
+
+Bounded: beyond `keep` clients the one whose update is longest ago is forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedhet.types import ClientId, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Images (n, *input_shape), label logits (n, classes), and the displacement (parameters,) they explain."""
+
+    x: Tensor
+    z: Tensor
+    late: Tensor
+
+
+@dataclass(frozen=True)
+class Store:
+    """keep: clients remembered at a time. Raises ValueError below 1."""
+
+    keep: int = 32
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep} must be at least 1 client")
+
+    def read(self, client: ClientId, memory: Memory) -> Entry | None:
+        if f"x/{client}" not in memory:
+            return None
+        return Entry(memory[f"x/{client}"], memory[f"z/{client}"], memory[f"late/{client}"])
+
+    def write(self, client: ClientId, entry: Entry, memory: Memory) -> None:
+        """The client's entry is now this one, and the youngest of all."""
+        order = [c for c in memory.get("order", torch.zeros(0, dtype=torch.int64)).tolist() if c != client]
+        for old in order[: len(order) + 1 - self.keep]:
+            for name in ("x", "z", "late"):
+                del memory[f"{name}/{old}"]
+        memory["order"] = torch.tensor([*order, client][-self.keep :], dtype=torch.int64)
+        memory[f"x/{client}"], memory[f"z/{client}"], memory[f"late/{client}"] = entry.x, entry.z, entry.late

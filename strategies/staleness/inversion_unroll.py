@@ -1,0 +1,142 @@
+"""How far a training path from known weights on given data ends from a target, and which way to move the data.
+
+    loss(X, Z) = sum_k mask_k |d_k - target_k| / sum_k mask_k |target_k|,   d = LOCAL(w_0; X, softmax(Z)) - w_0
+
+The path w_{k+1} = w_k - lr (g_k + decay w_k + mu (w_k - w_0)) is run forward once; its adjoint, from the last step
+back,
+
+    v <- v - lr (H_k v + (decay + mu) v),    dX <- dX - lr d<g_k, v>/dX,    dS <- dS - lr d<g_k, v>/dS
+
+starts at v = dloss/dd. One step back is one derivative of <g_k, v>, whoever takes it (`Second`).
+arXiv:2309.13536, the inversion objective; soft labels are free logits, found together with the images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fedhet.model import Model
+from fedhet.tree import FlatTree
+from strategies.staleness.inversion_local import Path, soft_cross_entropy
+
+Tape = Any
+"""What a `Second` keeps of a step for its derivative."""
+
+
+class Second(Protocol):
+    """Gradients of the mean loss at w (parameters as one vector), and derivatives of those gradients."""
+
+    def gradient(self, w: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tape]:
+        """g(w; x, shares) and the tape of this step."""
+        ...
+
+    def pull(self, tape: Tape, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The derivatives of <g, v> by w, x and shares."""
+        ...
+
+
+@dataclass(frozen=True)
+class Autograd:
+    """Any module, by differentiating its gradient once more."""
+
+    model: Model
+
+    def gradient(self, w: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tape]:
+        leaves = [t.detach().requires_grad_() for t in (w, x, shares)]
+        params = dict(FlatTree(self.model.schema, leaves[0]))
+        loss = soft_cross_entropy(functional_call(self.model.module, params, (leaves[1],)), leaves[2])
+        (g,) = torch.autograd.grad(loss, leaves[:1], create_graph=True)
+        return g.detach(), (leaves, g)
+
+    def pull(self, tape: Tape, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        leaves, g = tape
+        by_w, by_x, by_shares = torch.autograd.grad(g, leaves, v)
+        return by_w, by_x, by_shares
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of one inversion. `mask` is None for all coordinates; `metric` is "l1" or "l2" (half the squares).
+
+    `jumps` is how many of the path's steps the adjoint visits: all for the exact gradient; fewer stand for their
+    neighbours, with the curvature of the visited step alone.
+    """
+
+    second: Second
+    start: Tensor
+    target: Tensor
+    path: Path
+    mask: Tensor | None = None
+    metric: str = "l1"
+    jumps: int | None = None
+
+    def __call__(self, x: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Loss relative to standing still, and its gradients by the images and by the label logits."""
+        shares = logits.softmax(-1)
+        w, tapes = self._forward([(x[at], shares[at]) for at in self.path.parts])
+        loss, v = self._distance(w - self.start)
+        by_x, by_shares = torch.zeros_like(x), torch.zeros_like(shares)
+        rate, extra = self.path.rate, self.path.decay + self.path.pull
+        for k, stands_for in reversed(self._visited):
+            hv, dx, ds = self.second.pull(tapes.pop(k), v)
+            length, at = -rate * stands_for, self.path.part(k)
+            by_x[at].add_(dx, alpha=length)
+            by_shares[at].add_(ds, alpha=length)
+            v = v.add(hv, alpha=length)
+            if extra:
+                v.mul_(1.0 + length * extra)
+        by_logits = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True))
+        return loss, by_x, by_logits
+
+    @property
+    def _visited(self) -> list[tuple[int, int]]:
+        """(step, number of steps it stands for) of the adjoint, in order; the middle of each stretch is visited."""
+        count = self.path.steps if self.jumps is None else min(self.jumps, self.path.steps)
+        cuts = [i * self.path.steps // count for i in range(count + 1)]
+        return [((a + b - 1) // 2, b - a) for a, b in pairwise(cuts)]
+
+    def _forward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[int, Tape]]:
+        """The end of the path, and the tapes of the steps that the adjoint visits."""
+        w, rate = self.start, self.path.rate
+        needed, tapes = {k for k, _ in self._visited}, dict[int, Tape]()
+        for k in range(self.path.steps):
+            g, tape = self.second.gradient(w, *batches[k % len(batches)])
+            if k in needed:
+                tapes[k] = tape
+            following = w.add(g, alpha=-rate)
+            if self.path.decay:
+                following.add_(w, alpha=-rate * self.path.decay)
+            if self.path.pull:
+                following.add_(w - self.start, alpha=-rate * self.path.pull)
+            w = following
+        return w, tapes
+
+    def _distance(self, d: Tensor) -> tuple[float, Tensor]:
+        """The loss of a displacement and its derivative."""
+        diff, size = d - self.target, self.target
+        if self.mask is not None:
+            diff, size = diff * self.mask, size * self.mask
+        if self.metric == "l1":
+            whole = float(size.abs().sum(dtype=torch.float64))
+            return float(diff.abs().sum(dtype=torch.float64)) / whole, diff.sign() / whole
+        whole = float(size.double().square().sum())
+        return float(diff.double().square().sum()) / whole, diff * (2.0 / whole)
+
+
+def largest(target: Tensor, share: float) -> Tensor | None:
+    """Ones on the ceil(share * n) coordinates of largest size, ties to the lower index; None if that is all."""
+    count = math.ceil(share * target.numel())
+    if count >= target.numel():
+        return None
+    order = torch.sort(target.abs(), descending=True, stable=True).indices
+    mask = torch.zeros_like(target)
+    mask[order[:count]] = 1.0
+    return mask
