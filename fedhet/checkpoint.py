@@ -72,7 +72,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "bases": sorted(server.bases),
         "memories": sorted(server.memories),
         "schedule": plain.dump(server.method.schedule),
-        "gate": {"strikes": plain.dump(dict(gate.strikes)), "suspended": sorted(gate.suspended)},
+        "gate": gate.dump(),
         "clients": clients,
         "extras": extras.numbers,
     }
@@ -119,8 +119,8 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
         job.id: Update(job, _open(at / f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
     }  # weight, scale, metrics in the record's order
     server.adopt(inflight, jobs, updates)
-    gate.strikes = Counter(plain.load(data["gate"]["strikes"], modules))
-    gate.suspended = set(data["gate"]["suspended"])
+    gate.remember(updates.values())  # for what follows from waiting updates; the rest is as it was
+    gate.load(data["gate"])
     clients = {
         int(c): RecordDict({r: parcel((at / f"client-{c}-{r}").read_bytes()) for r in records})
         for c, records in data["clients"].items()

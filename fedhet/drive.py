@@ -45,6 +45,7 @@ class Drive:
     timeout: float | None = None
     after_instant: Callable[[], None] = lambda: None
     before_instant: Callable[[], None] = lambda: None
+    present: Callable[[ClientId], bool] = lambda client: True
     tell: Inputs = field(init=False)
     run_id: str = ""
     bytes_up: int = 0
@@ -67,6 +68,7 @@ class Drive:
             quiet = self._take_in()
             now = self.clock.now()
             quiet = self._expire(now) and quiet
+            quiet = self._release(now) and quiet
             if server.next_timer is not None and server.next_timer <= now + 1e-9:
                 self.tell.wake(now)
                 quiet = False
@@ -88,7 +90,7 @@ class Drive:
 
     def _next_time(self) -> float | None:
         first = next(iter(self._deadlines.values()), None)  # one timeout for all: the oldest job is due first
-        times = [t for t in (self.server.next_timer, first) if t is not None]
+        times = [t for t in (self.server.next_timer, first, self.gate.next_release) if t is not None]
         return min(times, default=None)
 
     def _take_in(self) -> bool:
@@ -118,12 +120,13 @@ class Drive:
         try:
             answer = records.read_answer(reply.content)
             self.bytes_up += len(answer.payload)
-            verdict = self.gate.check(answer, job.client, server.inflight, server.expects(job), server.roster)
+            expects = server.expects(job)
+            verdict = self.gate.check(answer, job.client, server.inflight, expects, server.roster, server.buffer)
         except MalformedUpdate as error:
             verdict = Rejected(error.code, error.detail)
         if isinstance(verdict, Rejected):
             self.tell.reject(job, verdict.code, verdict.detail, now)
-            if self.gate.strike(job.client):
+            if self.gate.strike(job.client, verdict.code, now):
                 self.tell.left(job.client, now)
         else:
             self.tell.arrived(verdict, now)
@@ -136,6 +139,14 @@ class Drive:
             if job_id in self.server.inflight and not self.server.over:
                 self.tell.failed(job_id, "timeout", now)
         return not late
+
+    def _release(self, now: float) -> bool:
+        """Let back in whose suspension is over, if it is there; True if nobody's was."""
+        free = self.gate.release(now)
+        for client in free:
+            if self.present(client):
+                self.tell.joined(client, now)
+        return not free
 
     def _answer(self, sends: list[Send]) -> None:
         if not sends:

@@ -11,6 +11,7 @@ from typing import Any
 from fedhet import build
 from fedhet.build import World
 from fedhet.compose import Method
+from fedhet.gate import Gate
 from fedhet.result import Result
 from fedhet.roster import Clients
 from fedhet.server import Limits
@@ -25,6 +26,7 @@ class Experiment:
 
     `timeout` is in seconds of the run's clock: a job unanswered for so long has failed. `workers` processes train the
     simulated clients (0: in this process); their number changes no result. `checkpoint_every` is in wall seconds.
+    `gate` holds limits of `fedhet.gate.Gate` by name.
     """
 
     method: Method
@@ -39,12 +41,14 @@ class Experiment:
     every_seconds: float = 0.0
     checkpoint_every: float = 15.0
     max_weight: float | None = None
+    gate: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "virtual"
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout} seconds must be positive")
+        Gate(max_weight=self.max_weight, **self.gate)  # refuses what is out of range
         if self.world.clients != len(self.clients):
             raise ValueError(f"data for {self.world.clients} clients, but the fleet has {len(self.clients)}")
 
@@ -67,6 +71,7 @@ class Experiment:
             every_seconds=float(cfg["evaluate"]["every_seconds"]),
             checkpoint_every=float(cfg["checkpoint"]["every_seconds"]),
             max_weight=cfg["max_weight"],
+            gate=cfg.get("gate", {}),
             transport=str(cfg["transport"]["name"]),
             config=cfg,
         )

@@ -52,7 +52,7 @@ class Session:
             experiment.seed,
             self.record.emit,
         )
-        self.gate = Gate(max_weight=experiment.max_weight, code=code, sealed=sealed)
+        self.gate = Gate(max_weight=experiment.max_weight, code=code, sealed=sealed, **experiment.gate)
         self.evaluator = Evaluator(
             experiment.world,
             model,

@@ -140,11 +140,119 @@ def test_garbage_never_crashes_the_gate(text, payload):
 def test_a_client_that_keeps_failing_is_suspended_and_can_come_back():
     gate = Gate(suspend_after=3)
     assert [gate.strike(1) for _ in range(4)] == [False, False, True, False]
-    assert gate.suspended == {1} and not gate.strike(2)
+    assert set(gate.suspended) == {1} and not gate.strike(2)
+    assert check(sent(), gate).code == "suspended"
     gate.pardon(1)
     assert not gate.suspended and not gate.strike(1)
+
+
+def test_good_conduct_is_remembered_and_so_is_bad():
+    """Twenty accepted updates forgive one rejection: every other update being bad is not made good by the rest."""
+    gate = Gate(suspend_after=3, forgive_after=20)
+    gate.strike(1)
+    for _ in range(20):
+        assert isinstance(check(sent(), gate), Update)
+    assert not gate.strikes
+    fates = []
+    for _ in range(4):
+        fates.append(gate.strike(1))
+        check(sent(), gate)
+    assert fates == [False, False, False, True]
+
+
+def test_lateness_copies_and_haste_are_counted_but_not_held_against_a_client():
+    gate = Gate(suspend_after=1)
+    assert not any(gate.strike(1, code) for code in ("unsolicited", "quota", "clone", "suspended", "member"))
+    assert gate.strike(1, "shape")
+    assert gate.rejections[1]["quota"] == gate.rejections[1]["shape"] == 1
+
+
+def test_a_suspension_ends_at_its_time():
+    gate = Gate(suspend_after=1, suspend_seconds=10.0)
+    assert gate.next_release is None
+    assert gate.strike(1, "shape", 5.0) and gate.strike(2, "shape", 7.0)
+    assert gate.next_release == 15.0 and gate.release(14.9) == []
+    assert gate.release(15.0) == [1] and gate.next_release == 17.0
+    assert isinstance(check(sent(), gate), Update)
+    forever = Gate(suspend_after=1)
+    forever.strike(1, "shape", 5.0)
+    assert forever.next_release is None and forever.release(1e9) == []
+
+
+def test_what_a_gate_learned_survives_as_json():
+    gate = Gate(suspend_after=2, suspend_seconds=9.0, clip=3.0)
+    gate.strike(1, "shape", 1.0)
+    gate.strike(2, "dtype", 1.0)
+    gate.strike(2, "dtype", 2.0)
     check(sent(), gate)
-    assert [gate.strike(1) for _ in range(3)] == [False, False, True], "an accepted update wipes the slate"
+    other = Gate(suspend_after=2, suspend_seconds=9.0, clip=3.0)
+    other.load(json.loads(json.dumps(gate.dump())))
+    assert other == gate
+    forever = Gate(suspend_after=1)
+    forever.strike(3, "norm")
+    other = Gate(suspend_after=1)
+    other.load(json.loads(json.dumps(forever.dump())))
+    assert other == forever
+
+
+def test_the_same_bytes_from_two_clients_are_refused_the_second_time():
+    gate = Gate(clones=True)
+    jobs = {7: JOB, 8: replace(JOB, id=8, client=2), 9: replace(JOB, id=9, client=2)}
+    assert isinstance(check(sent(), gate), Update)
+    twin = sent(job=jobs[8])
+    verdict = gate.check(twin, 2, jobs, DELTA.schema, CLIENTS, {7: JOB})
+    assert isinstance(verdict, Rejected) and verdict.code == "clone" and "client 1" in verdict.detail
+    assert isinstance(gate.check(sent(changed(0, 0.0), jobs[9]), 2, jobs, DELTA.schema, CLIENTS, {7: JOB}), Update)
+    assert isinstance(gate.check(twin, 2, jobs, DELTA.schema, CLIENTS, {}), Update), "the first was combined since"
+    assert isinstance(check(sent(), Gate()), Update), "not looked for unless asked"
+
+
+def test_updates_of_length_zero_are_no_copies():
+    gate, zero = Gate(clones=True), flatten({"w": torch.zeros(4, 3), "b": torch.zeros(3)})
+    other = replace(JOB, id=8, client=2)
+    assert isinstance(check(sent(zero), gate), Update)
+    assert isinstance(gate.check(sent(zero, other), 2, {8: other}, DELTA.schema, CLIENTS, {7: JOB}), Update)
+
+
+def test_one_client_fills_no_buffer_by_itself():
+    gate, more = Gate(per_buffer=1), replace(JOB, id=8)
+    verdict = gate.check(sent(job=more), 1, {8: more}, DELTA.schema, CLIENTS, {7: JOB})
+    assert isinstance(verdict, Rejected) and verdict.code == "quota"
+    others = {7: replace(JOB, client=2)}
+    assert isinstance(gate.check(sent(job=more), 1, {8: more}, DELTA.schema, CLIENTS, others), Update)
+
+
+def test_long_updates_are_cut_to_the_usual_length_by_their_scale():
+    gate = Gate(clip=3.0)
+    usual = float(torch.linalg.vector_norm(DELTA.flat))
+    long = type(DELTA)(DELTA.schema, DELTA.flat * 100)
+    assert check(sent(long), Gate(clip=3.0)).scale == 1.0, "nothing is known yet"
+    for _ in range(20):
+        assert check(sent(), gate).scale == 1.0
+    update = check(sent(long), gate)
+    assert update.scale * 100 * usual == pytest.approx(3 * usual, rel=1e-6)
+    assert torch.equal(update.delta.flat, long.flat)
+    assert max(gate.norms) == pytest.approx(3 * usual, rel=1e-6), "what was cut off moves no median"
+    assert check(sent(), gate).scale == 1.0
+
+
+def test_a_weight_counts_at_most_so_many_times_the_median_clients():
+    """Declared samples are 10, 20 and 30."""
+    gate, job = Gate(weight_medians=1.25), replace(JOB, client=2)
+    assert gate.check(sent(job=job, weight=30.0), 2, {7: job}, DELTA.schema, CLIENTS).weight == 25.0
+    assert check(sent(weight=20.0), gate).weight == 20.0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_norm": 0.0}, {"clip": -1.0}, {"per_buffer": 0}, {"suspend_after": -1}, {"forgive_after": 0},
+        {"suspend_seconds": 0.0}, {"weight_medians": 0.0}, {"max_weight": -2.0},
+    ],
+)  # fmt: skip
+def test_limits_out_of_range_are_named(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Gate(**bad)
 
 
 class Poison(Sgd):
