@@ -1,0 +1,78 @@
+"""A causal transformer whose queries, keys, values and outputs are linear layers of their own, so that each can be
+adapted by name: q_proj, k_proj, v_proj, o_proj, up, down.
+
+Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, decoder only, normalisation first. torch's own attention
+layer reads its projections without calling them and can carry no adapter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Causal self-attention, (n, length, width) to the same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+
+        def split(y: Tensor) -> Tensor:
+            return y.view(n, length, self.heads, width // self.heads).transpose(1, 2)
+
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(n, length, width))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.before(x))
+        out: Tensor = x + self.down(nn.functional.gelu(self.up(self.between(x))))
+        return out
+
+
+class CharDecoder(nn.Module):
+    """Input (n, length) int64, output logits (n, length, classes)."""
+
+    def __init__(self, length: int, classes: int, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(classes, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.position[: x.shape[1]]
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.head(self.norm(h))
+        return out
+
+
+def char_decoder(
+    *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
+) -> nn.Module:
+    """A causal character model for sequences of `input_shape[0]` characters."""
+    if len(input_shape) != 1:
+        raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
+    if width < 1 or heads < 1 or width % heads:
+        raise ValueError(f"width={width} must be a positive multiple of heads={heads}")
+    if depth < 1:
+        raise ValueError(f"depth={depth} blocks: at least 1")
+    return CharDecoder(input_shape[0], classes, width, heads, depth)

@@ -1,0 +1,83 @@
+"""Any causal language model or sequence classifier of the transformers library, from a folder or the hub, float32.
+
+The module is `pretrained` inside a thin one that takes a batch of token numbers (n, length) and gives logits, so that
+it trains and is scored like any other; adapters find its layers under `pretrained.`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, float32, nn
+
+
+class CausalLanguageModel(nn.Module):
+    """Logits (n, length, vocabulary) of the token after each position."""
+
+    def __init__(self, pretrained: nn.Module) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pretrained(input_ids=x, use_cache=False).logits
+        return out
+
+
+class SequenceClassifier(nn.Module):
+    """Logits (n, classes) of whole sequences; tokens of number `padding` are not attended to."""
+
+    def __init__(self, pretrained: nn.Module, padding: int) -> None:
+        super().__init__()
+        self.pretrained, self.padding = pretrained, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pretrained(input_ids=x, attention_mask=(x != self.padding).long()).logits
+        return out
+
+
+def causal_lm(*, input_shape: tuple[int, ...], classes: int, path: str, revision: str | None = None) -> nn.Module:
+    """The model at `path`, a folder or an id on the hub, `revision` its commit or tag there.
+
+    Raises ValueError if it cannot be loaded, or its vocabulary or its positions are too few for the data.
+    """
+    pretrained = _load("AutoModelForCausalLM", input_shape, path, revision)
+    vocabulary = int(pretrained.config.vocab_size)
+    if classes > vocabulary:
+        raise ValueError(f"model.path={path}: its vocabulary has {vocabulary} tokens, the data have {classes}")
+    return CausalLanguageModel(pretrained)
+
+
+def sequence_classifier(
+    *, input_shape: tuple[int, ...], classes: int, path: str, revision: str | None = None
+) -> nn.Module:
+    """The same with a head for `classes` classes, which is new if the model has none of that size.
+
+    Raises ValueError if it cannot be loaded, has no padding token, or its positions are too few for the data.
+    """
+    pretrained = _load("AutoModelForSequenceClassification", input_shape, path, revision, num_labels=classes)
+    padding = pretrained.config.pad_token_id
+    if padding is None:
+        raise ValueError(f"model.path={path}: its configuration names no pad_token_id, so padding cannot be told")
+    return SequenceClassifier(pretrained, int(padding))
+
+
+def _load(kind: str, input_shape: tuple[int, ...], path: str, revision: str | None, **options: Any) -> Any:
+    if len(input_shape) != 1:
+        raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a new head is new
+            model = getattr(transformers, kind).from_pretrained(path, revision=revision, dtype=float32, **options)
+    except (OSError, ValueError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path={path} cannot be loaded: {told} (a folder with config.json and weights, or an id on the hub)"
+        ) from None
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room is not None and input_shape[0] > room:
+        raise ValueError(f"model.path={path} has {room} positions, the data's sequences {input_shape[0]}")
+    return model
