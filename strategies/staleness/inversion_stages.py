@@ -177,15 +177,15 @@ class Maxima:
 
 @dataclass(frozen=True)
 class Flat:
-    """(channels, n, height, width) to (units, n), units in the order a flattened image has them."""
+    """(channels, n, ...) to (units, n), units in the order a flattened image has them."""
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
         note["shape"] = a.shape
-        return a.permute(0, 2, 3, 1).reshape(-1, a.shape[1])
+        return a.movedim(1, -1).reshape(-1, a.shape[1])
 
     def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
-        channels, n, high, wide = note["shape"]
-        return d.view(channels, high, wide, n).permute(0, 3, 1, 2).contiguous()
+        channels, n, *rest = note["shape"]
+        return d.view(channels, *rest, n).movedim(-1, 1).contiguous()
 
     def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None:
         return None if ra is None else self.forward(ra, w, {})

@@ -90,9 +90,7 @@ class Objective:
             length, at = -rate * stands_for, self.path.part(k)
             by_x[at].add_(dx, alpha=length)
             by_shares[at].add_(ds, alpha=length)
-            v = v.add(hv, alpha=length)
-            if extra:
-                v.mul_(1.0 + length * extra)
+            v = (v * (1.0 + length * extra)).add_(hv, alpha=length)
         by_logits = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True))
         return loss, by_x, by_logits
 
