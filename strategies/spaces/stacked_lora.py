@@ -22,12 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedhet.model import Model
 from fedhet.types import Job, Tree
 from strategies.spaces.lora import ledger
 from strategies.spaces.lora.base import AbstractProducts
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.fresh import begin_fresh, bring_fresh
-from strategies.spaces.lora.host import LoraHost, Panel
+from strategies.spaces.lora.host import Panel
 from strategies.spaces.lora.layers import Shape
 from strategies.spaces.lora.names import WHOLE, A, B, pairs, under
 
@@ -58,7 +59,7 @@ class StackedLora(AbstractProducts):
     def trained(self, version: int) -> tuple[str, ...]:
         return (A, B)
 
-    def place(self, panel: Panel, host: LoraHost, payload: Mapping[str, Tensor], job: Job) -> None:
+    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         begin_fresh(self, panel, job, same=self.same_start)
 
     def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,16 @@ COUNT = 4
 PROBES = torch.from_numpy(np.random.default_rng(9).normal(size=(20, 6)))
 """Inputs on which two models are compared: more of them than any layer has inputs."""
 
+CUT = {"florist": "what little a combination's smallest singular values hold is cut"}
+NOT_LINEAR = {**CUT, "padded_lora": "products of averages are no averages of products"}
+OWN_DISTANCES = {**CUT, **dict.fromkeys(("padded_lora", "ffa", "rolora"), "distances are those of factors")}
+
+
+def skip(option: str, exceptions: dict[str, str]) -> None:
+    name = option.partition("/")[2]
+    if name in exceptions:
+        pytest.skip(f"{name}: {exceptions[name]}")
+
 
 def fresh_model(seed: int = 0) -> Model:
     torch.manual_seed(seed)
@@ -82,7 +92,7 @@ class Federation:
         self.work.run(device, Samples(client), job, {})
         delta = self.space.extract(device, payload)
         assert Schema.of(delta) == self.space.expects(self.state, job)
-        return device, delta
+        return device, self.space.accept(self.state, job, delta)
 
     def deltas(self) -> list[Tree]:
         return [self.trained(client)[1] for client in range(COUNT)]
@@ -92,7 +102,7 @@ class Federation:
 def federation(option: str, build: Callable[[str], Any], build_all: Callable[[str], list[Any]]) -> Federation:
     space = build(option)
     works = [work for work in build_all("work") if work.needs <= space.gives]
-    return Federation(space, max(works, key=lambda work: len(work.needs)))
+    return Federation(space, max(works, key=lambda work: len(work.needs - {"coordinates"})))
 
 
 def test_beginning_and_restoring_is_the_model_itself(option: str, federation: Federation) -> None:
@@ -100,6 +110,7 @@ def test_beginning_and_restoring_is_the_model_itself(option: str, federation: Fe
 
 
 def test_merging_what_one_device_extracted_gives_that_devices_model(option: str, federation: Federation) -> None:
+    skip(option, CUT)
     before = wire.encode(federation.state)
     device, delta = federation.trained(0)
     merged = federation.space.merge(federation.state, delta)
@@ -111,6 +122,7 @@ def test_merging_what_one_device_extracted_gives_that_devices_model(option: str,
 
 
 def test_combining_is_linear(option: str, federation: Federation) -> None:
+    skip(option, NOT_LINEAR)
     deltas, c = federation.deltas(), [0.7, -0.4, 0.2, 1.1]
     expected = sum(x * federation.moved(d) for x, d in zip(c, deltas, strict=True))
     np.testing.assert_allclose(federation.moved(federation.space.combine(deltas, c)), expected, atol=1e-13)
@@ -121,6 +133,7 @@ def test_combining_is_linear(option: str, federation: Federation) -> None:
 def test_inner_products_are_those_of_the_dense_models_symmetric_and_never_negative(
     option: str, federation: Federation
 ) -> None:
+    skip(option, OWN_DISTANCES)
     deltas = federation.deltas()
     gram, rows = federation.space.gram(deltas), np.stack([federation.moved(d) for d in deltas])
     assert gram.dtype == np.float64

@@ -29,6 +29,7 @@ from strategies.spaces.lora.layers import Shape, adaptable, chooses, matching, p
 from strategies.spaces.lora.names import (
     ADAPTED,
     FROZEN,
+    MEAN,
     STAMP,
     WHOLE,
     A,
@@ -84,6 +85,9 @@ class AbstractLora(ABC):
 
     # What a space says for itself
 
+    moves: ClassVar[bool] = True
+    """False: the base weights stay as they were, but for parameters sent whole."""
+
     @abstractmethod
     def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
         """Leaves of the first state beside the base weights."""
@@ -101,7 +105,7 @@ class AbstractLora(ABC):
         """Which of A and B a job of this version trains and brings."""
 
     @abstractmethod
-    def place(self, panel: Panel, host: LoraHost, payload: Mapping[str, Tensor], job: Job) -> None:
+    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         """Fill the adapters of a device before its work."""
 
     @abstractmethod
@@ -124,7 +128,7 @@ class AbstractLora(ABC):
     def offer(self, state: Tree, job: Job) -> Tree:
         self.rank_of(job)
         held = dict(state.items())
-        return {**ledger.deliver(held, job.held), **self.handed(held, job)}
+        return {**ledger.deliver(held, job.held, moves=self.moves), **self.handed(held, job)}
 
     def expects(self, state: Tree, job: Job) -> Schema:
         held = dict(state.items())
@@ -162,12 +166,12 @@ class AbstractLora(ABC):
         panel = host.activate(model, kind)
         host.load(under(base, ADAPTED, FROZEN, WHOLE), base, mark)
         model.extras.update({KEPT + name: leaf for name, leaf in base.items()})
-        self.place(panel, host, sent, job)
+        self.place(model, panel, sent, job)
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        host = model.module
-        if not isinstance(host, LoraHost) or host.panel is None:
-            raise ValueError("the model has no adapters: install a payload before extracting an update")
+        host = hosted(model)
+        if host.panel is None:
+            raise ValueError("the model has no adapters yet: install a payload before extracting an update")
         whole = {WHOLE + n: host.bases[n].detach() - host.held[WHOLE + n] for n in host.whole}
         return {**self.brought(host.panel, dict(payload.items())), **whole}
 
@@ -233,8 +237,15 @@ class AbstractProducts(AbstractLora):
     def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         rows = [pairs(d) for d in deltas]
         products = {layer: stack([row[layer] for row in rows], coefficients) for layer in rows[0]}
-        whole = [under(d, WHOLE) for d in deltas]
-        return tree_of(products, tree.weighted_sum(whole, coefficients) if whole[0] else {})
+        rest = [{n: leaf for n, leaf in d.items() if n.startswith((WHOLE, MEAN))} for d in deltas]
+        return {**tree_of(products, {}), **(tree.weighted_sum(rest, coefficients) if rest[0] else {})}
+
+
+def hosted(model: Model) -> LoraHost:
+    """The host of a model whose adapters were activated."""
+    if not isinstance(model.module, LoraHost):
+        raise ValueError("the model has no adapters: install a payload before extracting an update")
+    return model.module
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Shape]:

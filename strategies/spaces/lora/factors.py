@@ -62,8 +62,8 @@ def gram(pairs: Sequence[Pair]) -> np.ndarray:
     left = torch.cat([p.left.double() for p in pairs], 1)
     right = torch.cat([p.right.double() for p in pairs], 0)
     both = ((left.T @ left) * (right @ right.T)).numpy()
-    edges = np.cumsum([0, *(p.rank for p in pairs)])[:-1]
-    sums: np.ndarray = np.add.reduceat(np.add.reduceat(both, edges, 0), edges, 1)
+    member = np.repeat(np.eye(len(pairs)), [p.rank for p in pairs], axis=1)
+    sums = member @ both @ member.T
     result: np.ndarray = (sums + sums.T) / 2
     return result
 
@@ -73,12 +73,12 @@ def norm(pair: Pair) -> float:
     return float(np.sqrt(max(0.0, gram([pair])[0, 0])))
 
 
-def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None) -> tuple[Pair, float]:
+def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None, floor: float = 0.0) -> tuple[Pair, float]:
     """The product in its smallest form, and the relative Frobenius error of it.
 
     Kept is the least number of singular values with `energy` of their squares' sum, at most `rank`, at least one; those
-    within rounding of zero are dropped. Both factors get the square root of the singular values. QR and SVD are in
-    float64 and signs are fixed, so equal inputs give equal results.
+    within rounding of zero, or not above `floor`, are dropped. Both factors get the root of the singular values. QR and
+    SVD are in float64 and signs are fixed, so equal inputs give equal results.
     """
     if pair.rank == 0:
         return pair, 0.0
@@ -91,7 +91,8 @@ def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None) -> tup
         u, s, vt = torch.linalg.svd(rl @ rr.T)
         u, vt = ql @ u, vt @ qr.T
     kind = pair.left.dtype
-    kept = _kept(s, energy, rank, kind, max(left.shape[0], right.shape[1]))
+    small = float(s[0]) * (2.0**-23 if kind != torch.float64 else 2.0**-52 * max(left.shape[0], right.shape[1]))
+    kept = _kept(s, energy, rank, max(floor, small))
     squares = s * s
     total = float(squares.sum())
     lost = (float(squares[kept:].sum()) / total) ** 0.5 if total > 0 else 0.0
@@ -108,9 +109,8 @@ def truncated(matrix: Tensor, rank: int) -> Pair:
     return compress(Pair(eye, matrix), rank=rank)[0]
 
 
-def _kept(s: Tensor, energy: float, rank: int | None, kind: torch.dtype, side: int) -> int:
+def _kept(s: Tensor, energy: float, rank: int | None, floor: float) -> int:
     """How many singular values (in descending order) stay."""
-    floor = float(s[0]) * (2.0**-23 if kind != torch.float64 else 2.0**-52 * side)
     kept = int((s > floor).sum())
     if energy < 1.0:
         below = torch.cumsum(s * s, 0) < energy * float((s * s).sum())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedhet.model import Model
 from fedhet.tree import Leaf, Schema
+from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.layers import Shape, parameter
 from strategies.spaces.lora.names import WHOLE, A, B, layer_of
 
@@ -48,6 +49,8 @@ class Panel:
     schema: Schema
     flat: Tensor
     grad: Tensor
+    starts: Mapping[str, Pair] = field(default_factory=dict)
+    """The products the adapters were filled with, scaling 1, by layer."""
 
 
 class LoraHost(nn.Module):
@@ -79,6 +82,12 @@ class LoraHost(nn.Module):
             if not again or name in self.whole or not isinstance(live, nn.Parameter):
                 live.data.copy_(self.stored(name, leaf))
         self.held, self.mark = held or {}, mark
+
+    def overwrite(self, weights: Mapping[str, Tensor]) -> None:
+        """Other weights for one job: the base is copied in again before the next one."""
+        for name, leaf in weights.items():
+            self.bases[name].data.copy_(self.stored(name, leaf))
+        self.mark = b""
 
     def stored(self, name: str, leaf: Tensor) -> Tensor:
         """A weight between its module's form and (d, ...); the same both ways."""
@@ -152,8 +161,8 @@ class LoraHost(nn.Module):
 
     def _bind(self, panel: Panel) -> None:
         """Parameters and gradients as views of the panel's buffers."""
-        for one in self.parameters():
-            one.grad = None
+        for each in self.parameters():
+            each.grad = None
         trained: dict[str, Tensor] = {
             f"{n}.{letter}": p for n, pair in panel.factors.items() for letter, p in pair.items()
         }

@@ -79,6 +79,10 @@ def advance(
     """
     version = version_of(state) + 1
     base = base_of(state)
+    if not steps and not whole:  # the base stays, and so does its hash
+        same = state[STAMP].clone()
+        same[0] = version
+        return {**base, STAMP: same}
     forms: dict[str, Pair] = {}
     for name, leaf in base.items():
         layer = layer_of(name)
@@ -126,15 +130,16 @@ def _names(version: int, layer: str) -> tuple[str, str]:
     return f"{PAST}{version}/left/{layer}", f"{PAST}{version}/right/{layer}"
 
 
-def deliver(state: Mapping[str, Tensor], held: int) -> dict[str, Tensor]:
-    """What brings a device from version `held` (-1: unknown) to the state's base, the stamp included."""
+def deliver(state: Mapping[str, Tensor], held: int, *, moves: bool = True) -> dict[str, Tensor]:
+    """What brings a device from version `held` (-1: unknown) to the state's base, the stamp included. Not `moves`: only
+    parameters sent whole ever change."""
     version = version_of(state)
     base = base_of(state)
     if held < 0 or held > version:
         return {**base, STAMP: state[STAMP]}
     sent: dict[str, Tensor] = {}
     for name, leaf in base.items():
-        if name.startswith(FROZEN) or held == version:
+        if name.startswith(FROZEN) or held == version or not (moves or name.startswith(WHOLE)):
             continue
         if name.startswith(WHOLE):
             sent[name] = leaf

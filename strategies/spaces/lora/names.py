@@ -18,10 +18,14 @@ ADAPTED, FROZEN, WHOLE = "adapted/", "frozen/", "whole/"
 FACTOR, PAST, STAMP = "factor/", "past/", "lora/stamp"
 """Of the server's own adapters; of the steps that led to the last versions; version, alpha and the base's hash."""
 
+MEAN = "mean/"
+"""Of plain increments beside the products in an update: they are summed and not measured."""
+
 
 def pairs(delta: Mapping[str, Tensor]) -> dict[str, Pair]:
     """The products in an update, by adapted layer."""
-    ends = [name.removesuffix("." + A) for name in delta if name.endswith("." + A) and not name.startswith(WHOLE)]
+    products = (name for name in delta if not name.startswith((WHOLE, MEAN)))
+    ends = [name.removesuffix("." + A) for name in products if name.endswith("." + A)]
     return {name: Pair(delta[f"{name}.{B}"], delta[f"{name}.{A}"]) for name in ends}
 
 

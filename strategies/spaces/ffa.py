@@ -1,0 +1,69 @@
+"""One shared A that never changes; B is trained and averaged, which is exact (FFA-LoRA).
+
+Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv:2403.12313:
+
+    sum_i p_i s B_i A = s (sum_i p_i B_i) A
+
+A comes from the seed on both sides and is never sent. With unequal ranks client i trains the first r_i columns
+of B against the first r_i rows of A, and the increments of B are padded with zeros, which is exact, too: averages of B
+itself would shrink the columns that few clients hold.
+
+Up and down: r_i d numbers a layer, after the base weights at first contact. Linear in what is sent, so sums behind a
+mask or with noise stay what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedhet import tree
+from fedhet.model import Model
+from fedhet.types import Job, Tree
+from strategies.spaces.lora.averaged import AbstractAveraged, first, increments, install_pairs, padded
+from strategies.spaces.lora.base import hosted
+from strategies.spaces.lora.factors import Pair
+from strategies.spaces.lora.host import Panel
+from strategies.spaces.lora.names import FACTOR, WHOLE, B
+from strategies.spaces.lora.warm import factors_of
+
+
+@dataclass(frozen=True)
+class Ffa(AbstractAveraged):
+    """All of its hyper-parameters are those of `AbstractLora`; larger steps than for other adapters suit it."""
+
+    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+        return {f"{FACTOR}{n}.{B}": p.left for n, p in self.cut_for(state, job).items()}
+
+    def trained(self, version: int) -> tuple[str, ...]:
+        return (B,)
+
+    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+        install_pairs(panel, self._pairs(model, payload))
+
+    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return increments(panel)
+
+    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+        held, sent = factors_of(dict(before.items())), dict(delta.items())
+        whole = {f"{n}.{B}": padded(sent[f"{n}.{B}"], B, p.rank) for n, p in held.items()}
+        return tree.flatten({**whole, **{n: leaf for n, leaf in sent.items() if n.startswith(WHOLE)}})
+
+    def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
+        return tree.gram(deltas)
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+        return tree.weighted_sum(deltas, coefficients)
+
+    def _pairs(self, model: Model, payload: Mapping[str, Tensor]) -> dict[str, Pair]:
+        """B as sent beside the A of the seed."""
+        shapes = hosted(model).shapes
+        drawn = first(self, shapes)
+        found = {}
+        for name in shapes:
+            left = payload[f"{FACTOR}{name}.{B}"]
+            found[name] = Pair(left, drawn[name][: left.shape[1]].to(left.dtype))
+        return found

@@ -1,0 +1,73 @@
+"""Every client starts from the best approximation of the global product that its rank can hold (FlexLoRA).
+
+Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
+arXiv:2402.11505: T <- sum_i p_i s_i B_i A_i, exactly; U S V^T = T; client i gets U_r S_r^(1/2) and S_r^(1/2) V_r^T. The
+singular value decomposition is that of the stacked factors, T is never formed, and the root of S lies on both factors,
+so that neither takes larger steps. The model evaluated is W + T, whole.
+
+T is the average of what clients ended with, so a direction that only some could start from is scaled down by their
+weight in every version; target "increment" adds the mean of end - start instead.
+
+Up and down: r_i (d + k) numbers a layer, after the base weights at first contact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedhet.model import Model
+from fedhet.types import Job, Tree
+from strategies.spaces.lora import ledger
+from strategies.spaces.lora.base import AbstractProducts
+from strategies.spaces.lora.factors import Pair
+from strategies.spaces.lora.host import Panel
+from strategies.spaces.lora.layers import Shape
+from strategies.spaces.lora.names import WHOLE, A, B, pairs, tree_of, under
+from strategies.spaces.lora.truncating import begin_cut, bring_ends, difference, empty, starts_of, summed
+from strategies.spaces.lora.warm import as_factors, factors_of
+
+
+@dataclass(frozen=True)
+class Flex(AbstractProducts):
+    """target: "absolute" as published, or "increment". The rest as for all adapters, see `AbstractLora`."""
+
+    target: str = "absolute"
+    moves: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target not in ("absolute", "increment"):
+            raise ValueError(f"target={self.target!r} must be absolute or increment")
+
+    def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
+        return as_factors(empty(shapes, kind))
+
+    def beside(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
+        return factors_of(state)
+
+    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+        return as_factors(starts_of(self, state, job))
+
+    def trained(self, version: int) -> tuple[str, ...]:
+        return (A, B)
+
+    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+        begin_cut(self, panel, factors_of(payload), job)
+
+    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return bring_ends(panel)
+
+    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+        held = dict(before.items())
+        starts = factors_of(held) if self.target == "absolute" else starts_of(self, held, job)
+        return tree_of({n: difference(end, starts[n]) for n, end in pairs(delta).items()}, under(delta, WHOLE))
+
+    def merge(self, state: Tree, delta: Tree) -> Tree:
+        held = dict(state.items())
+        base = ledger.advance(held, {}, under(delta, WHOLE), smallest=False)
+        return {**base, **as_factors(summed(factors_of(held), pairs(delta)))}

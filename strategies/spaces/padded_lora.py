@@ -1,0 +1,92 @@
+"""Adapters averaged factor by factor, padded with zeros where ranks differ: FedIT, and HetLoRA's way of unequal ranks.
+
+Equal ranks: A <- sum_i p_i A_i, B <- sum_i p_i B_i. Zhang et al., "Towards Building the Federated GPT: Federated
+Instruction Tuning", arXiv:2305.05644. The product of averages is not the average of products.
+
+Unequal ranks: every client trains the first r_i rows and columns; what comes back is padded to the largest rank. Cho et
+al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv:2401.06432, averages padded
+factors themselves, so rows that few clients hold shrink by the weight of those who do, in both factors, version after
+version; and weighs clients by the Frobenius norm of B_i A_i. Their tail penalty and the pruning of ranks are local
+training and not part of this space.
+
+Up: r_i (d + k) numbers a layer; down: the same. The base weights go to a client once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fedhet import tree
+from fedhet.model import Model
+from fedhet.types import Job, Tree
+from strategies.spaces.lora.averaged import AbstractAveraged, increments, install_pairs, padded
+from strategies.spaces.lora.factors import norm
+from strategies.spaces.lora.host import Panel
+from strategies.spaces.lora.names import WHOLE, A, B, pairs
+from strategies.spaces.lora.warm import as_factors, cut, factors_of
+
+NORM = "lora/norm"
+"""An update's leaf that tells how long its product is."""
+
+
+@dataclass(frozen=True)
+class PaddedLora(AbstractAveraged):
+    """target: "absolute" averages padded factors, "increment" adds the mean of padded increments, so that nothing
+    shrinks. by_norm: the shares a rule gives to clients are dealt anew in proportion to ||s_i B_i A_i||; their sum
+    stays. The rest as for all adapters, see `AbstractLora`."""
+
+    target: str = "absolute"
+    by_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target not in ("absolute", "increment"):
+            raise ValueError(f"target={self.target!r} must be absolute or increment")
+
+    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+        return as_factors(self.cut_for(state, job))
+
+    def trained(self, version: int) -> tuple[str, ...]:
+        return (A, B)
+
+    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+        install_pairs(panel, factors_of(payload))
+
+    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return increments(panel)
+
+    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+        held, sent = factors_of(dict(before.items())), dict(delta.items())
+        whole: dict[str, Tensor] = {}
+        energy = 0.0
+        for name, pair in pairs(sent).items():
+            everything = held[name]
+            if self.by_norm:
+                start = cut(everything, pair.rank)
+                energy += norm(type(pair)(start.left + pair.left, start.right + pair.right)) ** 2
+            for letter, leaf, all_of_it in ((A, pair.right, everything.right), (B, pair.left, everything.left)):
+                beyond = -all_of_it if self.target == "absolute" else None
+                whole[f"{name}.{letter}"] = padded(leaf, letter, everything.rank, beyond)
+        whole.update({n: leaf for n, leaf in sent.items() if n.startswith(WHOLE)})
+        if self.by_norm:
+            whole[NORM] = next(iter(whole.values())).new_tensor([energy**0.5])
+        return tree.flatten(whole)
+
+    def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
+        return tree.gram([_without(d) for d in deltas])
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+        if self.by_norm:
+            lengths = np.array([float(d[NORM]) for d in deltas]) * (np.asarray(coefficients) != 0)
+            if lengths.sum() > 0:
+                coefficients = (lengths / lengths.sum() * sum(coefficients)).tolist()
+        return tree.weighted_sum([_without(d) for d in deltas], coefficients)
+
+
+def _without(delta: Tree) -> Tree:
+    """An update without its norm."""
+    return {n: leaf for n, leaf in delta.items() if n != NORM} if NORM in delta else delta
