@@ -149,8 +149,10 @@ class Profile:
         bytes_up: int,
         flops_per_sample: float | None,
         rng: np.random.Generator,
+        width: float = 1.0,
     ) -> Trip:
-        """The phases of one job. `rng` is this job's stream; the same draws are made whatever is switched on.
+        """The phases of one job. `rng` is this job's stream; the same draws are made whatever is switched on. A step
+        that trains a share `width` of the model is taken to cost that share of a step.
 
         Raises ProfileError if the client declares FLOP/s and the model's FLOPs per sample are not known.
         """
@@ -159,7 +161,7 @@ class Profile:
         noise, known = self.network_jitter, self.calendar if self.availability else None
         down = self.latency_s + bytes_down / self.downlink_bytes_per_s
         up = self.latency_s + bytes_up / self.uplink_bytes_per_s
-        compute = self.seconds_per_step(batch, flops_per_sample) * steps
+        compute = self.seconds_per_step(batch, flops_per_sample) * steps * width
         begin = at_ns if known is None else known.next_online(at_ns)
         if begin is None:
             return Trip(at_ns, at_ns, at_ns, at_ns, "offline")

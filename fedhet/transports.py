@@ -106,6 +106,7 @@ class Travel:
             bytes_up=carrier["bytes_up"],
             flops_per_sample=self._flops,
             rng=stream(self._seed, "trip", self.last.client, self.last.turn),
+            width=self.last.budget.width,
         )
 
 

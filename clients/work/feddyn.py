@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,9 +28,12 @@ from fedhet.types import Job, Memory, Tree
 
 @dataclass(frozen=True)
 class FedDyn(AbstractLocal):
-    """`alpha` is the regularisation, above 0 (ValueError); small values need `clip_norm` early in training."""
+    """`alpha` is the regularisation, above 0 (ValueError); small values need `clip_norm` early in training. What is
+    trained must be the same in every job."""
 
     alpha: float = 0.05
+
+    needs: ClassVar[frozenset[str]] = frozenset({"coordinates"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -57,7 +57,7 @@ def device(option: str, build: Callable[[str], Any], build_all: Callable[[str], 
     """device() is a new one; its space is the plainest that gives what the work needs."""
     work = build(option)
     spaces = [space for space in build_all("space") if work.needs <= space.gives]
-    return lambda: Device(work, min(spaces, key=lambda space: (len(space.gives), type(space).__name__ != "Full")))
+    return lambda: Device(work, min(spaces, key=lambda space: (type(space).__name__ != "Full", len(space.gives))))
 
 
 def test_metrics_are_finite_numbers_with_a_loss_that_falls(option: str, device: Callable[[], Device]) -> None:

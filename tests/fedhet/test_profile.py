@@ -387,3 +387,13 @@ def test_a_record_may_hold_nested_values_and_whole_floats():
 def test_an_unknown_field_names_the_nearest():
     with pytest.raises(ProfileError, match="sec_per_step"):
         Profile.from_dict({"sec_per_stp": 1.0})
+
+
+@given(st.floats(1e-3, 10), st.integers(1, 100), st.floats(0.01, 1.0))
+def test_a_step_that_trains_a_share_of_the_model_costs_that_share_and_transfer_is_as_it_was(sec, steps, width):
+    p = Profile(sec_per_step=sec, latency_s=0.25)
+    got = p.trip(
+        at_ns=0, steps=steps, batch=1, bytes_down=0, bytes_up=0, flops_per_sample=None, rng=stream(0, "t"), width=width
+    )
+    assert got.trained_ns - got.downloaded_ns == round(sec * steps * width * NS)
+    assert got.arrived_ns - got.trained_ns == NS // 4
