@@ -1,8 +1,10 @@
 """When does choosing steps by speed pay? FedCompass and its rivals over the grid of its paper.
 
-    python experiments/fedcompass/run.py PART ... --data DIR [--seeds 0 1 2] [--out runs/fedcompass] [--until HH:MM]
+    python experiments/fedcompass/run.py PART ... --data DIR [--seeds 0 1 2] [--clients 5 10 20]
+                                        [--out runs/fedcompass] [--until HH:MM]
 
-PART is `search` (a learning rate per method, on 5 clients and seeds of its own), `grid` (all 18 cells), `variants`
+PART is `search` (a learning rate per method, on 5 clients of
+exponential speeds and a seed of its own), `grid` (all 18 cells), `variants`
 (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on all cells). DIR
 holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer loop, so that
 whatever is there when the run is stopped is an even table. `table.py` writes the results file.
@@ -45,7 +47,7 @@ def searched(bench: Bench, out: Path, methods: Iterable[str], clients: int, seed
         scores = {
             rate: sum(
                 area(record(bench, f"search {method}", METHODS[method], cell, rate, seed, out))
-                for cell in cells((clients,), ("homogeneous", "exponential"))
+                for cell in cells((clients,), ("exponential",))
                 for seed in seeds
             )
             for rate in RATES
@@ -55,19 +57,19 @@ def searched(bench: Bench, out: Path, methods: Iterable[str], clients: int, seed
     return best
 
 
-def tasks(part: str, rates: dict[str, float]) -> Iterator[Task]:
+def tasks(part: str, rates: dict[str, float], clients: tuple[int, ...]) -> Iterator[Task]:
     """The runs of one part with one seed."""
     if part == "grid":
-        for cell in cells():
+        for cell in cells(clients):
             for method, texts in METHODS.items():
                 yield method, texts, cell, rates[method]
     elif part == "variants":
-        for cell in cells((5, 10), ("exponential",)):
+        for cell in cells(clients, ("exponential",)):
             for name, texts in VARIANTS.items():
                 yield name, texts, cell, rates["FedCompass"]
     elif part.startswith("whole:"):
         name = part.removeprefix("whole:")
-        for cell in cells():
+        for cell in cells(clients):
             yield name, VARIANTS.get(name, COMPASS), cell, rates["FedCompass"]
     elif part == "cifar10":
         for cell in cells((10,)):
@@ -83,6 +85,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("parts", nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clients", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fedcompass")
     parser.add_argument("--until", default="", help="wall clock after which no run is started")
     given = parser.parse_args(None if arguments is None else list(arguments))
@@ -93,7 +96,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         if part == "cifar10":
             rates = searched(bench, given.out, METHODS, 5, SEARCH_SEEDS)
         for seed in given.seeds:
-            for name, texts, cell, rate in tasks(part, rates):
+            for name, texts, cell, rate in tasks(part, rates, tuple(given.clients)):
                 if given.until and time.strftime("%H:%M") >= given.until:
                     print(f"stopped before {name} {cell} {seed}: it is {given.until}", flush=True)
                     return

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +57,26 @@ class Bench:
     model: Sequence[str]
     seconds: float
 
-    def common(self, clients: int, fleet: str, partition: str, seed: int) -> list[str]:
-        """What the runs of one cell share. Batches are smaller with more clients: a task of 50 steps is two epochs over
+    def common(self, clients: int, fleet: str, partition: str) -> list[str]:
+        """What the runs of one cell share. Batches are smaller with more clients: a task of 50 steps is one epoch over
         an even share of 8,000 samples whatever their number."""
         return [
-            f"seed={seed}", "workers=0", "stop.versions=null", f"stop.seconds={self.seconds}", f"data={self.data}",
+            "workers=0", "stop.versions=null", f"stop.seconds={self.seconds}", f"data={self.data}",
             f"data.path={self.folder.resolve()}", f"partition={partition}", f"fleet={fleet}",
             f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, "work=adam",
-            f"work.batch={320 // clients}", "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=4.0",
+            f"work.batch={160 // clients}", "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=4.0",
             "checkpoint.every_seconds=1e9",
         ]  # fmt: skip
 
 
 def mnist(data: Path) -> Bench:
     """The 8,000 + 2,000 images and a perceptron 784-100-10."""
-    return Bench("mnist", "mnist", data / "mnist-10k", ["model=mlp", "model.hidden=[100]"], 400.0)
+    return Bench("mnist", "mnist", data / "mnist-10k", ("model=mlp", "model.hidden=[100]"), 400.0)
 
 
 def cifar10(data: Path) -> Bench:
     """All of CIFAR-10 and a perceptron 3072-100-10, for half as long."""
-    return Bench("cifar10", "cifar10", data / "cifar10", ["model=mlp", "model.hidden=[100]"], 200.0)
+    return Bench("cifar10", "cifar10", data / "cifar10", ("model=mlp", "model.hidden=[100]"), 200.0)
 
 
 def cells(clients: Sequence[int] = CLIENTS, fleets: Sequence[str] = FLEETS) -> Iterator[tuple[int, str, str]]:
@@ -92,14 +93,16 @@ def record(
     path = out / f"{label}.json"
     if path.is_file():
         return dict(json.loads(path.read_text()))
-    texts = [*bench.common(*cell, seed), *texts, f"work.lr={rate}"]
+    texts = [*bench.common(*cell), *texts]
     if "strategy=fedbuff" in texts:
         texts.append(f"schedule.size={5 if clients >= 20 else 3}")
+    cfg = json.loads(composed(*texts)) | {"seed": seed}
+    cfg["work"]["lr"] = rate
     if "strategy=fedfix" in texts:
-        texts.append(f"schedule.window_seconds={window(texts)}")
+        cfg["schedule"]["window_seconds"] = cfg["staleness"]["window_seconds"] = window(cfg)
     folder = out / f"{label}.run"
     shutil.rmtree(folder, ignore_errors=True)
-    result = Experiment.of(config.resolved(config.compose(texts))).run(folder)
+    result = Experiment.of(cfg).run(folder)
     kept = {
         "name": name, "clients": clients, "fleet": fleet, "partition": partition, "rate": rate, "seed": seed,
         "t": result["t"].round(3).tolist(), "accuracy": result["accuracy"].round(5).tolist(),
@@ -111,10 +114,15 @@ def record(
     return kept
 
 
-def window(texts: Sequence[str]) -> float:
+@cache
+def composed(*texts: str) -> str:
+    """The resolved configuration of overrides, as JSON."""
+    return json.dumps(config.resolved(config.compose(texts)))
+
+
+def window(cfg: Mapping[str, Any]) -> float:
     """FedFix's window: half of the slowest client's expected task, with a tenth of room for jitter."""
-    fleet = build.fleet(config.resolved(config.compose(texts)))
-    return float(0.55 * 50 * np.max(np.asarray(fleet.column("sec_per_step"))))
+    return float(0.55 * 50 * np.max(np.asarray(build.fleet(cfg).column("sec_per_step"))))
 
 
 def figures(rows: Sequence[Mapping[str, Any]], *, initial: bool) -> dict[str, float]:
