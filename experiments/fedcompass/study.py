@@ -23,7 +23,7 @@ from fedhet.record import read_rows, write_atomic
 FLEETS = ("homogeneous", "normal", "exponential")
 PARTITIONS = ("class_partition", "dual_dirichlet")
 CLIENTS = (5, 10, 20)
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.03, 0.1, 0.3)
 """Local learning rates that every method chooses from."""
 
 COMPASS = ["strategy=fedcompass", "schedule.q_min=10", "schedule.q_max=50"]
@@ -63,8 +63,8 @@ class Bench:
         return [
             "workers=0", "stop.versions=null", f"stop.seconds={self.seconds}", f"data={self.data}",
             f"data.path={self.folder.resolve()}", f"partition={partition}", f"fleet={fleet}",
-            f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, "work=adam",
-            f"work.batch={160 // clients}", "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=4.0",
+            f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, "work=sgd",
+            f"work.batch={160 // clients}", "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=6.0",
             "checkpoint.every_seconds=1e9",
         ]  # fmt: skip
 
