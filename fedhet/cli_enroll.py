@@ -302,11 +302,11 @@ def client_doctor(state: State = STATE, json: Json = False) -> None:
 @client.command("profile")
 def client_profile(
     benchmark: Seconds = 3.0,
-    send: Annotated[bool, typer.Option("--send/--no-send", help="Tell the server.")] = True,
+    send: Annotated[bool, typer.Option("--send/--no-send", help="Tell the server, and measure the link to it.")] = True,
     state: State = STATE,
     json: Json = False,
 ) -> None:
-    """Measure this machine again."""
+    """Measure this machine and its link to the server again."""
     from fedhet.enroll import device_commands
 
     device_commands.profile(state, benchmark, send, json)

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhet.enroll import files
+from fedhet.enroll import files, speed
+from fedhet.enroll import join as joining
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.processes import Program, Supervisor, flower_environment
@@ -57,6 +58,7 @@ class Agent:
         files.private_folder(self.work)
         if self.flower:
             self._after_a_crash()
+        self._measure_link()
         self.supervisor = Supervisor(self.programs(_free_port()))
         looked = self.device.clock()
         try:
@@ -124,6 +126,16 @@ class Agent:
                     raise
                 log.warning("%s", error.line)
             self.nap(self.stop, 10.0)
+
+    def _measure_link(self) -> None:
+        """A device that measured itself but could not reach the server at the time measures its link now, once."""
+        known = joining.measured(self.device)
+        if self.stop.is_set() or "step_us" not in known or "uplink_bytes_per_s" in known:
+            return
+        try:
+            joining.tell(self.device, speed.measure(self.device))
+        except EnrollError as error:
+            log.warning("the link was not measured: %s", error.line)
 
     def _after_a_crash(self) -> None:
         """An earlier agent that left its mark died without saying goodbye: wait until its SuperNode is forgotten."""

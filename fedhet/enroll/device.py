@@ -97,10 +97,14 @@ class Device:
     def ask(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A sealed request to /v1/enroll/<what>."""
         path, content = f"/v1/enroll/{what}", json.dumps(body or {}).encode()
-        key = identity.load_ec_key(files.read_private(self.folder / "client.pem"))
-        headers = seal.seal(key, self._certificate().public_bytes(Encoding.DER), "POST", path, content, self.clock())
+        headers = self.sealed("POST", path, content)
         with self.link() as link:
             return link.call("POST", path, content, headers)
+
+    def sealed(self, method: str, path: str, body: bytes) -> dict[str, str]:
+        """The headers that make a request this client's. Raises EnrollError E306 if it has no certificate."""
+        key = identity.load_ec_key(files.read_private(self.folder / "client.pem"))
+        return seal.seal(key, self._certificate().public_bytes(Encoding.DER), method, path, body, self.clock())
 
     def _certificate(self) -> x509.Certificate:
         return x509.load_pem_x509_certificates(files.read_private(self.folder / "client.pem"))[0]

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhet.enroll import agent, benchmark, files, offline, profiles
+from fedhet.enroll import agent, benchmark, offline, speed
 from fedhet.enroll import join as joining
 from fedhet.enroll.device import Device
 from fedhet.enroll.doctor import examine
@@ -37,6 +37,8 @@ def join(
             if not as_json:
                 print(f"{told['name']} ({told['node'][:12]}) waits for approval", file=sys.stderr)
             told = joining.wait(Device(state), wait)
+        if told["state"] == "active" and seconds > 0:
+            joining.tell(Device(state), speed.measure(Device(state)))
         say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
 
 
@@ -79,11 +81,8 @@ def profile(state: Path, seconds: float, send: bool, as_json: bool) -> None:
     """Measure again."""
     with spoken(as_json):
         device = Device(state)
-        declared = {**benchmark.hardware(), **device.about["declared"]}
-        claim = profiles.make(device.identity, declared, _measured(seconds), device.clock())
-        if send:
-            device.ask("profile", claim)
-        files.write_file(state / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+        found = {**_measured(seconds), **(speed.measure(device) if send else {})}
+        claim = joining.tell(device, found, send=send)
         lines = [f"{key:14} {value}" for key, value in {**claim["declared"], **claim["measured"]}.items()]
         say(as_json, claim, *lines)
 

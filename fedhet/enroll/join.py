@@ -86,6 +86,21 @@ def application(device: Device, *, name: str, measured: Mapping[str, int]) -> di
     return {**keys, "name": name, "profile": claim, "version": fedhet.__version__}
 
 
+def tell(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict[str, Any]:
+    """Make a new claim from what was measured now over what was measured before, and tell the server."""
+    declared = {**benchmark.hardware(), **device.about["declared"]}
+    claim = profiles.make(device.identity, declared, {**measured(device), **found}, device.clock())
+    if send:
+        device.ask("profile", claim)
+    files.write_file(device.folder / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
+    return claim
+
+
+def measured(device: Device) -> Mapping[str, int]:
+    """What this device's last claim says was measured."""
+    return dict(json.loads(files.read_private(device.folder / "profile.json"))["measured"])
+
+
 def take(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Note what the server answered, and its certificate if there is one."""
     device.note(**{key: answer[key] for key in ("name", "node", "number", "state") if key in answer})

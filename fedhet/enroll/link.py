@@ -81,6 +81,20 @@ class Link:
             raise EnrollError("E311", "its answer is not an object")
         return value
 
+    def fetch(self, path: str, body: bytes, headers: Mapping[str, str], size: int) -> None:
+        """Post a body and read so many bytes of anything. Raises the EnrollError the server sent, E307 or E311."""
+        try:
+            answer = self._client.post(path, content=body, headers=dict(headers))
+        except httpx.HTTPError as error:
+            raise _named(error, str(self._client.base_url)) from None
+        if answer.status_code >= 400:
+            try:
+                raise EnrollError.from_dict(answer.json())
+            except ValueError:
+                raise EnrollError("E311", f"status {answer.status_code}") from None
+        if len(answer.content) != size:
+            raise EnrollError("E311", f"{len(answer.content)} bytes, not {size}")
+
 
 def trusting(root: bytes) -> ssl.SSLContext:
     """A client context of TLS 1.3 that trusts one root and checks names."""

@@ -22,7 +22,8 @@ DECLARED = frozenset(
         *("examples", "partition", "partitions", "labels", "max_rank", "software"),
     }
 )
-MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy"})
+LINK = ("uplink_bytes_per_s", "downlink_bytes_per_s", "latency_us")
+MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy", *LINK})
 TEXT = frozenset({"gpu", "software"})
 LABELS = 4096
 """Most labels a histogram may have."""
@@ -52,6 +53,7 @@ def believed(client: Client) -> Profile | None:
     if not speed:
         return None
     told = client.declared
+    links = {**told, **client.measured, **client.observed}
     return Profile(
         name=client.name,
         device_class=client.device_class,
@@ -59,8 +61,9 @@ def believed(client: Client) -> Profile | None:
         max_rank=int(told.get("max_rank", 0)),
         sec_per_step=float(speed),
         memory_bytes=float(told.get("memory_bytes", math.inf)),
-        uplink_bytes_per_s=float(client.observed.get("uplink_bytes_per_s", told.get("uplink_bytes_per_s", math.inf))),
-        downlink_bytes_per_s=float(told.get("downlink_bytes_per_s", math.inf)),
+        uplink_bytes_per_s=float(links.get("uplink_bytes_per_s", math.inf)),
+        downlink_bytes_per_s=float(links.get("downlink_bytes_per_s", math.inf)),
+        latency_s=client.measured.get("latency_us", 0) / 1e6,
     )
 
 

@@ -4,7 +4,7 @@
     POST /v1/enroll/join   token and keys        POST /v1/enroll/poll     what became of it
     POST /v1/enroll/renew  a new certificate     POST /v1/enroll/profile  a new claim
     POST /v1/enroll/leave  goodbye               POST /v1/enroll/whoami   for the doctor
-    GET  /v1/enroll/crl    the revocation list
+    GET  /v1/enroll/crl    the revocation list   POST /v1/enroll/speed/N  takes any body, answers N bytes
 
 Every answer has the server's time in a header, so that a wrong clock is named and not guessed.
 """
@@ -31,6 +31,10 @@ log = logging.getLogger("fedhet.enroll")
 SERVER_TIME = "x-fedhet-server-time"
 BODY_S = 10.0
 """Seconds a body may take."""
+BLOCK = 1 << 22
+"""Most bytes a measurement of a link sends or fetches at once."""
+BLOCKS_PER_HOUR = 200
+"""Such requests a client may make."""
 GUESSES = frozenset({"E102", "E106", "E107", "E111", "E205", "E208"})
 """Refusals that count as failed attempts of an address."""
 
@@ -42,15 +46,19 @@ def service(federation: Federation) -> FastAPI:
     app = FastAPI(title="fedhet enrolment", version=fedhet.__version__, docs_url=None, redoc_url=None, openapi_url=None)
     requests = Window(federation.policy.requests_per_minute, 60.0)
     failures = Window(federation.policy.failures_per_hour, 3600.0)
+    blocks = Window(BLOCKS_PER_HOUR, 3600.0)
 
-    async def limited(request: Request, work: Callable[[bytes], Any], *, guarded: bool = True) -> Response:
+    async def limited(
+        request: Request, work: Callable[[bytes], Any], *, guarded: bool = True, most: int = 0
+    ) -> Response:
         address, now = request.client.host if request.client else "", federation.clock()
         try:
             requests.take(address, now)
             if guarded:
                 failures.check(address, now)
-            body = await read_body(request, federation.policy.max_body_bytes)
-            return JSONResponse(await run_in_threadpool(work, body), headers=_time(federation))
+            body = await read_body(request, most or federation.policy.max_body_bytes)
+            done = await run_in_threadpool(work, body)
+            return done if isinstance(done, Response) else JSONResponse(done, headers=_time(federation))
         except EnrollError as error:
             if error.code in GUESSES:
                 failures.add(address, now)
@@ -96,6 +104,17 @@ def service(federation: Federation) -> FastAPI:
     @app.post("/v1/enroll/whoami")
     async def whoami(request: Request) -> Response:
         return await sealed(request, lambda caller, _: admission.standing(federation, caller.client))
+
+    @app.post("/v1/enroll/speed/{size}")
+    async def speed(request: Request, size: int) -> Response:
+        def work(body: bytes) -> Response:
+            caller = admission.authenticate(federation, request.headers, request.method, request.url.path, body)
+            blocks.take(caller.leaf.node, federation.clock())
+            if not 0 <= size <= BLOCK:
+                raise EnrollError("E113", f"at most {BLOCK} bytes")
+            return Response(bytes(size), media_type="application/octet-stream", headers=_time(federation))
+
+        return await limited(request, work, most=BLOCK)
 
     @app.get("/v1/enroll/crl")
     async def crl(request: Request) -> Response:
