@@ -172,6 +172,11 @@ class Space(Protocol):
         spaces whose devices leave out what the server knows; others return `delta` itself."""
         ...
 
+    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+        """A combined delta as the model's step, which server optimizers move, and what travels beside it and is left
+        as it is; all leaves of the first come before those of the second. Most spaces have nothing beside it."""
+        ...
+
     def merge(self, state: Tree, delta: Tree) -> Tree:
         """The next state; a new tree, `state` is left as it is."""
         ...

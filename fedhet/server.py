@@ -433,7 +433,8 @@ class Server:
         updates = [replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates]
         delta = self.method.rule(updates, self.space, self)
         for name, layer in inward:
-            delta = layer.finish(delta, self, self.memories.setdefault(name, {}))
+            step, beside = self.space.parts(delta) if name.startswith("optimizer") else (delta, {})
+            delta = tree.join(layer.finish(step, self, self.memories.setdefault(name, {})), beside)
         if not math.isfinite(tree.squared_norm(delta)):
             raise Diverged(
                 f"version {self.version + 1}, combined from clients {[j.client for j in self.cohort]}, is not finite"

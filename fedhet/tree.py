@@ -208,6 +208,18 @@ def subtract(a: Tree, b: Tree) -> Tree:
     return weighted_sum([a, b], [1.0, -1.0])
 
 
+def join(first: Tree, second: Tree) -> Tree:
+    """The leaves of both, in this order; `first` itself if there is no second. Raises ValueError for a common name."""
+    if not second:
+        return first
+    if set(first) & set(second):
+        raise ValueError(f"both trees have {sorted(set(first) & set(second))[:3]}")
+    if isinstance(first, FlatTree) and isinstance(second, FlatTree) and first.flat.dtype == second.flat.dtype:
+        schema = Schema((*first.schema.leaves, *second.schema.leaves))
+        return FlatTree(schema, torch.cat([first.flat, second.flat]))
+    return {**first, **second}
+
+
 def scale(a: Tree, factor: float) -> Tree:
     """factor * a; `a` itself when the factor is 1."""
     if factor == 1.0:

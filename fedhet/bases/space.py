@@ -40,6 +40,9 @@ class AbstractDense(ABC):
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
         return delta
 
+    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+        return delta, {}
+
     def merge(self, state: Tree, delta: Tree) -> Tree:
         return tree.add(state, delta)
 

@@ -58,6 +58,10 @@ class ControlVariates(AbstractDense):
     def restore(self, model: Model, state: Tree) -> None:
         model.flat.copy_(_halves(model, state)[0])
 
+    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+        """Momentum or a learning rate of the server would make c something else than the mean of all c_i."""
+        return _part(delta, control=False), _part(delta, control=True)
+
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         """Of the model parts: control variates do not vote."""
         return tree.gram([_part(d, control=False) for d in deltas])

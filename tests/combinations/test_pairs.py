@@ -37,7 +37,7 @@ BRISK: Mapping[str, Mapping[str, Any]] = {
     "schedule/fedat": {"tiers": 2},
     "schedule/fedcompass": {"q_min": 2, "q_max": 5},
     "staleness/tiers": {"tiers": 2},
-    "optimizer/momentum": {"momentum": 0.5},
+    "optimizer/momentum": {"lr": 0.5, "momentum": 0.5},
     "staleness/importance": {"max_factor": 3.0},
     "staleness/taylor": {"lr": 0.1},
     "optimizer/feddyn": {"alpha": 1.0},
@@ -54,8 +54,6 @@ def refused(pair: Mapping[str, str]) -> str:
     """Why two options are no method; empty if they are one."""
     if "optimizer" in pair and "work" in pair and (pair["optimizer"] == "feddyn") != (pair["work"] == "feddyn"):
         return "FedDyn's linear terms are the sum of both halves"
-    if pair.get("work") == "scaffold" and pair.get("optimizer", "none") not in ("none", "sgd"):
-        return "a server step with memory would move the control variates too"
     if pair.get("staleness") == "tiers" and pair.get("schedule", "fedat") != "fedat":
         return "a mixture of tiers needs the schedule that makes them"
     if pair.get("rule") == "monna" and pair.get("schedule", "sync") != "sync":

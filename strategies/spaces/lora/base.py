@@ -226,6 +226,9 @@ class AbstractProducts(AbstractLora):
 
     gives: ClassVar[frozenset[str]] = frozenset()
 
+    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+        return delta, {}
+
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         rows = [pairs(d) for d in deltas]
         total = np.zeros((len(deltas), len(deltas)))

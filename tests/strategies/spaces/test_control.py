@@ -7,9 +7,21 @@ import pytest
 import torch
 from torch import nn
 
+from clients.work.scaffold import Scaffold
+from fedhet import tree
+from fedhet.client import Device
+from fedhet.compose import Method
 from fedhet.model import Model
+from fedhet.protocols import Layer
+from fedhet.server import Limits, Server
+from fedhet.testing import QuadraticWorld, equal_clients
 from fedhet.tree import FlatTree
-from fedhet.types import Budget, Job
+from fedhet.types import Budget, Job, Memory
+from strategies.budgets.fixed import Fixed
+from strategies.optimizers.fedopt import Adam
+from strategies.optimizers.sgd import Momentum, Sgd
+from strategies.rules.mean import Mean
+from strategies.schedules.sync import Sync
 from strategies.spaces.control import ControlVariates
 from strategies.spaces.full import Full
 
@@ -92,3 +104,37 @@ def test_misuse_says_what_is_missing() -> None:
         space.install(m, Full().begin(m), JOB)
     with pytest.raises(ValueError, match="clients=0"):
         ControlVariates(0)
+
+
+def test_a_combined_delta_comes_apart_into_the_models_step_and_the_controls_and_together_again() -> None:
+    space, m = ControlVariates(8), model()
+    delta = random_delta(space.begin(m), 0)
+    step, beside = space.parts(delta)
+    assert list(step) == list(m.schema)
+    assert all(name.startswith("control.") for name in beside)
+    again = tree.join(tree.scale(step, 3.0), beside)
+    assert again.schema == delta.schema
+    assert torch.equal(again.flat[: m.flat.numel()], delta.flat[: m.flat.numel()] * 3.0)
+    assert torch.equal(again.flat[m.flat.numel() :], delta.flat[m.flat.numel() :])
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(0.3), Momentum(0.5, 0.9), Adam()])
+def test_a_server_optimizer_leaves_the_control_variate_the_mean_of_the_clients(optimizer: Layer) -> None:
+    world = QuadraticWorld([1.0, 2.0, 0.5, 1.5, 1.0], np.random.default_rng(1).normal(size=(5, 4)))
+    method = Method(Sync(), ControlVariates(5), Mean(), Scaffold(lr=0.05), Fixed(steps=3), optimizer=(optimizer,))
+    start, fleet = world.model(), equal_clients(world)
+    server = Server(method, method.space.begin(start), fleet, Limits(versions=6), 0, lambda t, n, f: None)
+    device, memories = Device(method, world.model(), world, 0), [dict[str, Memory]() for _ in range(5)]
+    server.start()
+    sends = server.settle(0.0)
+    now = 0.0
+    while sends:
+        now += 1.0
+        for send in sends:
+            server.arrived(device.answer(send.job, send.payload, memories[send.job.client]), now)
+        sends = server.settle(now)
+    assert server.version == 6
+    own = [memory["work"]["control"] for memory in memories]
+    assert torch.stack(own).abs().max() > 0
+    size = start.flat.numel()
+    torch.testing.assert_close(server.state.flat[size:], torch.stack(own).mean(0), rtol=1e-4, atol=1e-6)
