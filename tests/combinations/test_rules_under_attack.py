@@ -33,8 +33,8 @@ from strategies.rules.flag import Flag
 from strategies.rules.geometric_median import GeometricMedian
 from strategies.rules.krum import Krum, MultiKrum
 from strategies.rules.mda import MinimumDiameter
-from strategies.rules.mean import Mean
 from strategies.rules.meamed import Meamed
+from strategies.rules.mean import Mean
 from strategies.rules.median import Median
 from strategies.rules.monna import Monna
 from strategies.rules.nnm import Nnm
