@@ -9,6 +9,10 @@ The update of client i enters with d_i = p_i / r_i, where r_i is its long-run nu
 
 for response times T_i of mean m_i seconds. A share f_i of lost tasks multiplies r_i by 1 - f_i, participation with
 probability q multiplies it by q. Online, r_i is estimated by the contributions so far over the versions so far.
+
+Few responses say little. With k of them and shrinkage c the estimates are those of k + c: c of the constant-time
+value ceil(m_i / window) for "fedfix", of the mean of all clients' m_i for "asynchronous" and "fedbuff", and of versions
+the client was in for "online".
 Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients Updates",
 arXiv:2206.10189. The layer scales by d_i / p_i = 1 / r_i: it belongs with the mean over the population,
 which supplies p_i without renormalising.
@@ -62,7 +66,8 @@ class Importance(AbstractLayer):
 
     scheme: one of the rows above, or "online". window_seconds: the schedule's, for "fedfix". size: the schedule's, for
     "fedbuff". participation: probability with which a client is asked. losses: divide by the observed share of tasks
-    that were not lost. max_factor: bound on the factor; None is no bound.
+    that were not lost. max_factor: bound on the factor; None is no bound. shrinkage: c, in responses; 0 takes what was
+    seen by its word, and more makes the first weights less extreme.
 
     Means are over the responses combined so far; clients not yet seen count as infinitely slow. If several answers of
     one client are combined at once, its latest response time stands for all of them.
@@ -75,6 +80,7 @@ class Importance(AbstractLayer):
     participation: float = 1.0
     losses: bool = False
     max_factor: float | None = None
+    shrinkage: float = 0.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"each"})
 
@@ -89,6 +95,8 @@ class Importance(AbstractLayer):
             raise ValueError(f"participation={self.participation} is not in (0, 1]; 1 means everybody always")
         if self.max_factor is not None and not self.max_factor >= 1.0:
             raise ValueError(f"max_factor={self.max_factor} must be at least 1; null is no bound")
+        if not 0.0 <= self.shrinkage < math.inf:
+            raise ValueError(f"shrinkage={self.shrinkage} must be 0 or a number of responses, such as 5")
 
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
         if "version" not in memory or int(memory["version"]) != view.version:
@@ -106,15 +114,20 @@ class Importance(AbstractLayer):
         """1 / r_i before losses and participation."""
         if self.scheme == "synchronous":
             return 1.0
-        count = float(memory["count"][client])
+        count, c = float(memory["count"][client]), self.shrinkage
         if self.scheme == "online":
-            return max(1.0, (view.version + 1) / count)
+            return max(1.0, (view.version + 1 + c) / (count + c))
+        seconds = float(memory["seconds"][client])
         if self.scheme == "fedfix":
-            return float(memory["windows"][client]) / count
+            assert self.window_seconds is not None
+            constant = windows(seconds / count, self.window_seconds)
+            return (float(memory["windows"][client]) + c * constant) / (count + c)
         seen = memory["count"] > 0
-        rates = memory["count"][seen] / memory["seconds"][seen]
+        counts, totals = memory["count"][seen], memory["seconds"][seen]
+        usual = float((totals / counts).mean())
+        rates = (counts + c) / (totals + c * usual)
         per_version = self.size if self.scheme == "fedbuff" and self.size is not None else 1
-        return float(memory["seconds"][client]) / count * float(rates.sum()) / per_version
+        return (seconds + c * usual) / (count + c) * float(rates.sum()) / per_version
 
     def _record(self, view: View, memory: Memory) -> None:
         """Take down the response times of everybody who is combined now, before the first of them is weighed."""

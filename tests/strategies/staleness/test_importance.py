@@ -144,6 +144,50 @@ def test_losses_participation_and_the_bound_enter_the_factor(fake_view: Callable
     assert scale(participation=0.5, max_factor=4.0) == 0.5 * 4
 
 
+@pytest.mark.parametrize("scheme", ["fedfix", "online", "asynchronous", "fedbuff"])
+@given(st.lists(st.lists(st.floats(0.05, 20.0), min_size=1, max_size=6), min_size=1, max_size=5), st.floats(0.0, 50.0))
+def test_shrunk_estimates_are_those_with_as_many_usual_responses_more(
+    fake_view: Callable[..., Any], scheme: str, given: list[list[float]], c: float
+) -> None:
+    """An independent reference: the pseudo-responses are really put into the lists."""
+    layer, memory = Importance(scheme, window_seconds=0.7, size=3, shrinkage=c), Memory()
+    order = [(client, seconds) for client, many in enumerate(given) for seconds in many]
+    for version, (client, seconds) in enumerate(order):
+        job = Job(version, client, version, 0, Budget(1), 0.0)
+        view = fake_view(cohort=(job,), version=version, seen={client: _Seen(1, 0, seconds)})
+        got = layer.arrive(Update(job, ZERO, 1.0), view, memory).scale
+    client, k = len(given) - 1, len(given[-1])
+    means = [sum(many) / len(many) for many in given]
+    usual = sum(means) / len(means)
+    shrunk = [(sum(many) + c * usual) / (len(many) + c) for many in given]
+    pace = shrunk[-1] * sum(1 / m for m in shrunk)
+    want = {
+        "online": max(1.0, (len(order) + c) / (k + c)),
+        "fedfix": (sum(windows(t, 0.7) for t in given[-1]) + c * windows(means[-1], 0.7)) / (k + c),
+        "asynchronous": pace,
+        "fedbuff": pace / 3,
+    }
+    assert got == pytest.approx(want[scheme], rel=1e-9)
+
+
+def test_much_shrinkage_ends_at_the_constant_time_value_and_none_at_what_was_seen(
+    fake_view: Callable[..., Any],
+) -> None:
+    """Times of 0.2 and 1.9 s: 1 and 2 windows of a second, but 2 for a constant 1.05 s."""
+
+    def after_both(c: float) -> float:
+        layer, memory = Importance("fedfix", window_seconds=1.0, shrinkage=c), Memory()
+        for version, seconds in enumerate((0.2, 1.9)):
+            job = Job(version, 0, version, 0, Budget(1), 0.0)
+            view = fake_view(cohort=(job,), version=version, seen={0: _Seen(1, 0, seconds)})
+            scale = layer.arrive(Update(job, ZERO, 1.0), view, memory).scale
+        return scale
+
+    assert after_both(0.0) == 1.5
+    assert after_both(2.0) == 1.75
+    assert after_both(1e9) == pytest.approx(2.0)
+
+
 class _Seen:
     def __init__(self, finished: int, failed: int, seconds_per_step: float) -> None:
         self.finished, self.failed, self.seconds_per_step = finished, failed, seconds_per_step
@@ -157,6 +201,7 @@ class _Seen:
         ("size=None", {"scheme": "fedbuff"}),
         ("participation=0", {"scheme": "online", "participation": 0}),
         ("max_factor=0.5", {"scheme": "online", "max_factor": 0.5}),
+        ("shrinkage=-1", {"scheme": "online", "shrinkage": -1.0}),
     ],
 )
 def test_values_out_of_range_are_named(field: str, arguments: dict[str, Any]) -> None:
