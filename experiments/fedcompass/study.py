@@ -34,7 +34,7 @@ METHODS: dict[str, list[str]] = {
     "FedFix": ["strategy=fedfix"],
     "FedCompass": COMPASS,
 }
-ONLINE = ["staleness=importance", "staleness.max_factor=4.0"]
+ONLINE = ["staleness=importance", "staleness.max_factor=4.0", "staleness.shrinkage=3.0"]
 VARIANTS: dict[str, list[str]] = {
     "strict join": [*COMPASS, "schedule.join_slack=1.0"],
     "lambda 1.0": [*COMPASS, "schedule.latency_factor=1.0"],
@@ -43,7 +43,6 @@ VARIANTS: dict[str, list[str]] = {
     "no discount": [*COMPASS, "staleness=none"],
     "normalised": ["strategy=fedcompass_normalised", *COMPASS[1:]],
     "unbiased": [*COMPASS, *ONLINE],
-    "unbiased, first returns together": [*COMPASS, *ONLINE, "schedule.initial_mode=group"],
 }
 
 
