@@ -174,6 +174,28 @@ def evaluate(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
+    kind: Annotated[str, typer.Option("--to", metavar="adapter|merged", help="What to write.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; absent or empty.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Where the run's data are now: data.path=...", show_default=False
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", help="The rank of every layer, for servers of many adapters.", min=1)
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Write a finished run's model for use elsewhere: a peft adapter or whole weights, with a model card."""
+    from fedhet import cli_use
+
+    cli_use.export(folder, overrides or [], kind, out, max_rank, config_dir)
+
+
+@app.command()
 def simulate(
     server: Annotated[str, typer.Argument(metavar="SERVERAPP", help="package.module:attribute or file.py:attribute")],
     client: Annotated[str, typer.Argument(metavar="CLIENTAPP", help="package.module:attribute or file.py:attribute")],

@@ -1,4 +1,4 @@
-"""Commands that use a finished run's model: evaluate."""
+"""Commands that use a finished run's model: evaluate and export."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from fedhet.cli_run import put
+from fedhet.errors import InputError
 from fedhet.finished import Finished
 
 
@@ -37,3 +38,28 @@ def evaluate(folder: Path, texts: Sequence[str], config_dir: Path | None, as_jso
         cells = [told.format(v) if v is not None else "–" for v in (row[name], done.result.row[name])]
         table.add_row(name.replace("_", " "), *cells)
     put(table)
+
+
+def export(
+    folder: Path, texts: Sequence[str], kind: str, out: Path, max_rank: int | None, config_dir: Path | None
+) -> None:
+    """An adapter or whole weights with a model card; the last line printed is their folder."""
+    from fedhet import export as exports
+    from fedhet.card import card
+
+    if kind not in ("adapter", "merged"):
+        raise InputError(f"--to {kind}: there are adapter and merged")
+    if max_rank is not None and kind == "merged":
+        raise InputError("--max-rank belongs to --to adapter: merged weights have no rank")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not empty: choose another folder with --out")
+    done = Finished.read(folder)
+    first = done.world(texts, config_dir).model().module
+    what = exports.merged(done, first, out) if kind == "merged" else exports.adapter(done, first, out, max_rank)
+    wraps = isinstance(first, exports.Wraps)
+    base = str(done.cfg["model"].get("path", "the model that was wrapped")) if wraps else None
+    (out / "README.md").write_text(card(done, what, base), encoding="utf-8")
+    if what.ranks is not None and what.lost is not None:
+        worst = max(what.lost.values())
+        print(f"rank {what.rank}, {len(what.ranks)} layers, {worst:.1e} of a layer's change left out at most")
+    print(out)

@@ -1,7 +1,8 @@
 """Any causal language model or sequence classifier of the transformers library, from a folder or the hub, float32.
 
 The module is `pretrained` inside a thin one that takes a batch of token numbers (n, length) and gives logits, so that
-it trains and is scored like any other; adapters find its layers under `pretrained.`.
+it trains and is scored like any other; adapters find its layers under `pretrained.`. `new` names the tensors of
+`pretrained` that its files lack, such as those of a new head: they were drawn.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor, float32, nn
 class CausalLanguageModel(nn.Module):
     """Logits (n, length, vocabulary) of the token after each position."""
 
-    def __init__(self, pretrained: nn.Module) -> None:
+    def __init__(self, pretrained: nn.Module, new: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self.pretrained = pretrained
+        self.pretrained, self.new = pretrained, new
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pretrained(input_ids=x, use_cache=False).logits
@@ -27,9 +28,9 @@ class CausalLanguageModel(nn.Module):
 class SequenceClassifier(nn.Module):
     """Logits (n, classes) of whole sequences; tokens of number `padding` are not attended to."""
 
-    def __init__(self, pretrained: nn.Module, padding: int) -> None:
+    def __init__(self, pretrained: nn.Module, padding: int, new: frozenset[str] = frozenset()) -> None:
         super().__init__()
-        self.pretrained, self.padding = pretrained, padding
+        self.pretrained, self.padding, self.new = pretrained, padding, new
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pretrained(input_ids=x, attention_mask=(x != self.padding).long()).logits
@@ -41,11 +42,11 @@ def causal_lm(*, input_shape: tuple[int, ...], classes: int, path: str, revision
 
     Raises ValueError if it cannot be loaded, or its vocabulary or its positions are too few for the data.
     """
-    pretrained = _load("AutoModelForCausalLM", input_shape, path, revision)
+    pretrained, new = _load("AutoModelForCausalLM", input_shape, path, revision)
     vocabulary = int(pretrained.config.vocab_size)
     if classes > vocabulary:
         raise ValueError(f"model.path={path}: its vocabulary has {vocabulary} tokens, the data have {classes}")
-    return CausalLanguageModel(pretrained)
+    return CausalLanguageModel(pretrained, new)
 
 
 def sequence_classifier(
@@ -55,14 +56,16 @@ def sequence_classifier(
 
     Raises ValueError if it cannot be loaded, has no padding token, or its positions are too few for the data.
     """
-    pretrained = _load("AutoModelForSequenceClassification", input_shape, path, revision, num_labels=classes)
+    pretrained, new = _load("AutoModelForSequenceClassification", input_shape, path, revision, num_labels=classes)
     padding = pretrained.config.pad_token_id
     if padding is None:
         raise ValueError(f"model.path={path}: its configuration names no pad_token_id, so padding cannot be told")
-    return SequenceClassifier(pretrained, int(padding))
+    return SequenceClassifier(pretrained, int(padding), new)
 
 
-def _load(kind: str, input_shape: tuple[int, ...], path: str, revision: str | None, **options: Any) -> Any:
+def _load(
+    kind: str, input_shape: tuple[int, ...], path: str, revision: str | None, **options: Any
+) -> tuple[Any, frozenset[str]]:
     if len(input_shape) != 1:
         raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
     import transformers
@@ -71,13 +74,15 @@ def _load(kind: str, input_shape: tuple[int, ...], path: str, revision: str | No
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a new head is new
-            model = getattr(transformers, kind).from_pretrained(path, revision=revision, dtype=float32, **options)
+            model, told = getattr(transformers, kind).from_pretrained(
+                path, revision=revision, dtype=float32, output_loading_info=True, **options
+            )
     except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()[0]
+        why = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model.path={path} cannot be loaded: {told} (a folder with config.json and weights, or an id on the hub)"
+            f"model.path={path} cannot be loaded: {why} (a folder with config.json and weights, or an id on the hub)"
         ) from None
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and input_shape[0] > room:
         raise ValueError(f"model.path={path} has {room} positions, the data's sequences {input_shape[0]}")
-    return model
+    return model, frozenset(told["missing_keys"])

@@ -112,3 +112,11 @@ def test_a_model_with_other_tensors_is_refused(fedhet, run, tmp_path):
     safetensors.torch.save_file({**weights, "more.weight": torch.zeros(1)}, other / "model.safetensors")
     code, _, err = fedhet("evaluate", other)
     assert code == 2 and "more.weight" in err
+
+
+def test_a_fleet_shows_the_ranks_a_budget_gives(fedhet):
+    asked = ["strategy=flora", "budget=by_memory", "space.rank=64", "model.hidden=[64]", "fleet.clients=12"]
+    code, out, err = fedhet("fleet", "show", *asked, "budget.base_bytes=1.98e9", "budget.bytes_per_parameter=3.0e4")
+    assert (code, err) == (0, "") and " rank" in out and "memory" in out
+    rank = {line.split()[1]: line.split() for line in out.splitlines() if line.strip()[:1].isdigit()}
+    assert "64" in rank["rack-1"] and "0" in rank["phone-old"] and "2" in rank["edge-box-1"]
