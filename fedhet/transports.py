@@ -1,4 +1,4 @@
-"""What carries a run: virtual time on worker processes, Flower's Ray simulation, or a loopback SuperLink.
+"""What carries a run: virtual time on worker processes or a cluster, Flower's Ray simulation, a loopback SuperLink.
 
 The method is the same object on every transport.
 """
@@ -6,17 +6,21 @@ The method is the same object on every transport.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import Message
+from flwr.clientapp import ClientApp
 
+from fedhet import build, origin
 from fedhet import message as records
-from fedhet import origin
 from fedhet.app import client_app
 from fedhet.client import Device
 from fedhet.experiment import Experiment, Progress
+from fedhet.grids.executor import Executor
 from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
@@ -34,6 +38,8 @@ def carry_out(experiment: Experiment, folder: Path, *, resume: bool, progress: P
     match experiment.transport:
         case "virtual":
             return virtual(experiment, folder, resume=resume, progress=progress)
+        case "cluster":
+            return cluster(experiment, folder, resume=resume, progress=progress)
         case "ray":
             from fedhet.ray import ray
 
@@ -43,7 +49,7 @@ def carry_out(experiment: Experiment, folder: Path, *, resume: bool, progress: P
 
             return superlink(experiment, folder, resume=resume, progress=progress)
         case other:
-            raise ValueError(f"transport {other!r} does not exist: use virtual, ray or superlink")
+            raise ValueError(f"transport {other!r} does not exist: use virtual, cluster, ray or superlink")
 
 
 def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
@@ -51,36 +57,62 @@ def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
     device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
     app = client_app(lambda message: device, seal=False)
     with one_thread(), Pool(app, experiment.workers) as pool:
-        session = Session(experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False)
-        clients, travel = experiment.clients, Travel(experiment)
-        muted = False
+        return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
-        def observe(message: Message, trip: Trip) -> None:
-            if muted:
-                return
-            job = travel.last
-            fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
-            fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
-            session.record.emit(grid.now(), "flight", fields)
 
-        grid = VirtualGrid(
-            pool,
-            range(FIRST_NODE, FIRST_NODE + len(clients)),
-            travel,
-            config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
-            silent=lambda node: clients[node - FIRST_NODE].silent,
-            observe=observe,
+def cluster(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+    """Virtual time on the processors of a Ray cluster: the same bits as on one machine of that make."""
+    if not experiment.config:
+        raise ValueError(
+            "transport=cluster needs an experiment made from a configuration: other machines build from it"
         )
-        drive = session.join(grid, grid, lambda client: client + FIRST_NODE)
-        if session.resumed:
-            muted = True
-            grid.states.update(session.resumed.clients)
-            for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
-                grid.now_ns = round(job.sent * 1e9)
-                drive.resend(job)
-            grid.now_ns = session.resumed.numbers["now_ns"]
-            muted = False
-        return session.go(lambda: {"now_ns": grid.now_ns}, lambda: grid.states)
+    from fedhet.grids.cluster import Cluster
+
+    asked = experiment.config["transport"]
+    make = partial(device_app, experiment.for_devices())
+    with one_thread(), Cluster(make, address=str(asked["address"]), workers=int(asked["workers"])) as pool:
+        return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
+
+
+def device_app(world: str) -> ClientApp:
+    """The client app of one device, built from what `Experiment.for_devices` says."""
+    device = build.device(json.loads(world))
+    return client_app(lambda message: device, seal=False)
+
+
+def _in_virtual_time(
+    experiment: Experiment, pool: Executor, folder: Path, *, resume: bool, progress: Progress | None
+) -> Result:
+    session = Session(experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False)
+    clients, travel = experiment.clients, Travel(experiment)
+    muted = False
+
+    def observe(message: Message, trip: Trip) -> None:
+        if muted:
+            return
+        job = travel.last
+        fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
+        fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
+        session.record.emit(grid.now(), "flight", fields)
+
+    grid = VirtualGrid(
+        pool,
+        range(FIRST_NODE, FIRST_NODE + len(clients)),
+        travel,
+        config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
+        silent=lambda node: clients[node - FIRST_NODE].silent,
+        observe=observe,
+    )
+    drive = session.join(grid, grid, lambda client: client + FIRST_NODE)
+    if session.resumed:
+        muted = True
+        grid.states.update(session.resumed.clients)
+        for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
+            grid.now_ns = round(job.sent * 1e9)
+            drive.resend(job)
+        grid.now_ns = session.resumed.numbers["now_ns"]
+        muted = False
+    return session.go(lambda: {"now_ns": grid.now_ns}, lambda: grid.states)
 
 
 class Travel:

@@ -16,7 +16,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhet.flower_compat import ErrorCode, Run, claim_identity, empty_run, set_message_id
-from fedhet.grids.pool import Outcome, Pool
+from fedhet.grids.executor import Executor
+from fedhet.grids.pool import Outcome
 from fedhet.profile import Trip
 
 NEVER = 1 << 62
@@ -37,7 +38,7 @@ class _Flight:
 
 
 class VirtualGrid(Grid):
-    """Grid and Clock over a pool.
+    """Grid and Clock over an executor, such as the worker pool.
 
     `nodes` lists the node ids; `travel(message, at_ns)` says how long a message takes; `silent(node)` whether a lost
     task of that node is never reported; `config(node)` is the node's configuration; `observe` sees every trip.
@@ -45,7 +46,7 @@ class VirtualGrid(Grid):
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Executor,
         nodes: Sequence[int],
         travel: Callable[[Message, int], Trip],
         *,
