@@ -1,14 +1,17 @@
 """The Flower half of fedhet: a ClientApp that does jobs on a device, and the ServerApp that `flwr run` starts.
 
 A device builds its half of the method from the configuration inside the first job it gets and keeps it for as long as
-its process lives. Its plug-ins' memories live in Flower's `Context.state`.
+its process lives. Its plug-ins' memories live on its own disk where it has a place for them (`state` in the node's
+configuration), and in Flower's `Context.state` where it does not. An enrolled device signs every update.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,7 +20,11 @@ from flwr.serverapp import Grid, ServerApp
 from fedhet import message as records
 from fedhet import origin, wire
 from fedhet.client import Device, Memories
-from fedhet.types import Memory
+from fedhet.message import Sign
+from fedhet.types import Job, Memory
+
+PRIVATE = frozenset({"data", "state"})
+"""Of a node's configuration: paths on the device, which nobody else is told."""
 
 
 def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientApp:
@@ -31,16 +38,52 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         if own != job.client:
             raise ValueError(f"job {job.id} is for client {job.client}, this is client {own}")
         payload, sha256 = records.read_payload(message.content)
+        state, run = context.node_config.get("state"), records.read_run(message.content)
+        if state and run:
+            return Message(_from_disk(Path(str(state)), run, job, message), reply_to=message)
         memories = recall(context)
         update = device_of(message).answer(job, wire.open_tree(payload, sha256), memories)
         remember(context, memories)
-        return Message(records.answer(update, code=origin.fingerprint(), seal=seal), reply_to=message)
+        sign = signer(run) if run else None
+        return Message(records.answer(update, code=origin.fingerprint(), seal=seal, sign=sign), reply_to=message)
+
+    def _from_disk(state: Path, run: str, job: Job, message: Message) -> RecordDict:
+        """The answer that the disk holds if it is to this very job, else a new one, kept before it is sent."""
+        from fedhet.keep import Keep
+
+        keep = Keep(state / "runs")
+        kept = keep.read(run)
+        payload, sha256 = records.read_payload(message.content)
+        name = f"{job.id} {job.version} {job.turn} {sha256 or wire.digest(payload)}"
+        if kept.job == name and kept.answer is not None:
+            return kept.answer
+        update = device_of(message).answer(job, wire.open_tree(payload, sha256), kept.memories)
+        answer = records.answer(update, code=origin.fingerprint(), seal=seal, sign=signer(run))
+        keep.write(run, name, answer, kept.memories)
+        return answer
 
     @app.query("profile")
     def profile(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"profile": ConfigRecord(dict(context.node_config))}), reply_to=message)
+        record = ConfigRecord()
+        for name, value in context.node_config.items():
+            if name not in PRIVATE:
+                record[name] = value
+        return Message(RecordDict({"profile": record}), reply_to=message)
 
     return app
+
+
+@lru_cache(maxsize=2)
+def signer(run: str) -> Sign | None:
+    """How this process signs its updates of a run: with the identity of the device that `fedhet client run` named, or
+    not at all where there is none."""
+    state = os.environ.get("FEDHET_STATE", "")
+    if not state:
+        return None
+    from fedhet.enroll.identity import Identity
+    from fedhet.enroll.vouch import Signer
+
+    return Signer(Identity.load(Path(state)), run)
 
 
 def recall(context: Context) -> Memories:

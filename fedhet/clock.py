@@ -11,7 +11,12 @@ class WallClock:
     def __init__(self, poll: float = 0.1, offset: float = 0.0) -> None:
         if not poll > 0:
             raise ValueError(f"poll={poll} seconds must be positive")
-        self._start, self._poll, self._offset = time.monotonic(), poll, offset
+        self._poll = poll
+        self.start(offset)
+
+    def start(self, at: float) -> None:
+        """It is second `at` of the run now."""
+        self._start, self._offset = time.monotonic(), at
 
     def now(self) -> float:
         return self._offset + time.monotonic() - self._start

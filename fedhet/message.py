@@ -1,17 +1,18 @@
 """Jobs and updates as Flower records: a JSON header, and one Array that holds one safetensors payload.
 
-    request  {"fedhet": {"job": json list, "sha256": hex?, "world": json?}, "payload": {"tree": Array}}
-    answer   {"fedhet": {"update": json, "sha256": hex?}, "payload": {"tree": Array}}
+    request  {"fedhet": {"job": json list, "sha256": hex?, "world": json?, "run": hex?}, "payload": {"tree": Array}}
+    answer   {"fedhet": {"update": json, "sha256": hex?, "node": hex?, "signature": hex?}, "payload": {"tree": Array}}
 
 `world` is the resolved configuration a device needs to build its half of the method; it is left out where the device
-was built together with the server. `sha256` seals a payload that crosses a network.
+was built together with the server. `sha256` seals a payload that crosses a network; `run` names the run, and `node`
+and `signature` say who vouches for an answer, where clients have identities.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,12 @@ class Answer:
     payload: bytes | memoryview
     sha256: str
     code: str
+    node: str = ""
+    signature: str = ""
+
+
+Sign = Callable[[Update, bytes], Mapping[str, str]]
+"""An update and its payload to the fields "node" and "signature" that vouch for them."""
 
 
 def array(payload: bytes) -> Array:
@@ -51,22 +58,39 @@ def parcel(payload: bytes) -> ArrayRecord:
 
 
 def request(
-    job: Job, payload: ArrayRecord, *, bytes_up: int, batch: int, sha256: str = "", world: str = ""
+    job: Job, payload: ArrayRecord, *, bytes_up: int, batch: int, sha256: str = "", world: str = "", run: str = ""
 ) -> RecordDict:
     """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
     b = job.budget
-    fields = [job.id, job.client, job.version, job.turn, b.steps, b.rank, b.width, job.sent, job.task, job.held, bytes_up, batch]
+    fields = [
+        job.id,
+        job.client,
+        job.version,
+        job.turn,
+        b.steps,
+        b.rank,
+        b.width,
+        job.sent,
+        job.task,
+        job.held,
+        bytes_up,
+        batch,
+    ]
     head = {"job": json.dumps(fields)}
     if sha256:
         head["sha256"] = sha256
     if world:
         head["world"] = world
+    if run:
+        head["run"] = run
     return RecordDict({"fedhet": ConfigRecord(head), "payload": payload})  # type: ignore[arg-type]
 
 
 def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
     """The job in a request, and the carrier's fields beside it ("bytes_up", "batch")."""
-    id_, client, version, turn, steps, rank, width, sent, task, held, bytes_up, batch = json.loads(str(_head(content)["job"]))
+    id_, client, version, turn, steps, rank, width, sent, task, held, bytes_up, batch = json.loads(
+        str(_head(content)["job"])
+    )
     job = Job(id_, client, version, turn, Budget(steps, rank, width), sent, task, held)
     return job, {"bytes_up": bytes_up, "batch": batch}
 
@@ -74,6 +98,11 @@ def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
 def read_world(content: RecordDict) -> str:
     """The configuration a request carries; empty if none."""
     return str(_head(content).get("world", ""))
+
+
+def read_run(content: RecordDict) -> str:
+    """The run that a request belongs to; empty if it does not say."""
+    return str(_head(content).get("run", ""))
 
 
 def read_payload(content: RecordDict) -> tuple[bytes | memoryview, str]:
@@ -85,7 +114,7 @@ def read_payload(content: RecordDict) -> tuple[bytes | memoryview, str]:
     return tree.data, str(_head(content).get("sha256", ""))
 
 
-def answer(update: Update, *, code: str, seal: bool) -> RecordDict:
+def answer(update: Update, *, code: str, seal: bool, sign: Sign | None = None) -> RecordDict:
     """A device's update as records; the delta is encoded here."""
     payload = wire.encode(update.delta)
     job = update.job
@@ -103,13 +132,16 @@ def answer(update: Update, *, code: str, seal: bool) -> RecordDict:
     }
     if seal:
         head["sha256"] = wire.digest(payload)
+    if sign is not None:
+        head |= sign(update, payload)
     return RecordDict({"fedhet": ConfigRecord(head), "payload": parcel(payload)})  # type: ignore[arg-type]
 
 
 def read_answer(content: RecordDict) -> Answer:
     """Parse an answer without believing it. Raises MalformedUpdate with code `format`, `weight` or `metrics`."""
     payload, sha256 = read_payload(content)
-    text = str(_head(content).get("update", ""))
+    head = _head(content)
+    text = str(head.get("update", ""))
     if len(text) > 1 << 16:
         raise MalformedUpdate("format", f"header of {len(text)} characters")
     try:
@@ -126,7 +158,10 @@ def read_answer(content: RecordDict) -> Answer:
         raise MalformedUpdate("metrics", f"metrics must be at most {METRICS} finite numbers")
     code = fields.get("code")
     job, client, version = numbers
-    return Answer(job, client, version, float(weight), metrics, payload, sha256, code if isinstance(code, str) else "")
+    return Answer(
+        job, client, version, float(weight), metrics, payload, sha256, code if isinstance(code, str) else "",
+        node=str(head.get("node", "")), signature=str(head.get("signature", "")),
+    )  # fmt: skip
 
 
 def _head(content: RecordDict) -> Mapping[str, Any]:

@@ -126,6 +126,21 @@ class Clients(Mapping[ClientId, Profile]):
         """The same clients with their numbers of training samples, int64 (n,)."""
         return Clients(self._n, {**self.columns, "num_examples": np.asarray(counts)}, self.note)
 
+    def tell(self, client: ClientId, fields: Mapping[str, Any]) -> None:
+        """What a client of a live federation says of itself, in place of what was assumed; not its availability.
+
+        Raises KeyError for a client that is not in the roster, ValueError for a value that a profile refuses.
+        """
+        known = {**{name: getattr(self[client], name) for name in FIELDS}, **fields}
+        if set(known) != set(FIELDS) or {"availability", "availability_period_s"} & set(fields):
+            raise ValueError(f"a client cannot tell {sorted(fields)}")
+        self._cache[client] = Profile(**known)
+        for name, value in fields.items():
+            column = self.column(name)
+            one_each = column.tolist() if isinstance(column, np.ndarray) else column
+            self.columns[name] = list(one_each) if isinstance(one_each, list) else [one_each] * self._n
+            self.columns[name][client] = value
+
     def online(self, client: ClientId, now: float) -> bool:
         """Whether a client of the roster is reachable at a second, without building its profile."""
         known = self._calendars[0 if self._calendar_of is None else self._calendar_of[client]]

@@ -20,26 +20,33 @@ from fedhet.drive import Drive
 from fedhet.evaluate import Evaluator
 from fedhet.experiment import Experiment, Progress
 from fedhet.gate import Gate
+from fedhet.journal import Journal, Journaled, Row
+from fedhet.journal import replay as journal_replay
 from fedhet.protocols import Clock
 from fedhet.record import Record, write_atomic
 from fedhet.result import Result
-from fedhet.server import Server
+from fedhet.server import Send, Server
+from fedhet.tree import Schema
 from fedhet.types import ClientId
 
 PACKAGES = ("flwr", "torch", "numpy", "peft", "hydra-core", "safetensors", "scikit-learn")
 
 
 class Session:
-    """Build, `go`, and the folder holds a finished run.
+    """Build, `join`, `go`, and the folder holds a finished run.
 
-    `numbers` and `states` are what the transport adds to a checkpoint: its clock, and its clients' contexts.
+    `numbers` and `states` are what the transport adds to a checkpoint: its clock, and its clients' contexts. In real
+    time nothing can be repeated, so there everything the server hears is `journaled`; `started` says whether the run
+    had begun in an earlier life.
     """
 
     def __init__(
-        self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None, code: str, sealed: bool
-    ) -> None:
+        self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None, code: str, sealed: bool,
+        journaled: bool = False,
+    ) -> None:  # fmt: skip
         self.experiment, self.folder, self.progress = experiment, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder) if journaled else None
         resume = resume and checkpoint.exists(folder)
         kept = checkpoint.peek(folder) if resume else {}
         self.record = Record(folder, kept.get("events_bytes", 0), kept.get("metrics_bytes", 0))
@@ -62,6 +69,7 @@ class Session:
             experiment.every_seconds,
         )
         self.resumed: Extras | None = checkpoint.load(folder, self.server, self.gate) if resume else None
+        self.started = self.resumed is not None
         self._wall = time.monotonic() - float(kept.get("wall_seconds", 0.0))
         self._saved = self._shown = time.monotonic()
 
@@ -77,19 +85,39 @@ class Session:
             self.drive.bytes_up, self.drive.bytes_down = numbers["bytes_up"], numbers["bytes_down"]
             self.evaluator.version, self.evaluator.due = numbers["evaluated"], numbers["due"]
             self.evaluator.time_to_target = numbers["time_to_target"]
+        if self.journal is not None:
+            self._replay(self.journal, int(self.resumed.numbers["journal"]) if self.resumed else 0)
+            self.drive.run_id = self.journal.run
+            self.drive.tell = self.heard = Journaled(self.server, self.journal)
         return self.drive
+
+    def _replay(self, journal: Journal, after: int) -> None:
+        """Go on from the last checkpoint to the last word that was written down."""
+        drive, server = self.drive, self.server
+
+        def seen(row: Row, sends: list[Send]) -> None:
+            if row.kind == "start":
+                self.evaluator.look(drive, force=True)
+            drive.bytes_up += len(row.payload or b"")
+            drive.bytes_down += sum(wire.size(Schema.of(send.payload)) for send in sends)
+            if row.kind not in ("bar", "told"):
+                self.evaluator.look(drive)
+
+        self.started = journal_replay(journal, after, server, self.gate, seen) or self.started
 
     def go(self, numbers: Callable[[], dict[str, Any]], states: Callable[[], dict[int, Any]]) -> Result:
         """Run to the end and write the result. The record is synced whatever happens."""
         self._numbers, self._states = numbers, states
         try:
-            if self.resumed is None:
+            if not self.started:
                 self.evaluator.look(self.drive, force=True)
-            self.drive.run(start=self.resumed is None)
+            self.drive.run(start=not self.started)
             self.evaluator.look(self.drive, force=True)
             self._show(last=True)
         finally:
             self.record.close()
+            if self.journal is not None:
+                self.journal.close()
         return self._finish()
 
     def save(self) -> None:
@@ -99,6 +127,7 @@ class Session:
             **self._numbers(),
             "events_bytes": self.record.events.size,
             "metrics_bytes": self.record.metrics.size,
+            "journal": 0 if self.journal is None else self.journal.last,
             "bytes_up": self.drive.bytes_up,
             "bytes_down": self.drive.bytes_down,
             "evaluated": self.evaluator.version,
@@ -107,12 +136,15 @@ class Session:
             "wall_seconds": time.monotonic() - self._wall,
         }
         checkpoint.save(self.folder, self.server, self.gate, Extras(extras, self._states()))
+        if self.journal is not None:
+            self.journal.forget(self.journal.last)
         self._saved = time.monotonic()
 
     def _after_instant(self) -> None:
         self.evaluator.look(self.drive)
         now = time.monotonic()
-        if now - self._saved >= self.experiment.checkpoint_every and self.drive.settled and not self.server.over:
+        whole = self.journal is not None or self.drive.settled
+        if now - self._saved >= self.experiment.checkpoint_every and whole and not self.server.over:
             self.save()
         if now - self._shown >= 0.1:
             self._show()

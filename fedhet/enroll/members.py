@@ -1,12 +1,15 @@
 """The federation as a running ServerApp sees it: who may take part now, with which key and profile; what it observed.
 
-Asked anew whenever it matters: a client that was revoked a second ago is not among the members, so its updates that
-are not yet decided can be left out.
+Asked anew whenever it matters, and read anew whenever the registry's file has changed: a client that was revoked a
+second ago is not among the members, so its updates that are not yet decided can be left out.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +26,10 @@ SMOOTHING = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An active client: node id and identity key, the SuperLink's id of its node, and what a schedule is told."""
+    """An active client: node id and identity key, the SuperLink's id of its node, and what a schedule is told.
+
+    `expires` is when its newest certificate does, in seconds since 1970.
+    """
 
     client: ClientId
     name: str
@@ -31,15 +37,21 @@ class Member:
     public: bytes
     flower_node: int | None
     profile: Profile | None
+    expires: float = float("inf")
 
 
 class Members:
     """Reads a federation's registry, and writes the observed column. Close it when the run is over."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         if not (home / "registry.db").is_file():
             raise EnrollError("E306", f"{home} holds no federation")
+        self.clock = clock
         self._registry = Registry(home / "registry.db")
+        self._file = sqlite3.connect(home / "registry.db", timeout=30.0)
+        self._version = -1
+        self._members: Mapping[ClientId, Member] = {}
+        self._states: Mapping[ClientId, str] = {}
 
     @classmethod
     def here(cls) -> Members | None:
@@ -49,17 +61,30 @@ class Members:
 
     def close(self) -> None:
         """Release the file."""
+        self._file.close()
         self._registry.close()
 
-    def now(self) -> dict[ClientId, Member]:
+    def now(self) -> Mapping[ClientId, Member]:
         """The clients that may take part at this moment."""
-        return {c.client_id: _member(c) for c in self._registry.clients(tables.ACTIVE)}
+        self._read()
+        return self._members
+
+    def nodes(self) -> dict[int, ClientId]:
+        """Whose the SuperLink's nodes are; the registry says it, whatever a node says of itself."""
+        return {m.flower_node: m.client for m in self.now().values() if m.flower_node is not None}
+
+    def state(self, client: ClientId) -> str:
+        """A client's state in one word; "unknown" for one that never enrolled."""
+        self._read()
+        return self._states.get(client, "unknown")
 
     def check(self, client: ClientId, statement: Statement, signature: bytes) -> None:
-        """Raises EnrollError E202 if the client may not take part now, E205 unless it signed the statement."""
+        """Raises EnrollError E202 or E201 if the client may not take part now, E205 unless it signed the statement."""
         member = self.now().get(client)
         if member is None:
-            raise EnrollError("E202", f"client {client} is not active")
+            raise EnrollError("E202", f"client {client} is {self.state(client)}")
+        if self.clock() > member.expires:
+            raise EnrollError("E201", f"client {client}")
         if member.node != statement.node or not sign.verify(member.public, statement, signature):
             raise EnrollError("E205", f"client {client}")
 
@@ -76,9 +101,20 @@ class Members:
                 return mean
         raise EnrollError("E210", f"client {client}")
 
+    def _read(self) -> None:
+        """Read the registry if another connection has changed it."""
+        (version,) = self._file.execute("PRAGMA data_version").fetchone()
+        if version == self._version:
+            return
+        clients = self._registry.clients()
+        self._members = {c.client_id: _member(c) for c in clients if c.state == tables.ACTIVE}
+        self._states = {c.client_id: c.state for c in sorted(clients, key=lambda c: c.state in tables.LIVING)}
+        self._version = version
+
 
 def _member(client: Client) -> Member:
     assert client.node is not None and client.public is not None  # every active client has a device
     flower_node = None if client.flower_node is None else int(client.flower_node)
+    expires = float("-inf") if client.expires is None else client.expires
     name, profile = client.name, profiles.believed(client)
-    return Member(client.client_id, name, client.node, client.public, flower_node, profile)
+    return Member(client.client_id, name, client.node, client.public, flower_node, profile, expires)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,11 +80,18 @@ class Registry:
     def clients(self, *states: str) -> list[Client]:
         """Clients in these states (all if none is named), by number."""
         query = select(ClientRow).order_by(ClientRow.number)
+        issued = select(CertificateRow.client, CertificateRow.serial, CertificateRow.not_after, CertificateRow.denied)
+        if states:
+            query = query.where(ClientRow.state.in_(states))
+            issued = issued.join(ClientRow).where(ClientRow.state.in_(states))
+        serials: dict[int, list[str]] = {}
+        expires: dict[int, float] = {}
         with self._reading() as session:
-            return [
-                _client(session, row)
-                for row in session.scalars(query.where(ClientRow.state.in_(states)) if states else query)
-            ]
+            for number, serial, until, denied in session.execute(issued.order_by(CertificateRow.id)):
+                serials.setdefault(number, []).append(serial)
+                if denied is None:
+                    expires[number] = until
+            return [_made(row, expires.get(row.number), serials.get(row.number, [])) for row in session.scalars(query)]
 
     def client(self, name: str) -> Client:
         """The client of a name or node id: the living one if there was an earlier. Raises EnrollError E210."""
@@ -141,6 +148,9 @@ def _newest(session: Session, number: int) -> CertificateRow | None:
 def _client(session: Session, row: ClientRow) -> Client:
     query = select(CertificateRow.serial).where(CertificateRow.client == row.number)
     newest = _newest(session, row.number)
-    names = [c.name for c in ClientRow.__table__.columns]
-    return Client(**{name: getattr(row, name) for name in names},
-                  expires=newest.not_after if newest else None, serials=tuple(session.scalars(query)))  # fmt: skip
+    return _made(row, newest.not_after if newest else None, session.scalars(query))
+
+
+def _made(row: ClientRow, expires: float | None, serials: Iterable[str]) -> Client:
+    values = {column.name: getattr(row, column.name) for column in ClientRow.__table__.columns}
+    return Client(**values, expires=expires, serials=tuple(serials))

@@ -44,6 +44,16 @@ class Statement:
         return (*head, _float(self.weight), str(len(self.metrics)).encode(), *metrics)
 
 
+def about(
+    run: str, node: str, job: int, version: int, payload: bytes | memoryview, weight: float,
+    metrics: Mapping[str, float],
+) -> Statement:  # fmt: skip
+    """The statement about an update whose payload is of fedhet.wire: its header is its schema."""
+    length = int.from_bytes(payload[:8], "little")
+    schema = hashlib.sha256(payload[: 8 + length]).digest()
+    return Statement(run, node, job, version, schema, payload_digest(payload), weight, metrics)
+
+
 def payload_digest(payload: bytes | memoryview) -> bytes:
     """SHA-256 of the bytes that travel."""
     return hashlib.sha256(payload).digest()

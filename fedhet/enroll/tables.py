@@ -10,6 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 INVITED, PENDING, ACTIVE = "invited", "pending", "active"
 SUSPENDED, REVOKED, LEFT = "suspended", "revoked", "left"
+LIVING = frozenset({INVITED, PENDING, ACTIVE, SUSPENDED})
 MOVES = {
     *((INVITED, to) for to in (PENDING, REVOKED)),
     *((PENDING, to) for to in (ACTIVE, REVOKED, LEFT)),

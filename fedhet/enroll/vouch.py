@@ -1,0 +1,54 @@
+"""Both ends of a signed update: the device that signs what it sends, and the server that holds it against the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedhet.enroll import sign
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.identity import Identity
+from fedhet.enroll.members import Members
+from fedhet.gate import Rejected
+from fedhet.message import Answer
+from fedhet.types import Update
+
+CODES = {"E201": "member", "E202": "member", "E205": "signature"}
+"""A member's refusal as the gate's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Signs a device's updates of one run."""
+
+    own: Identity
+    run: str
+
+    def __call__(self, update: Update, payload: bytes) -> Mapping[str, str]:
+        job, node = update.job, self.own.node_id
+        told = sign.about(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
+        return {"node": node, "signature": sign.sign(self.own, told).hex()}
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Lets the answers of one run through that a member who may take part at this moment has signed."""
+
+    members: Members
+    run: str
+
+    def __call__(self, answer: Answer) -> Rejected | None:
+        if not answer.signature or not answer.node:
+            return Rejected("unsigned", f"client {answer.client} did not sign its update")
+        try:
+            signature = bytes.fromhex(answer.signature)
+        except ValueError:
+            return Rejected("signature", "it is not hexadecimal")
+        told = sign.about(
+            self.run, answer.node, answer.job, answer.version, answer.payload, answer.weight, answer.metrics
+        )
+        try:
+            self.members.check(answer.client, told, signature)
+        except EnrollError as error:
+            return Rejected(CODES[error.code], error.detail)
+        return None

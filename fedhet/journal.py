@@ -1,0 +1,237 @@
+"""The journal of a live run: what the server was told, on the disk before the server acts on it.
+
+The server is a state machine without I/O, so its state follows from what it was told and when. Each such word is a row
+of an SQLite file (write-ahead log, every commit on the disk); an update's payload is a file named by its SHA-256,
+written and synced before its row. After a kill the rows since the last checkpoint are told again, which gives the same
+bits: nothing accepted is lost, and nothing counts twice, for a job can end once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedhet import wire
+from fedhet.gate import Gate
+from fedhet.server import Send, Server
+from fedhet.types import ClientId, Job, JobId, Update
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS rows (
+    n INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, at REAL NOT NULL, job INTEGER, data TEXT NOT NULL,
+    payload TEXT);
+CREATE UNIQUE INDEX IF NOT EXISTS once ON rows (job) WHERE job IS NOT NULL;
+CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
+"""
+
+
+class JournalError(RuntimeError):
+    """A journal that does not lead back to where the run was, or a job that would end twice."""
+
+
+class Inputs(Protocol):
+    """All that a server can be told; a `Server` is one, and so is a `Journaled` one."""
+
+    def start(self) -> None: ...
+    def arrived(self, update: Update, now: float) -> None: ...
+    def failed(self, job_id: JobId, reason: str, now: float) -> None: ...
+    def reject(self, job: Job, code: str, detail: str, now: float) -> None: ...
+    def joined(self, client: ClientId, now: float) -> None: ...
+    def left(self, client: ClientId, now: float) -> None: ...
+    def expel(self, client: ClientId, reason: str, now: float) -> None: ...
+    def wake(self, now: float) -> None: ...
+    def settle(self, now: float) -> list[Send]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One word to the server. `at` is the run's clock in seconds; `payload` is the update's bytes, if it has any."""
+
+    n: int
+    kind: str
+    at: float
+    job: JobId | None
+    data: Mapping[str, Any]
+    payload: bytes | None
+
+
+class Journal:
+    """`journal.db` and `payloads/` of a run folder. `run` names the run for good, whatever restarts it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._payloads = folder / "payloads"
+        self._payloads.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(folder / "journal.db", isolation_level=None, timeout=30.0)
+        for line in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"):
+            self._db.execute(line)
+        self._db.executescript(SCHEMA)
+        self._db.execute("INSERT INTO run SELECT ? WHERE NOT EXISTS (SELECT * FROM run)", (secrets.token_hex(16),))
+        self.run: str = self._db.execute("SELECT id FROM run").fetchone()[0]
+        self.last: int = self._db.execute("SELECT coalesce(max(n), 0) FROM rows").fetchone()[0]
+
+    def write(
+        self, kind: str, at: float, job: JobId | None = None, payload: bytes | None = None, **data: Any
+    ) -> None:  # fmt: skip
+        """One row, on the disk when this returns. `job` is a job that ends by it. Raises JournalError if it did before."""
+        name = None if payload is None else self._keep(payload)
+        row = (kind, at, job, json.dumps(data), name)
+        try:
+            cursor = self._db.execute("INSERT INTO rows (kind, at, job, data, payload) VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.IntegrityError as error:
+            raise JournalError(f"job {job} would end twice: {error}") from None
+        assert cursor.lastrowid is not None
+        self.last = cursor.lastrowid
+
+    def rows(self, after: int = 0) -> Iterator[Row]:
+        """The rows with larger numbers, in order."""
+        query = "SELECT n, kind, at, job, data, payload FROM rows WHERE n > ? ORDER BY n"
+        for n, kind, at, job, data, name in self._db.execute(query, (after,)).fetchall():
+            payload = None if name is None else (self._payloads / name).read_bytes()
+            yield Row(n, kind, at, job, json.loads(data), payload)
+
+    def forget(self, upto: int) -> None:
+        """Delete payloads that a checkpoint of row `upto` made superfluous. The rows stay: they are the run's ledger."""
+        needed = self._db.execute("SELECT DISTINCT payload FROM rows WHERE n > ? AND payload IS NOT NULL", (upto,))
+        keep = {name for (name,) in needed}
+        for path in self._payloads.iterdir():
+            if path.name not in keep:
+                path.unlink()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def _keep(self, payload: bytes) -> str:
+        name = wire.digest(payload)
+        path = self._payloads / name
+        if not path.exists():
+            part = path.with_name(name + ".part")
+            with part.open("wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            handle = os.open(self._payloads, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        return name
+
+
+@dataclass(frozen=True)
+class Journaled:
+    """A server whose every word is written down before it hears it."""
+
+    server: Server
+    journal: Journal
+
+    def start(self) -> None:
+        self.journal.write("start", self.server.now)
+        self.server.start()
+
+    def bar(self, clients: Collection[ClientId]) -> None:
+        """Before the start: these clients are not there."""
+        self.journal.write("bar", self.server.now, clients=sorted(clients))
+        self.server.barred.update(clients)
+
+    def told(self, client: ClientId, fields: Mapping[str, Any]) -> None:
+        """A client's profile, as far as it is known."""
+        self.journal.write("told", self.server.now, client=client, fields=dict(fields))
+        self.server.roster.tell(client, fields)
+
+    def arrived(self, update: Update, now: float) -> None:
+        told = {"weight": update.weight, "scale": update.scale, "metrics": dict(update.metrics)}
+        self.journal.write("arrived", now, update.job.id, wire.encode(update.delta), client=update.job.client, **told)
+        self.server.arrived(update, now)
+
+    def failed(self, job_id: JobId, reason: str, now: float) -> None:
+        self.journal.write("failed", now, job_id, reason=reason)
+        self.server.failed(job_id, reason, now)
+
+    def reject(self, job: Job, code: str, detail: str, now: float) -> None:
+        self.journal.write("reject", now, job.id, client=job.client, code=code, detail=detail)
+        self.server.reject(job, code, detail, now)
+
+    def joined(self, client: ClientId, now: float) -> None:
+        self.journal.write("joined", now, client=client)
+        self.server.joined(client, now)
+
+    def left(self, client: ClientId, now: float) -> None:
+        self.journal.write("left", now, client=client)
+        self.server.left(client, now)
+
+    def expel(self, client: ClientId, reason: str, now: float) -> None:
+        self.journal.write("expel", now, client=client, reason=reason)
+        self.server.expel(client, reason, now)
+
+    def wake(self, now: float) -> None:
+        self.journal.write("wake", now)
+        self.server.wake(now)
+
+    def settle(self, now: float) -> list[Send]:
+        """The jobs follow from what was told before; they are written down before they are sent, as a check."""
+        sends = self.server.settle(now)
+        if sends:
+            self.journal.write("settle", now, jobs=[send.job.id for send in sends])
+        return sends
+
+
+def replay(journal: Journal, after: int, server: Server, gate: Gate, seen: Callable[[Row, list[Send]], None]) -> bool:
+    """Tell a server again what it was told after row `after`; whether it had started by then.
+
+    `seen` gets every row and what it made the server send. Raises JournalError if the server would send other jobs.
+    """
+    started = False
+    for row in journal.rows(after):
+        started = started or row.kind == "start"
+        sends = _tell(row, server, gate)
+        if row.kind == "settle" and [send.job.id for send in sends] != row.data["jobs"]:
+            raise JournalError(f"row {row.n}: jobs {row.data['jobs']} became {[send.job.id for send in sends]}")
+        seen(row, sends)
+    return started
+
+
+def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
+    data, at = row.data, row.at
+    match row.kind:
+        case "start":
+            server.start()
+        case "bar":
+            server.barred.update(data["clients"])
+        case "told":
+            server.roster.tell(data["client"], data["fields"])
+        case "arrived":
+            assert row.job is not None and row.payload is not None
+            job = server.inflight[row.job]
+            delta = wire.open_tree(row.payload)
+            update = Update(job, delta, data["weight"], data["scale"], data["metrics"])
+            gate.remember([update])
+            server.arrived(update, at)
+        case "failed":
+            assert row.job is not None
+            server.failed(row.job, data["reason"], at)
+        case "reject":
+            assert row.job is not None
+            gate.strike(data["client"], data["code"], at)
+            server.reject(server.inflight[row.job], data["code"], data["detail"], at)
+        case "joined":
+            gate.release(at)
+            server.joined(data["client"], at)
+        case "left":
+            server.left(data["client"], at)
+        case "expel":
+            server.expel(data["client"], data["reason"], at)
+        case "wake":
+            server.wake(at)
+        case "settle":
+            return server.settle(at)
+        case other:
+            raise JournalError(f"row {row.n} is of an unknown kind {other!r}")
+    return []

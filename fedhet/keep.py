@@ -1,0 +1,75 @@
+"""What a device keeps of a run on its own disk: its plug-ins' memories, and its last answer, in one file, whole or not.
+
+Personal layers, error feedback and control variates survive the process, the run's server and the machine's power. A
+job that comes a second time, because the server died before it could hear the answer, is answered from the disk: it is
+not trained twice, and the memories do not move twice.
+
+    JSON line {"job", "head", "memories"} | payload of the answer | payloads of the memories
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedhet import wire
+from fedhet.client import Memories
+from fedhet.enroll import files
+from fedhet.message import parcel
+
+RUNS = 4
+"""Runs kept; the one that was silent for longest is forgotten first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A run's file as it was read: the job answered last, its answer, and the memories after it."""
+
+    job: str = ""
+    answer: RecordDict | None = None
+    memories: Memories = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The folder of a device's runs."""
+
+    folder: Path
+
+    def read(self, run: str) -> Kept:
+        """What is kept of a run; empty if it is new. Raises ValueError for a file that is not ours."""
+        path = self._path(run)
+        if not path.exists():
+            return Kept()
+        data = memoryview(files.read_private(path))
+        end = bytes(data[: 1 << 20]).index(b"\n")
+        about = json.loads(bytes(data[:end]))
+        parts, at = [], end + 1
+        for size in [about["answer"], *about["memories"].values()]:
+            parts.append(data[at : at + size])
+            at += size
+        content: Mapping[str, Any] = {"fedhet": ConfigRecord(about["head"]), "payload": parcel(bytes(parts[0]))}
+        trees = (wire.open_tree(bytearray(part)) for part in parts[1:])
+        memories = {name: dict(tree) for name, tree in zip(about["memories"], trees, strict=True)}
+        return Kept(about["job"], RecordDict(content), memories)  # type: ignore[arg-type]
+
+    def write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
+        """Keep an answer and the memories after it, in place of what was kept before; on the disk on return."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        payload = answer.array_records["payload"]["tree"].data
+        packed = {name: wire.encode(memory) for name, memory in sorted(memories.items())}
+        sizes = {name: len(data) for name, data in packed.items()}
+        about = {"job": job, "head": dict(answer.config_records["fedhet"]), "answer": len(payload), "memories": sizes}
+        files.write_file(self._path(run), b"".join([json.dumps(about).encode(), b"\n", payload, *packed.values()]))
+        for old in sorted(self.folder.glob("*.keep"), key=lambda path: path.stat().st_mtime)[:-RUNS]:
+            old.unlink()
+
+    def _path(self, run: str) -> Path:
+        if not run.isalnum():
+            raise ValueError(f"{run!r:.60} does not name a run")
+        return self.folder / f"{run}.keep"
