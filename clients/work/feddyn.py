@@ -63,6 +63,8 @@ class FedDynServer(AbstractLayer):
     alpha: float = 0.05
     averaged: tuple[str, ...] = ("running_mean", "running_var")
 
+    needs: ClassVar[frozenset[str]] = frozenset({"coordinates"})
+
     def __post_init__(self) -> None:
         _check(self.alpha)
         object.__setattr__(self, "averaged", tuple(self.averaged))

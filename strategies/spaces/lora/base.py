@@ -141,6 +141,9 @@ class AbstractLora(ABC):
         leaves += [(n, Leaf(tuple(leaf.shape), kind)) for n, leaf in held.items() if n.startswith(WHOLE)]
         return Schema(tuple(leaves))
 
+    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+        return delta, {}
+
     def restore(self, model: Model, state: Tree) -> None:
         held = dict(state.items())
         base = under(held, ADAPTED, FROZEN, WHOLE)
@@ -225,9 +228,6 @@ class AbstractProducts(AbstractLora):
     not line up, so nothing that works on coordinates fits."""
 
     gives: ClassVar[frozenset[str]] = frozenset()
-
-    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
-        return delta, {}
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         rows = [pairs(d) for d in deltas]
