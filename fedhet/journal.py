@@ -78,7 +78,7 @@ class Journal:
     def write(
         self, kind: str, at: float, job: JobId | None = None, payload: bytes | None = None, **data: Any
     ) -> None:  # fmt: skip
-        """One row, on the disk when this returns. `job` is a job that ends by it. Raises JournalError if it did before."""
+        """One row, on the disk when this returns. `job` ends by it. Raises JournalError if it had ended before."""
         name = None if payload is None else self._keep(payload)
         row = (kind, at, job, json.dumps(data), name)
         try:
@@ -96,7 +96,7 @@ class Journal:
             yield Row(n, kind, at, job, json.loads(data), payload)
 
     def forget(self, upto: int) -> None:
-        """Delete payloads that a checkpoint of row `upto` made superfluous. The rows stay: they are the run's ledger."""
+        """Delete payloads that a checkpoint of row `upto` made superfluous. The rows stay, as the run's ledger."""
         needed = self._db.execute("SELECT DISTINCT payload FROM rows WHERE n > ? AND payload IS NOT NULL", (upto,))
         keep = {name for (name,) in needed}
         for path in self._payloads.iterdir():

@@ -1,4 +1,4 @@
-"""Both ends of a signed update: the device that signs what it sends, and the server that holds it against the registry."""
+"""Both ends of a signed update: the device that signs what it sends, the server that holds it against the registry."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """A live run is killed at any moment, even between a word to the server and its effect, and goes on where it was."""
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -191,7 +192,8 @@ def test_a_journal_cut_at_any_row_opens_and_leads_to_a_run_of_the_same_words(tmp
     e = experiment(FedBuff(size=3), versions=3, checkpoint_every=1e9)
     live(e, tmp_path / "run", SmallGrid(counting_app(e, []), contexts(tmp_path)), wanted=4, poll=1e-4)
     whole = [(r["t"], r["event"]) for r in read_rows(tmp_path / "run" / "events.jsonl")]
-    last = Journal(tmp_path / "run").last
+    with contextlib.closing(Journal(tmp_path / "run")) as journal:
+        last = journal.last
     for cut in range(2, last, 5):
         copy = tmp_path / str(cut)
         shutil.copytree(tmp_path / "run", copy)
