@@ -56,7 +56,7 @@ class Smea(AbstractLinearRule):
 
 def scatter(gram: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """Inner products of each subset's updates around its own mean, (b, k, k) for (b, k) indices."""
-    inner = gram[batch[:, :, None], batch[:, None, :]]
+    inner: np.ndarray = gram[batch[:, :, None], batch[:, None, :]]
     row = inner.mean(axis=1, keepdims=True)
     inner += row.mean(axis=2, keepdims=True)
     inner -= row

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhet.testing import FakeView
 from strategies.rules.flag import Flag, subspace
 from strategies.rules.unit_mean import UnitMean
 
@@ -82,6 +83,16 @@ def test_permuted_updates_give_the_same_answer(combine: Combine, seed: int) -> N
     rows = rng.normal(size=(8, 20)) + rng.normal(size=20)
     flag = Flag(iterations=1)
     assert combine(flag, rows[rng.permutation(8)]) == pytest.approx(combine(flag, rows), abs=1e-9)
+
+
+@few
+@given(seed=st.integers(0, 10_000))
+def test_permuted_updates_have_permuted_coefficients(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, order = rng.normal(size=(8, 20)) + rng.normal(size=20), rng.permutation(8)
+    flag, gram, ones, view = Flag(iterations=1), rows @ rows.T, np.ones(8), FakeView({}, None)  # type: ignore[arg-type]
+    c = flag.coefficients(gram, ones, (), view)
+    assert flag.coefficients(gram[np.ix_(order, order)], ones, (), view) == pytest.approx(c[order], abs=1e-9)
 
 
 @few
