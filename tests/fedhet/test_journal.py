@@ -12,8 +12,8 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from clients.work.sgd import Sgd
-from fedhet import wire
 from fedhet import message as records
+from fedhet import wire
 from fedhet.app import client_app
 from fedhet.client import Device
 from fedhet.compose import Method
@@ -208,7 +208,7 @@ def test_a_journal_cut_at_any_row_opens_and_leads_to_a_run_of_the_same_words(tmp
         session.join(None, None, lambda client: client)
         session.record.close()
         told = [(r["t"], r["event"]) for r in read_rows(copy / "events.jsonl")]
-        assert told == whole[: len(told)] and len(told) > 1
+        assert told and told == whole[: len(told)]
 
 
 def test_a_server_that_would_send_other_jobs_than_it_did_says_so(tmp_path):
