@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fedhet import config
+from fedhet.aggregation import Aggregation, Flat
 from fedhet.client import Device
 from fedhet.compose import ONION, Method
 from fedhet.model import Model
-from fedhet.protocols import Shard
+from fedhet.protocols import Shard, View
 from fedhet.roster import Clients
 from fedhet.types import ClientId
 
@@ -91,26 +92,35 @@ def fleet(cfg: Mapping[str, Any]) -> Clients:
 
 @runtime_checkable
 class Ranked(Protocol):
-    """A budget that chooses a rank for each client, up to a largest."""
+    """A budget that chooses a rank for each client."""
 
-    max_rank: int
+    def rank(self, client: ClientId, view: View) -> int:
+        """The client's rank; 0 if it cannot afford any."""
+        ...
 
 
 def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int] | None:
-    """The rank a client gets in its first job; None if the budget does not choose by client.
+    """The rank a client gets in its first job, 0 if it affords none; None if the budget does not choose by client.
 
     Data and model are loaded only for a budget that does: what a rank costs depends on the model.
     """
     from fedhet.server import Limits, Server
 
     parts = method(cfg)
-    if not isinstance(parts.budget, Ranked):
+    budget = parts.budget
+    if not isinstance(budget, Ranked):
         return None
     here = world(cfg, len(clients))
     roster = clients.with_examples(here.examples())
     state = parts.space.begin(here.model())
     view = Server(parts, state, roster, Limits(versions=1), int(cfg["seed"]), lambda t, name, fields: None)
-    return lambda client: parts.budget(client, view).rank
+    return lambda client: budget.rank(client, view)
+
+
+def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
+    """Where updates are combined; with the server for configurations written before there was a choice."""
+    built: Aggregation = config.instantiate(cfg["aggregation"], "aggregation") if "aggregation" in cfg else Flat()
+    return built
 
 
 def device(cfg: Mapping[str, Any]) -> Device:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from fedhet.export import Exported
 from fedhet.finished import Finished
@@ -26,7 +26,7 @@ def card(done: Finished, what: Exported, base: str | None) -> str:
     if base is not None:
         head["base_model"] = base
     parts = [
-        "---\n" + yaml.safe_dump(head, sort_keys=False) + "---",
+        "---\n" + OmegaConf.to_yaml(OmegaConf.create(head)) + "---",
         f"# {what.kind.capitalize()} weights trained with {row['strategy']} on {row['clients']} clients",
         _use(what, base),
         "## Training\n\n" + _table(("", ""), _facts(done)),

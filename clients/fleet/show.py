@@ -23,6 +23,9 @@ __all__ = ["describe", "online_share", "picture", "table"]
 
 ROWS, BAR = 24, 10
 
+Column = tuple[str, str | None, Callable[[Profile], str]]
+"""Its name, the plain value that needs no column, and what it tells of a client."""
+
 
 def online_share(profile: Profile) -> float | None:
     """The share of its period a client is reachable, 1 without windows; None if its windows do not repeat."""
@@ -72,16 +75,15 @@ def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[Clie
     """Some of the clients; a column in which every cell would hold the plain value is left out."""
     shown = {client: clients[client] for client in picked(len(clients), ROWS)}
     unit = next(iter(slow)) if len(slow) == 1 else "speed"
-    columns: list[tuple[str, str | None, Callable[[Profile], str]]] = [
+    columns: list[Column] = [
         ("class", "", lambda p: p.device_class),
         (unit, None, lambda p: f"{slowness(p):.3g}" + ("" if len(slow) == 1 else f" {speed_unit(p)}")),
         ("up/s", "unlimited", lambda p: rate(p.uplink_bytes_per_s)),
         ("down/s", "unlimited", lambda p: rate(p.downlink_bytes_per_s)),
-        ("latency", "0 s", lambda p: figures.seconds(p.latency_s)),
-        ("online", "100%", _online),
-        ("dropout", "0%", lambda p: f"{p.dropout_prob:.0%}" if not p.silent else f"{p.dropout_prob:.0%} silent"),
     ]
-    if rank is not None:  # what a rank goes by, which is of no interest otherwise
+    if rank is None:
+        columns += _presence()
+    else:  # what a rank goes by
         columns.append(("memory", "unlimited", lambda p: rate(p.memory_bytes)))
     cells = {name: [tell(p) for p in shown.values()] for name, _, tell in columns}
     kept = [name for name, plain, _ in columns if set(cells[name]) != {plain}]
@@ -97,6 +99,14 @@ def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[Clie
         bar = "▪" * max(1, round(BAR * slowness(p) / float(slow[speed_unit(p)].max())))
         rows.add_row(str(client), p.name, *(cells[name][at] for name in kept), bar)
     return rows
+
+
+def _presence() -> list[Column]:
+    return [
+        ("latency", "0 s", lambda p: figures.seconds(p.latency_s)),
+        ("online", "100%", _online),
+        ("dropout", "0%", lambda p: f"{p.dropout_prob:.0%}" if not p.silent else f"{p.dropout_prob:.0%} silent"),
+    ]
 
 
 def _online(profile: Profile) -> str:

@@ -2,7 +2,7 @@
 
 Candidates are the powers of two below the client's limit, and that limit: the smaller of `max_rank` and the rank the
 client declares (0: none). What a rank costs is read off what the space expects of a job with it: c(r) numbers are
-trained and sent. The largest candidate that fits is taken; if none does the rank is 0.
+trained and sent. The largest candidate that fits is taken; a client that affords none is named in an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AbstractRank(ABC):
     bytes_per_parameter: of each trained number; 16 are weight, gradient and Adam's two moments in float32.
     activation_bytes: kept for the backward pass for each position, rank and factor.
 
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range, and for a job of a client that cannot afford rank 1.
     """
 
     steps: int | None = None
@@ -62,6 +62,19 @@ class AbstractRank(ABC):
         """The steps it then gets, at most `steps`."""
 
     def __call__(self, client: ClientId, view: View) -> Budget:
+        found = self._found(client, view)
+        if found.rank == 0:
+            raise ValueError(
+                f"client {view.roster[client].name or client} cannot afford rank 1 (budget {type(self).__name__}): leave "
+                "it out, or let fewer layers have adapters (space.targets)"
+            )
+        return found
+
+    def rank(self, client: ClientId, view: View) -> int:
+        """The client's rank; 0 if it cannot afford any."""
+        return self._found(client, view).rank
+
+    def _found(self, client: ClientId, view: View) -> Budget:
         steps = Fixed(self.steps, self.epochs, self.batch)(client, view).steps
         profile = view.roster[client]
         for rank in reversed(ladder(min(self.max_rank, profile.max_rank or self.max_rank))):

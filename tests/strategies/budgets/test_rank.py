@@ -55,9 +55,15 @@ class Give:
     space: Any
 
     def __call__(self, policy: AbstractRank, **declared: Any) -> Budget:
+        return policy(0, self.view(declared))
+
+    def rank(self, policy: AbstractRank, **declared: Any) -> int:
+        return policy.rank(0, self.view(declared))
+
+    def view(self, declared: dict[str, Any]) -> Any:
         speeds = {"sec_per_step", "sec_per_sample", "flops_per_s"}
         profile = Profile(name="phone", **({} if speeds & declared.keys() else {"sec_per_step": 0.1}), **declared)
-        return policy(0, self.make(profiles={0: profile}, space=self.space, state=STATE))
+        return self.make(profiles={0: profile}, space=self.space, state=STATE)
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def by_hand(rank: int, batch: int = 8, positions: int = 5) -> float:
 def test_memory_figures_by_hand(give: Give, rank: int) -> None:
     policy = ByMemory(steps=3, batch=8, positions=5)
     assert give(policy, memory_bytes=by_hand(rank)) == Budget(3, rank)
-    assert give(policy, memory_bytes=by_hand(rank) - 1).rank == rank // 2
+    assert give.rank(policy, memory_bytes=by_hand(rank) - 1) == rank // 2
     assert give(policy, memory_bytes=by_hand(2 * rank) - 1).rank == rank
 
 
@@ -91,10 +97,15 @@ def test_a_measured_base_replaces_the_models_bytes(give: Give) -> None:
     assert give(policy, memory_bytes=1000 + 16 * SIDES * 4 - 1).rank == 2
 
 
-def test_who_cannot_train_at_rank_one_gets_none(give: Give) -> None:
-    assert give(ByMemory(steps=1), memory_bytes=1.0) == Budget(1, 0)
-    assert give(ByTime(steps=2, transfer_seconds=0.0), uplink_bytes_per_s=1.0) == Budget(2, 0)
-    assert give(ByTime(steps=2, compute_seconds=0.0)) == Budget(2, 0)
+def test_who_cannot_afford_rank_one_is_named(give: Give) -> None:
+    for policy, declared in (
+        (ByMemory(steps=1), {"memory_bytes": 1.0}),
+        (ByTime(steps=2, transfer_seconds=0.0), {"uplink_bytes_per_s": 1.0}),
+        (ByTime(steps=2, compute_seconds=0.0), {}),
+    ):
+        assert give.rank(policy, **declared) == 0
+        with pytest.raises(ValueError, match="client phone cannot afford rank 1"):
+            give(policy, **declared)
 
 
 def test_who_declares_nothing_gets_the_most_and_a_declared_rank_bounds_it(give: Give) -> None:
@@ -129,13 +140,13 @@ def test_steps_are_cut_only_as_far_as_allowed(give: Give) -> None:
     policy = ByTime(steps=100, min_steps=5, compute_seconds=3.0)
     assert give(policy, sec_per_step=0.3) == Budget(10, 64)
     assert give(policy, sec_per_step=0.6) == Budget(5, 64)
-    assert give(policy, sec_per_step=0.61).rank == 0
+    assert give.rank(policy, sec_per_step=0.61) == 0
     assert give(ByTime(steps=2, min_steps=5, compute_seconds=3.0), sec_per_step=1.5) == Budget(2, 64)
 
 
 def test_declared_seconds_a_sample_count_the_batch(give: Give) -> None:
     policy = ByTime(steps=10, batch=4, compute_seconds=4.0)
-    assert give(policy, sec_per_sample=0.1).rank == 64 and give(policy, sec_per_sample=0.101).rank == 0
+    assert give(policy, sec_per_sample=0.1).rank == 64 and give.rank(policy, sec_per_sample=0.101) == 0
 
 
 LIMITS = {
@@ -152,7 +163,7 @@ def test_more_of_anything_never_lowers_the_rank(
     fake_view: Make, declared: dict[str, float], more: str, factor: float
 ) -> None:
     give = Give(fake_view, Pairs())
-    assert give(POLICY, **declared).rank <= give(POLICY, **{**declared, more: declared[more] * factor}).rank
+    assert give.rank(POLICY, **declared) <= give.rank(POLICY, **{**declared, more: declared[more] * factor})
 
 
 def costs(rank: int, declared: dict[str, float]) -> list[float]:
@@ -167,7 +178,7 @@ def costs(rank: int, declared: dict[str, float]) -> list[float]:
 
 @given(st.fixed_dictionaries(LIMITS))
 def test_the_rank_meets_all_limits_and_the_next_breaks_one(fake_view: Make, declared: dict[str, float]) -> None:
-    rank = Give(fake_view, Pairs())(POLICY, **declared).rank
+    rank = Give(fake_view, Pairs()).rank(POLICY, **declared)
     ranks = [0, *ladder(48)]
     assert rank in ranks
     assert rank == 0 or max(costs(rank, declared)) <= 1 + 1e-9
