@@ -65,7 +65,7 @@ class AbstractRank(ABC):
         found = self._found(client, view)
         if found.rank == 0:
             raise ValueError(
-                f"client {view.roster[client].name or client} cannot afford rank 1 (budget {type(self).__name__}): leave "
+                f"client {view.roster[client].name or client} cannot afford rank 1 by {type(self).__name__}: leave "
                 "it out, or let fewer layers have adapters (space.targets)"
             )
         return found
