@@ -29,7 +29,7 @@ from fedhet import config  # noqa: E402  # after the path and the number of thre
 from fedhet.experiment import Experiment  # noqa: E402
 from fedhet.server import Diverged  # noqa: E402
 
-PARTS = ("small", "optimised", "large", "async", "fewer")
+PARTS = ("small", "async", "large", "fewer", "optimised")
 CHANCE = 0.1
 """Accuracy of a model that is lost."""
 
