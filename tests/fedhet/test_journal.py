@@ -195,7 +195,7 @@ def test_a_journal_cut_at_any_row_opens_and_leads_to_a_run_of_the_same_words(tmp
     with contextlib.closing(Journal(tmp_path / "run")) as journal:
         last = journal.last
     for cut in range(2, last, 5):
-        copy = tmp_path / str(cut)
+        copy = tmp_path / f"cut-{cut}"
         shutil.copytree(tmp_path / "run", copy)
         with sqlite3.connect(copy / "journal.db") as db:
             db.execute("DELETE FROM rows WHERE n > ?", (cut,))
