@@ -39,6 +39,8 @@ UNITS = {
     "num_examples": "samples",
     "max_rank": "ranks",
     "dropout_prob": "probability",
+    "energy_joule_per_step": "joules",
+    "battery_joule": "joules",
 }
 
 
@@ -80,6 +82,8 @@ class Profile:
     dropout_prob: float = 0.0
     dropout_point: str = "uniform"
     silent: bool = False
+    energy_joule_per_step: float | None = None
+    battery_joule: float | None = None
 
     def __post_init__(self) -> None:
         speeds = {k: getattr(self, k) for k in ("flops_per_s", "sec_per_step", "sec_per_sample")}
@@ -92,6 +96,10 @@ class Profile:
         for key in ("memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s"):
             if not getattr(self, key) > 0:
                 raise ProfileError(f"{key}={getattr(self, key)} must be a positive number of {UNITS[key]}")
+        for key in ("energy_joule_per_step", "battery_joule"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ProfileError(f"{key}={value} must be a positive finite number of {UNITS[key]}")
         if not 0 <= self.latency_s < math.inf:
             raise ProfileError(f"latency_s={self.latency_s} must be 0 or more seconds")
         if not 0 <= self.dropout_prob <= 1:
@@ -150,9 +158,11 @@ class Profile:
         flops_per_sample: float | None,
         rng: np.random.Generator,
         width: float = 1.0,
+        memory_bytes: float = 0.0,
     ) -> Trip:
         """The phases of one job. `rng` is this job's stream; the same draws are made whatever is switched on. A step
-        that trains a share `width` of the model is taken to cost that share of a step.
+        that trains a share `width` of the model is taken to cost that share of a step. A job that needs more
+        `memory_bytes` than the client has is lost ("memory") when it was downloaded.
 
         Raises ProfileError if the client declares FLOP/s and the model's FLOPs per sample are not known.
         """
@@ -169,13 +179,16 @@ class Profile:
         drift = 1.0 if self.drift.kind == "none" else self.drift.at(self._after(begin, a, known)[0] / NS)
         b = a + round(compute * self.compute_jitter.factor(normals[1]) * drift * NS)
         c = b + round(up * noise.factor(normals[2]) * NS)
-        dropped = lot < self.dropout_prob
-        if known is None and not dropped:
+        dropped, full = lot < self.dropout_prob, memory_bytes > self.memory_bytes
+        if known is None and not dropped and not full:
             return Trip(at_ns, at_ns + a, at_ns + b, at_ns + c)
         share = {"uniform": point, "start": 0.0, "end": 1.0}[self.dropout_point] if dropped else 1.0
         stop = round(share * c)  # work after which nothing more is done
+        if full and stop >= a:
+            stop, dropped = a, False
         (down_ns, _), (train_ns, _), (end_ns, done) = (self._after(begin, min(w, stop), known) for w in (a, b, c))
-        return Trip(at_ns, down_ns, train_ns, end_ns, "offline" if not done else "dropout" if dropped else None)
+        lost = "offline" if not done else "dropout" if dropped else "memory" if full else None
+        return Trip(at_ns, down_ns, train_ns, end_ns, lost)
 
     def _after(self, begin: int, work: int, known: Calendar | None) -> tuple[int, bool]:
         """When `work` ns that start at the reachable `begin` end, and True; or when they are lost, and False."""

@@ -20,6 +20,7 @@ def trip(profile, at=0, steps=10, batch=32, down=0, up=0, seed=0, **kw):
     return profile.trip(
         at_ns=at, steps=steps, batch=batch, bytes_down=down, bytes_up=up,
         flops_per_sample=kw.get("flops"), rng=stream(seed, "t", kw.get("job", 0)),
+        memory_bytes=kw.get("memory", 0.0),
     )  # fmt: skip
 
 
@@ -306,6 +307,8 @@ def test_a_random_walk_is_one_path_in_bounds():
         ({"sec_per_step": 1.0, "availability": ((1e-10, 2e-10),)}, "nanosecond"),
         ({"sec_per_step": 1.0, "num_examples": -1}, "num_examples=-1.*samples"),
         ({"sec_per_step": 1.0, "num_examples": math.nan}, "num_examples=nan"),
+        ({"sec_per_step": 1.0, "energy_joule_per_step": 0.0}, "energy_joule_per_step=0.0.*joules"),
+        ({"sec_per_step": 1.0, "battery_joule": math.inf}, "battery_joule=inf.*joules"),
     ],
 )
 def test_what_makes_no_sense_is_named_with_its_unit(fields, told):
@@ -331,6 +334,7 @@ others = st.fixed_dictionaries(
         "memory_bytes": positive, "uplink_bytes_per_s": positive, "downlink_bytes_per_s": positive,
         "offline_policy": st.sampled_from(POLICIES), "dropout_prob": st.floats(0, 1),
         "dropout_point": st.sampled_from(["uniform", "start", "end"]), "silent": st.booleans(),
+        "energy_joule_per_step": positive, "battery_joule": positive,
     },
 )  # fmt: skip
 
@@ -346,6 +350,7 @@ def test_no_field_is_left_behind():
     p = Profile(
         "n", "c", 1, 2, None, 0.5, None, Jitter("gamma", 0.1), Drift("step", 2.0, 3.0), 4.0, 5.0, 6.0, 0.1,
         Jitter("lognormal", 0.2), WINDOWS, 10.0, "abort", 0.3, "end", True,
+        0.2, 9.0,
     )  # fmt: skip
     told = p.to_dict()
     assert set(told) == {f.name for f in dataclasses.fields(Profile)} - {"flops_per_s", "sec_per_sample"}
@@ -397,3 +402,22 @@ def test_a_step_that_trains_a_share_of_the_model_costs_that_share_and_transfer_i
     )
     assert got.trained_ns - got.downloaded_ns == round(sec * steps * width * NS)
     assert got.arrived_ns - got.trained_ns == NS // 4
+
+
+def test_a_job_too_large_for_a_clients_memory_is_lost_when_it_was_downloaded():
+    p = Profile(sec_per_step=0.5, latency_s=0.25, memory_bytes=1000)
+    assert trip(p, memory=1000) == trip(p)
+    refused = trip(p, memory=1001)
+    assert refused.lost == "memory"
+    assert refused.downloaded_ns == refused.trained_ns == refused.arrived_ns == NS // 4
+
+
+@given(st.floats(0, 1), st.integers(0, 300), st.booleans())
+def test_memory_and_dropouts_agree_on_the_earlier_end(prob, job, paused):
+    """A job that is lost on its way down never gets to ask for memory; one that is refused there drops out no more."""
+    windows = {"availability": WINDOWS, "availability_period_s": 10.0} if paused else {}
+    p = Profile(sec_per_step=0.1, latency_s=0.3, memory_bytes=10, dropout_prob=prob, **windows)
+    plain, refused = trip(p, job=job), trip(p, job=job, memory=11)
+    assert refused.lost is not None and refused.arrived_ns <= plain.arrived_ns
+    assert refused.arrived_ns == min(plain.arrived_ns, refused.downloaded_ns)
+    assert (refused.lost == "dropout") == (plain.lost == "dropout" and plain.arrived_ns <= plain.downloaded_ns)
