@@ -26,6 +26,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "geometric median": ("=geometric_median",),
     "centred clipping": ("=centred_clipping",),
     "NNM + trimmed mean": ("=nnm", ".before.nnm.f={f}", ".rule.f={f}"),
+    "NNM + geometric median": ("=nnm", "@.rule=geometric_median", ".before.nnm.f={f}"),
     "ARC + NNM + trimmed mean": ("=robust", "@.rule=trimmed_mean", *MIXINGS, ".rule.f={f}"),
     "ARC + NNM + geometric median": ("=robust", "@.rule=geometric_median", *MIXINGS),
 }  # fmt: skip
@@ -53,7 +54,7 @@ LARGE_RULES = (
     "mean", "mean of unit vectors", "Multi-Krum", "trimmed mean", "ARC + NNM + trimmed mean",
     "ARC + NNM + geometric median",
 )  # fmt: skip
-OPTIMISED_RULES = (*LARGE_RULES, "geometric median", "NNM + trimmed mean")
+OPTIMISED_RULES = (*LARGE_RULES, "geometric median", "NNM + geometric median")
 LARGE_ATTACKS = ("label flip", "ALIE, z = 1.5")
 ASYNC_ATTACKS = ("none", "label flip", "sign flip x10", "ALIE, z = 1.5")
 SCHEDULES: Mapping[str, tuple[str, ...]] = {
@@ -130,6 +131,16 @@ def tuning() -> Iterator[Cell]:
             for rule in RULES:
                 for attack in TUNING:
                     yield Cell("tuning", rule, attack, mix, 15, TUNING_F, TUNING_SEED, rate)
+
+
+def chosen(scores: Mapping[str, float]) -> dict[tuple[str, str], float]:
+    """The rate of every (rule, mix) from the final accuracies of `tuning`: best worst case, the smaller if equal."""
+
+    def worst(rule: str, mix: str, rate: float) -> float:
+        of = (Cell("tuning", rule, attack, mix, 15, TUNING_F, TUNING_SEED, rate) for attack in TUNING)
+        return min(scores[cell.name] for cell in of)
+
+    return {(rule, mix): max(RATES, key=lambda r: worst(rule, mix, r)) for rule, mix in product(RULES, MIXES)}
 
 
 def cells(seeds: Iterable[int], rates: Mapping[tuple[str, str], float], parts: Iterable[str]) -> Iterator[Cell]:

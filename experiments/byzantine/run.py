@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from grid import MIXES, RATES, RULES, TUNING, TUNING_F, TUNING_SEED, Cell, cells, tuning  # noqa: E402
+from grid import Cell, cells, chosen, tuning  # noqa: E402
 
 from fedhet import config  # noqa: E402  # after the path and the number of threads
 from fedhet.experiment import Experiment  # noqa: E402
@@ -59,17 +58,7 @@ def _composed(*words: str) -> DictConfig:
 
 def tuned(out: Path, data: str) -> dict[tuple[str, str], float]:
     """The step size of every (rule, mix): best worst case over the tuning attacks, the smaller one if equal."""
-    scores = {c.name: run(out, c, data)["final"] for c in tuning()}
-    chosen: dict[tuple[str, str], float] = {}
-    for mix in MIXES:
-        for rule in RULES:
-            chosen[rule, mix] = max(RATES, key=lambda rate: _worst(scores, rule, mix, rate))
-    return chosen
-
-
-def _worst(scores: Mapping[str, float], rule: str, mix: str, rate: float) -> float:
-    of = (Cell("tuning", rule, attack, mix, 15, TUNING_F, TUNING_SEED, rate).name for attack in TUNING)
-    return min(scores[name] for name in of)
+    return chosen({c.name: run(out, c, data)["final"] for c in tuning()})
 
 
 def main() -> None:
