@@ -176,6 +176,7 @@ class _Crowd:
             self.nodes.of_client.pop(client, None)
             if client in server.roster:
                 self.session.heard.expel(client, self.members.state(client), self.clock.now())
+                self.session.gate.pardon(client)  # its fate is the registry's now: resumed there, it starts anew
 
     def _missing(self) -> set[ClientId]:
         return {job.client for job in self.session.server.inflight.values()} - set(self.nodes.of_client)
