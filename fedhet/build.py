@@ -10,6 +10,7 @@ import numpy as np
 
 from fedhet import config
 from fedhet.aggregation import Aggregation, Flat
+from fedhet.aggregation import Aggregation, Flat
 from fedhet.client import Device
 from fedhet.compose import ONION, Method
 from fedhet.model import Model
@@ -115,6 +116,12 @@ def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int]
     state = parts.space.begin(here.model())
     view = Server(parts, state, roster, Limits(versions=1), int(cfg["seed"]), lambda t, name, fields: None)
     return lambda client: budget.rank(client, view)
+
+
+def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
+    """Where updates are combined; with the server for configurations written before there was a choice."""
+    built: Aggregation = config.instantiate(cfg["aggregation"], "aggregation") if "aggregation" in cfg else Flat()
+    return built
 
 
 def aggregation(cfg: Mapping[str, Any]) -> Aggregation:

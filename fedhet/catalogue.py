@@ -20,7 +20,7 @@ from fedhet import config, origin
 from fedhet.errors import ConfigError
 
 METHOD = ("strategy", "schedule", "budget", "staleness", "space", "rule", "codec", "privacy", "optimizer", "work")
-WORLD = ("fleet", "data", "partition", "model", "attack", "transport", "debug")
+WORLD = ("fleet", "data", "partition", "model", "attack", "transport", "aggregation", "debug")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 

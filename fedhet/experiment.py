@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhet import build
+from fedhet.aggregation import Aggregation, Flat
 from fedhet.build import World
 from fedhet.compose import Method
 from fedhet.gate import Gate
@@ -43,11 +44,13 @@ class Experiment:
     max_weight: float | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
     transport: str = "virtual"
+    aggregation: Aggregation = field(default_factory=Flat)
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout} seconds must be positive")
+        self.aggregation.check(self.method)
         Gate(max_weight=self.max_weight, **self.gate)  # refuses what is out of range
         if self.world.clients != len(self.clients):
             raise ValueError(f"data for {self.world.clients} clients, but the fleet has {len(self.clients)}")
@@ -73,6 +76,7 @@ class Experiment:
             max_weight=cfg["max_weight"],
             gate=cfg.get("gate", {}),
             transport=str(cfg["transport"]["name"]),
+            aggregation=build.aggregation(cfg),
             config=cfg,
         )
 

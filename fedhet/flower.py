@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from fedhet import origin
+from fedhet.aggregation import Flat
 from fedhet.clock import WallClock
 from fedhet.drive import Drive
 from fedhet.experiment import Experiment
@@ -104,6 +105,8 @@ class MethodStrategy(flower.Strategy):
             raise ValueError(f"initial_arrays must be the model's: {list(model.schema)}")
         model.flat.copy_(state.flat)
         method = experiment.method
+        if not isinstance(experiment.aggregation, Flat):
+            raise ValueError("in somebody's own ServerApp updates are combined in its process: use aggregation=flat")
 
         def emit(t: float, name: str, fields: object) -> None:
             if name == "combined":

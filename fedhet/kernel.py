@@ -116,6 +116,11 @@ def status() -> str:
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 
 
+def path() -> str:
+    """Where the compiled loop lies, for processes without torch; empty if there is none."""
+    return "" if isinstance(_load(), str) else str(_place())
+
+
 def _fits(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.data_ptr() % 4 == 0
 
@@ -132,19 +137,23 @@ def _load() -> Call | str:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         return "no C compiler"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhet"
-    path = folder / f"sum-{hashlib.sha256(_machine().encode() + SOURCE.encode()).hexdigest()[:16]}.so"
+    place = _place()
     try:
-        if not path.is_file():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile(compiler, path)
-        call = ctypes.CDLL(str(path)).weighted_sum
+        if not place.is_file():
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _compile(compiler, place)
+        call = ctypes.CDLL(str(place)).weighted_sum
     except (OSError, subprocess.SubprocessError) as error:
         return f"the compiled loop is not usable: {type(error).__name__}"
     pointer = ctypes.c_void_p
     call.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
     call.restype = None
     return call if _agrees(call) else "the compiled loop rounds otherwise than torch on this processor"
+
+
+def _place() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhet"
+    return folder / f"sum-{hashlib.sha256(_machine().encode() + SOURCE.encode()).hexdigest()[:16]}.so"
 
 
 def _compile(compiler: str, path: Path) -> None:

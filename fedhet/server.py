@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedhet import tree, wire
+from fedhet.aggregation import Aggregator, Flat
 from fedhet.compose import Method
 from fedhet.protocols import Idle, Space
 from fedhet.roster import Clients, IdleClients
@@ -119,6 +120,7 @@ class Server:
     limits: Limits
     seed: int
     emit: Emit
+    aggregator: Aggregator = field(default_factory=Flat)
     now: float = 0.0
     version: Version = 0
     over: str = ""
@@ -201,7 +203,7 @@ class Server:
         seen = self.seen.setdefault(job.client, Seen())
         seen.finished += 1
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
-        self.buffer[job.id], self.updates[job.id] = job, update
+        self.buffer[job.id], self.updates[job.id] = job, self.aggregator.arrived(update)
         self.held[job.client] = job.version
         self.counts["arrived"] += 1
         self.barren = 0
@@ -297,7 +299,7 @@ class Server:
         """Take over the jobs of an earlier life of this run (its other fields are set already)."""
         self.inflight = {job.id: job for job in inflight}
         self.buffer = {job.id: job for job in buffered}
-        self.updates = dict(updates)
+        self.updates = {job: self.aggregator.arrived(update) for job, update in updates.items()}
         self._busy.update(job.client for job in inflight)
         self._holders = Counter(job.version for job in [*inflight, *buffered])
 
@@ -339,6 +341,7 @@ class Server:
                 jobs = self._standing(jobs)
                 for job in [self._unbuffer(j) for j in jobs]:
                     self._release(job.version)
+                self.aggregator.dropped(jobs)
                 self.counts[f"dropped: {reason}"] += len(jobs)
                 self._emit("dropped", jobs=list(jobs), reason=reason)
             case Note(kind, data):
@@ -431,7 +434,7 @@ class Server:
             memory = self.memories.setdefault(name, {})
             updates = [layer.arrive(u, self, memory) for u in updates]
         updates = [replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates]
-        delta = self.method.rule(updates, self.space, self)
+        delta = self.aggregator.combine(self.method.rule, updates, self.space, self)
         for name, layer in inward:
             step, beside = self.space.parts(delta) if name.startswith("optimizer") else (delta, {})
             delta = tree.join(layer.finish(step, self, self.memories.setdefault(name, {})), beside)

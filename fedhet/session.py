@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Session:
             experiment.limits,
             experiment.seed,
             self.record.emit,
+            experiment.aggregation.begin(experiment.method),
         )
         self.gate = Gate(max_weight=experiment.max_weight, code=code, sealed=sealed, **experiment.gate)
         self.evaluator = Evaluator(
@@ -70,6 +71,7 @@ class Session:
         )
         self.resumed: Extras | None = checkpoint.load(folder, self.server, self.gate) if resume else None
         self.started = self.resumed is not None
+        self.tally: Callable[[], Mapping[str, Any]] = dict
         self._wall = time.monotonic() - float(kept.get("wall_seconds", 0.0))
         self._saved = self._shown = time.monotonic()
 
@@ -116,6 +118,7 @@ class Session:
             self._show(last=True)
         finally:
             self.record.close()
+            self.server.aggregator.close()
             if self.journal is not None:
                 self.journal.close()
         return self._finish()
@@ -199,6 +202,7 @@ class Session:
             "time_to_target": self.evaluator.time_to_target,
             "bytes_up": self.drive.bytes_up,
             "bytes_down": self.drive.bytes_down,
+            **self.tally(),
             "updates": server.row(),
             "stopped": server.over,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

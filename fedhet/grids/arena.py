@@ -28,9 +28,10 @@ class Slot:
 class Arena:
     """`take` and `give` slots of whole pages. Slots of one size are reused, so touched pages stay few."""
 
-    def __init__(self, size: int) -> None:
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | NORESERVE
-        self._map = mmap.mmap(-1, size, flags=flags)
+    def __init__(self, size: int, descriptor: int = -1) -> None:
+        """`descriptor` is a file to map instead, for processes that are started rather than forked."""
+        flags = mmap.MAP_SHARED | NORESERVE | (mmap.MAP_ANONYMOUS if descriptor < 0 else 0)
+        self._map = mmap.mmap(descriptor, size, flags=flags)
         self._size, self._top = size, 0
         self._free: defaultdict[int, list[int]] = defaultdict(list)
 

@@ -1,0 +1,192 @@
+"""Hierarchical aggregation: leaves sum updates as they arrive, a middle per host sums its leaves, one top divides.
+
+Eager sums need a rule that is a quotient of two sums, (sum_i s_i u_i) / whole, in which s_i depends on update i alone
+(`Additive`): the weighted mean in all its forms is one, and so is anything that counts or clips each update by itself.
+Rules that compare updates (Krum, medians, trimmed means, Gram-matrix rules) are refused, and so are layers that change
+an update when it is combined, because by then it has been added. Carrying sums and dividing once at the top also keeps
+clear of dividing each arrival by a running total, which weighs early updates wrongly.
+
+The tree is that of `fedhet.hierarchy.plan`: it depends on the order of arrival and the hosts declared, never on how
+many processes there are, whether they were early, or which of them died, so neither do the bits of the result. They
+differ from those of flat aggregation in the last place, because other terms are added first.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from fedhet.bases import AbstractDense, AbstractLayer
+from fedhet.compose import Method, Misfit
+from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale
+from fedhet.hierarchy.team import Part, Sum, Team
+from fedhet.protocols import Rule, Space, View
+from fedhet.tree import FlatTree
+from fedhet.types import JobId, Tree, Update
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """What a rule says so that its sums can be formed piece by piece, in any number of places."""
+
+    def share(self, update: Update) -> float:
+        """s_i, from this update alone, before `update.scale`."""
+        ...
+
+    def whole(self, shares: float, count: int, view: View) -> float:
+        """What the sum is divided by, from the sum of the shares and the number of updates. Raises ValueError if
+        there is nothing to divide by."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hierarchical:
+    """A tree of sums in processes of their own.
+
+    hosts: how many updates each can serve at a time. All run on this machine; they say what is summed together.
+    fan_in: updates a leaf sums. placement: best_fit, first_fit or worst_fit. eager: leaves sum when their updates are
+    there, not at the combination. processes: the most there are at a time, null for one less than processors (at least
+    one). smoothing, idle_seconds: how they follow the queue and when they end; see `Scale`.
+
+    Raises ValueError for values out of range.
+    """
+
+    hosts: Sequence[int] = (64,)
+    fan_in: int = 4
+    placement: str = "best_fit"
+    eager: bool = True
+    processes: int | None = None
+    smoothing: float = 0.7
+    idle_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.hosts or any(most < 1 for most in self.hosts):
+            raise ValueError(
+                f"hosts={list(self.hosts)} must be one host or more that can serve one update or more each"
+            )
+        if self.fan_in < 2:
+            raise ValueError(f"fan_in={self.fan_in} must be at least 2: a leaf that sums one update only copies it")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"placement={self.placement!r} is not one of {', '.join(PLACEMENTS)}")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be at least 1, or null")
+        if not 0.0 <= self.smoothing < 1.0:
+            raise ValueError(f"smoothing={self.smoothing} is not in [0, 1)")
+        if not self.idle_seconds > 0.0:
+            raise ValueError(f"idle_seconds={self.idle_seconds} must be positive")
+
+    def check(self, method: Method) -> None:
+        """Raises Misfit if this method cannot be summed piece by piece."""
+        if not isinstance(method.rule, Additive):
+            raise Misfit(
+                f"aggregation=hierarchical sums updates before all of them are known, but rule "
+                f"{type(method.rule).__name__} decides on all of them together; use rule=mean or aggregation=flat"
+            )
+        space = type(method.space)
+        if not issubclass(space, AbstractDense) or any(
+            getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "accept")
+        ):
+            raise Misfit(f"aggregation=hierarchical adds vectors, but space {space.__name__} combines in its own way")
+        for _, layer in method.layers:
+            if getattr(type(layer), "arrive", None) is not AbstractLayer.arrive:
+                raise Misfit(
+                    f"aggregation=hierarchical sums updates as they came, but layer {type(layer).__name__} changes "
+                    "them when they are combined; use aggregation=flat"
+                )
+
+    def begin(self, method: Method) -> Aggregators:
+        """The aggregators of one run. Raises Misfit if this method cannot be summed piece by piece."""
+        self.check(method)
+        assert isinstance(method.rule, Additive)
+        return Aggregators(self, method.rule)
+
+
+class Aggregators:
+    """The live half: holds arrived updates in shared memory and has them summed. Not for more than one run."""
+
+    def __init__(self, given: Hierarchical, rule: Additive) -> None:
+        self._given, self._rule = given, rule
+        cores = len(os.sched_getaffinity(0))
+        most = given.processes if given.processes is not None else max(1, cores - 1)
+        self.team = Team(most, given.idle_seconds)
+        self._scale = Scale(given.fan_in, most, given.smoothing, idle=given.idle_seconds)
+        self._held: dict[JobId, Part] = {}
+        self._groups = self._new()
+        self._sums: dict[tuple[JobId, ...], Sum] = {}
+        self._share: dict[JobId, float] = {}
+
+    def arrived(self, update: Update) -> Update:
+        """Take an update in and start the sum it completes. Returns it with its delta where it lies now.
+
+        Raises ValueError unless the delta is one float32 vector.
+        """
+        if not isinstance(update.delta, FlatTree) or update.delta.flat.dtype != torch.float32:
+            raise ValueError("aggregation=hierarchical needs models whose tensors are all float32")
+        job, part = update.job.id, self.team.hold(update.delta.flat)
+        self._held[job], self._share[job] = part, self._rule.share(update) * update.scale
+        group = self._groups.add(job)
+        if self._given.eager and len(group) == self._given.fan_in:
+            self._sum_of(group)
+        return replace(update, delta=FlatTree(update.delta.schema, part.values))
+
+    def dropped(self, jobs: Sequence[JobId]) -> None:
+        """Forget updates that will not be combined."""
+        self._forget(set(jobs))
+
+    def combine(self, rule: Rule, updates: Sequence[Update], space: Space, view: View) -> Tree:
+        """The rule's answer to these updates, whose partial sums are there already if they came one after the other."""
+        wanted = {u.job.id for u in updates}
+        groups = self._groups
+        if wanted != set(self._held):  # others arrived in between: their groups do not hold
+            groups = self._new()
+            for job in self._held:
+                if job in wanted:
+                    groups.add(job)
+        hosts = [[self._sum_of(group) for group in held] for held in groups.by_host.values() if held]
+        whole = self._rule.whole(sum(self._rule.share(u) for u in updates), len(updates), view)
+        for leaves in hosts:
+            self.team.wait(leaves)
+        middles = [self._add(leaves) for leaves in hosts] if len(hosts) > 1 else hosts[0]
+        self.team.wait(middles)
+        top = self._add(middles, 1.0 / whole)
+        self.team.wait([top])
+        self._forget(wanted)
+        first = updates[0].delta
+        assert isinstance(first, FlatTree)
+        return FlatTree(first.schema, top.out.values)
+
+    def close(self) -> None:
+        """End the processes."""
+        self.team.close()
+
+    def _new(self) -> Groups[JobId]:
+        capacity = {f"host{n}": most for n, most in enumerate(self._given.hosts)}
+        return Groups(capacity, self._given.fan_in, self._given.placement)
+
+    def _sum_of(self, group: Sequence[JobId]) -> Sum:
+        """A leaf's sum; computed once, whether it was asked for early or late."""
+        key = tuple(group)
+        if key not in self._sums:
+            rows, c = [self._held[job] for job in key], [self._share[job] for job in key]
+            self._sums[key] = self.team.submit(rows, c, self._wanted())
+        return self._sums[key]
+
+    def _add(self, sums: Sequence[Sum], factor: float = 1.0) -> Sum:
+        return self.team.submit([one.out for one in sums], [factor] * len(sums), self._wanted())
+
+    def _wanted(self) -> int:
+        return self._scale.look(time.monotonic(), len(self._held))
+
+    def _forget(self, jobs: set[JobId]) -> None:
+        """Let go of updates, and of sums that they are part of; those that stay are grouped anew."""
+        for job in jobs:
+            del self._held[job], self._share[job]
+        self._sums = {key: one for key, one in self._sums.items() if not jobs.intersection(key)}
+        self._groups = self._new()
+        for job in self._held:
+            self._groups.add(job)

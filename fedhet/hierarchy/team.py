@@ -1,0 +1,218 @@
+"""Processes that sum for one server, started when there is work and gone when there is none.
+
+The server lays updates into memory all of them share and sends descriptors of a hundred bytes. Sums wait in one queue,
+each process has at most `AHEAD` of them, and a process that dies loses nothing: what it had not answered is summed by
+another one, from updates that lie where they lay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedhet import kernel, origin
+from fedhet.grids.arena import Arena, Slot
+
+AHEAD = 2
+"""Sums given to a process ahead of time."""
+
+TRIES = 3
+"""Processes in a row that may die without having summed anything."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A vector in shared memory; the memory returns when nothing refers to `values` any more."""
+
+    at: int
+    values: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Sum:
+    """sum_i c_i rows_i, to be written into `out`. `cpu` are the seconds it took once it is `done`."""
+
+    rows: Sequence[Part]
+    c: Sequence[float]
+    out: Part
+    done: bool = False
+    cpu: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    popen: subprocess.Popen[bytes]
+    held: list[int] = field(default_factory=list)
+    rest: bytes = b""
+
+
+class Team:
+    """`hold` vectors, `submit` sums of them, `wait` for sums. `most` processes at a time, each ends after `idle`
+    seconds without work. `started`, `deaths`, `cpu`: processes started, those that died, processor seconds in sums.
+    """
+
+    def __init__(self, most: int, idle: float) -> None:
+        self.most, self.idle = most, idle
+        self.started, self.deaths, self.cpu = 0, 0, 0.0
+        self._descriptor = _memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        self._arena = Arena(os.fstat(self._descriptor).st_size, self._descriptor)
+        self._loop = kernel.path()
+        self._selector = selectors.DefaultSelector()
+        self._processes: list[_Process] = []
+        self._queue: deque[int] = deque()
+        self._sums: dict[int, Sum] = {}
+        self._numbers, self._barren = 0, 0
+
+    @property
+    def size(self) -> int:
+        """Processes that are there."""
+        return len(self._processes)
+
+    @property
+    def waiting(self) -> int:
+        """Sums that are not done."""
+        return len(self._sums)
+
+    def room(self, size: int) -> Part:
+        """Memory for `size` float32 numbers. Raises MemoryError if there is none left."""
+        slot: Slot | None = self._arena.take(4 * size)
+        if slot is None:
+            raise MemoryError(f"no room for {size} more numbers in the aggregators' memory")
+        return Part(slot.at, torch.frombuffer(self._arena.lend(slot), dtype=torch.float32, count=size))
+
+    def hold(self, values: Tensor) -> Part:
+        """A copy of a vector where every process sees it."""
+        part = self.room(len(values))
+        part.values.copy_(values)
+        return part
+
+    def submit(self, rows: Sequence[Part], c: Sequence[float], wanted: int) -> Sum:
+        """Have a sum computed by one of `wanted` processes (at least one)."""
+        one = Sum(rows, c, self.room(len(rows[0].values)))
+        self._numbers += 1
+        self._sums[self._numbers] = one
+        self._queue.append(self._numbers)
+        self.resize(max(1, wanted))
+        self._collect(0.0)
+        self._feed()
+        return one
+
+    def resize(self, wanted: int) -> None:
+        """Start processes up to `wanted`, or end idle ones beyond it."""
+        while len(self._processes) < min(self.most, wanted):
+            self._start()
+        for process in [p for p in self._processes if not p.held][: max(0, len(self._processes) - wanted)]:
+            self._end(process)
+
+    def wait(self, sums: Sequence[Sum]) -> None:
+        """Until all of these are done. Raises RuntimeError if processes die one after the other."""
+        while not all(one.done for one in sums):
+            self.resize(max(1, len(self._processes)))
+            self._feed()
+            self._collect(None)
+
+    def close(self) -> None:
+        """End all processes. Vectors that are still referred to stay readable."""
+        for process in list(self._processes):
+            self._end(process)
+        self._selector.close()
+        os.close(self._descriptor)
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "fedhet.hierarchy.leaf", str(self._descriptor), str(self.idle), self._loop]
+        path = os.pathsep.join(filter(None, [str(origin.root()), os.environ.get("PYTHONPATH", "")]))
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self._descriptor],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            bufsize=0,
+        )
+        process = _Process(popen)
+        assert popen.stdout is not None
+        self._selector.register(popen.stdout, selectors.EVENT_READ, process)
+        self._processes.append(process)
+        self.started += 1
+
+    def _end(self, process: _Process) -> None:
+        """Close its pipes, which ends it; what it had not answered goes back to the front of the queue."""
+        stdin, stdout = process.popen.stdin, process.popen.stdout
+        assert stdin is not None and stdout is not None
+        self._selector.unregister(stdout)
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
+        stdout.close()
+        process.popen.wait()
+        self._processes.remove(process)
+        self._queue.extendleft(reversed(process.held))
+
+    def _feed(self) -> None:
+        while self._queue:
+            free = [p for p in self._processes if len(p.held) < AHEAD]
+            if not free:
+                return
+            process, number = min(free, key=lambda p: len(p.held)), self._queue.popleft()
+            one = self._sums[number]
+            task = {"id": number, "out": one.out.at, "size": len(one.out.values), "rows": [r.at for r in one.rows]}
+            process.held.append(number)
+            assert process.popen.stdin is not None
+            try:
+                process.popen.stdin.write(json.dumps({**task, "c": list(one.c)}).encode() + b"\n")
+            except BrokenPipeError:
+                self._bury(process)
+
+    def _collect(self, timeout: float | None) -> None:
+        """Take in answers; wait for one if `timeout` is None."""
+        for key, _ in self._selector.select(timeout):
+            process: _Process = key.data
+            got = os.read(key.fd, 1 << 16)
+            if not got:
+                self._bury(process)
+                continue
+            *whole, process.rest = (process.rest + got).split(b"\n")
+            for answer in map(json.loads, whole):
+                self._take(process, answer)
+
+    def _take(self, process: _Process, answer: dict[str, Any]) -> None:
+        number = int(answer["id"])
+        process.held.remove(number)
+        one = self._sums.pop(number)
+        one.done, one.cpu = True, float(answer["cpu"])
+        self.cpu += one.cpu
+        self._barren = 0
+
+    def _bury(self, process: _Process) -> None:
+        """A process is gone: by itself because it was idle, or it died at work."""
+        at_work = bool(process.held)
+        self._end(process)
+        if at_work and process.popen.returncode != 0:
+            self.deaths += 1
+            self._barren += 1
+            if self._barren >= TRIES:
+                raise RuntimeError(
+                    f"{TRIES} aggregator processes in a row died without a sum (exit code {process.popen.returncode})"
+                )
+
+
+def _memory(size: int) -> int:
+    """A file without a name, in memory where the system can: nothing is left behind whatever is killed."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("fedhet-aggregators")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
