@@ -15,11 +15,11 @@ from fedhet.types import Budget, ClientId
 
 @dataclass(frozen=True)
 class Fixed:
-    """Either `steps`, or `epochs` with the `batch` size the work uses.
+    """Either `steps`, or `epochs` with the `batch` size the work uses; one epoch if neither is given.
 
     rank: LoRA rank (0: not used). width: share of the model, in (0, 1].
 
-    Raises ValueError if both or neither are given, or a value is out of range.
+    Raises ValueError if both are given, if epochs are asked for without a batch size, or a value is out of range.
     """
 
     steps: int | None = None
@@ -29,10 +29,11 @@ class Fixed:
     width: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"steps={self.steps}, epochs={self.epochs}: give exactly one of them")
-        if self.epochs is not None and self.batch is None:
-            raise ValueError(f"epochs={self.epochs} needs batch, the samples per step, such as ${{work.batch}}")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"steps={self.steps}, epochs={self.epochs}: give one of them, the other is null")
+        if self.steps is None and self.batch is None:
+            asked = "one epoch, without steps," if self.epochs is None else f"epochs={self.epochs}"
+            raise ValueError(f"{asked} needs batch, the samples per step, such as ${{work.batch}}")
         for name in ("steps", "epochs", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -45,6 +46,6 @@ class Fixed:
     def __call__(self, client: ClientId, view: View) -> Budget:
         steps = self.steps
         if steps is None:
-            assert self.epochs is not None and self.batch is not None
-            steps = self.epochs * max(1, math.ceil(view.roster.examples(client) / self.batch))
+            assert self.batch is not None
+            steps = (self.epochs or 1) * max(1, math.ceil(view.roster.examples(client) / self.batch))
         return Budget(steps, self.rank, self.width)

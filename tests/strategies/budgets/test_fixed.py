@@ -23,8 +23,8 @@ def test_steps_rank_and_width_are_passed_on(fake_view: Callable[..., Any]) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "exactly one"),
-        ({"steps": 1, "epochs": 1, "batch": 1}, "exactly one"),
+        ({}, "one epoch, without steps, needs batch"),
+        ({"steps": 1, "epochs": 1, "batch": 1}, "give one of them"),
         ({"epochs": 1}, "needs batch"),
         ({"steps": 0}, "steps=0"),
         ({"epochs": 1, "batch": 0}, "batch=0"),
@@ -35,3 +35,8 @@ def test_steps_rank_and_width_are_passed_on(fake_view: Callable[..., Any]) -> No
 def test_values_that_make_no_sense_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Fixed(**arguments)
+
+
+def test_without_a_number_it_is_one_epoch(fake_view: Callable[..., Any]) -> None:
+    view = fake_view(examples={0: 64, 1: 65, 2: 1, 3: 0})
+    assert [Fixed(batch=32)(c, view) for c in range(4)] == [Fixed(epochs=1, batch=32)(c, view) for c in range(4)]

@@ -198,7 +198,7 @@ def test_a_speed_in_flops_needs_the_models(give: Give) -> None:
 @pytest.mark.parametrize(
     ("field", "arguments"),
     [
-        ("exactly one", {"steps": None}),
+        ("give one of them", {"epochs": 2}),
         ("steps=0", {"steps": 0}),
         ("batch=0", {"batch": 0}),
         ("width=2", {"width": 2.0}),
