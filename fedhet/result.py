@@ -10,6 +10,8 @@ result.json, schema 1:
                                              the clients, each on data like its own
     target, time_to_target                   share, and seconds of the run's clock to its first evaluation (null: never)
     bytes_up, bytes_down                     payloads with their headers
+    energy_joules, batteries_exhausted       virtual time only: what training cost the clients that declare it, and how
+                                             many of them it cost more than their battery holds (null: nobody does)
     updates                                  dispatched = accepted + late + rejected + failed + buffered + unfinished;
                                              late, rejected and failed by reason
     stopped                                  which limit ended the run

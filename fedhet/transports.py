@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -25,9 +28,10 @@ from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.result import Result
+from fedhet.roster import Clients
 from fedhet.session import Session
 from fedhet.streams import stream
-from fedhet.types import Job
+from fedhet.types import ClientId, Job
 
 FIRST_NODE = 2
 """Node id of client 0 on the virtual grid; 1 is the server's."""
@@ -85,12 +89,15 @@ def _in_virtual_time(
 ) -> Result:
     session = Session(experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=False)
     clients, travel = experiment.clients, Travel(experiment)
-    muted = False
+    muted, joules = False, dict[ClientId, float]()
 
     def observe(message: Message, trip: Trip) -> None:
         if muted:
             return
         job = travel.last
+        power = clients[job.client].energy_joule_per_step
+        if power is not None and (trip.lost is None or trip.arrived_ns > trip.trained_ns > trip.downloaded_ns):
+            joules[job.client] = joules.get(job.client, 0.0) + power * job.budget.steps * job.budget.width
         fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
         fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
         session.record.emit(grid.now(), "flight", fields)
@@ -107,18 +114,33 @@ def _in_virtual_time(
     if session.resumed:
         muted = True
         grid.states.update(session.resumed.clients)
+        joules.update({int(client): spent for client, spent in session.resumed.numbers["joules"].items()})
         for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
             grid.now_ns = round(job.sent * 1e9)
             drive.resend(job)
         grid.now_ns = session.resumed.numbers["now_ns"]
         muted = False
-    return session.go(lambda: {"now_ns": grid.now_ns}, lambda: grid.states)
+    session.tally = lambda: energy(clients, joules)
+    return session.go(lambda: {"now_ns": grid.now_ns, "joules": joules}, lambda: grid.states)
+
+
+def energy(clients: Clients, joules: Mapping[ClientId, float]) -> dict[str, Any]:
+    """What training took of the clients that declare what a step costs: all of it in joules (None: nobody declares
+    it), and how many clients it cost more than their battery holds."""
+    if not joules:
+        return {"energy_joules": None, "batteries_exhausted": None}
+    holds = {client: clients[client].battery_joule for client in joules}
+    empty = sum(held is not None and joules[client] > held for client, held in holds.items())
+    return {"energy_joules": math.fsum(joules.values()), "batteries_exhausted": empty}
 
 
 class Travel:
     """How long a job takes on its client's profile: download, training, upload; or where it is lost.
 
-    `last` is the job of the message asked about last.
+    `last` is the job of the message asked about last. In memory a job needs the model, what it is sent, and twice what
+    it sends: the gradient is as large as the delta. That is the least; activations are not counted.
+
+    Raises ValueError if no client could hold the model.
     """
 
     last: Job
@@ -126,6 +148,11 @@ class Travel:
     def __init__(self, experiment: Experiment) -> None:
         self._clients, self._seed = experiment.clients, experiment.seed
         self._flops = experiment.world.flops()
+        module = experiment.world.model().module
+        self._model = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+        most = float(np.max(self._clients.columns.get("memory_bytes", math.inf)))
+        if self._model > most:
+            raise ValueError(f"the model takes {self._model} bytes, but no client has a memory_bytes above {most:g}")
 
     def __call__(self, message: Message, at_ns: int) -> Trip:
         self.last, carrier = records.read_job(message.content)
@@ -139,6 +166,7 @@ class Travel:
             flops_per_sample=self._flops,
             rng=stream(self._seed, "trip", self.last.client, self.last.turn),
             width=self.last.budget.width,
+            memory_bytes=self._model + len(payload) + 2 * carrier["bytes_up"],
         )
 
 
