@@ -1,0 +1,100 @@
+"""What late updates are worth when slow clients hold a class of their own, and what each way of taking them in does.
+
+    python experiments/staleness/run.py --data DIR [--stale 40 20 10] [--seeds 0 1 2] [--rounds 100] [--out DIR]
+
+DIR holds MNIST as Parquet files. One JSON file a run under --out; a finished run is not repeated. `table.py` makes the
+results page of them. See README.md for the setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402  # after the number of threads
+
+from clients.models.vision import lenet  # noqa: E402
+from experiments.staleness.world import CLASSES, SIDE, STEPS, Method, Rounds, World  # noqa: E402
+from strategies.staleness.discount import Exponential  # noqa: E402
+from strategies.staleness.inversion import Inversion  # noqa: E402
+from strategies.staleness.inversion_local import Procedure  # noqa: E402
+from strategies.staleness.inversion_search import Search  # noqa: E402
+from strategies.staleness.inversion_unique import Unique  # noqa: E402
+from strategies.staleness.taylor import Taylor  # noqa: E402
+
+LR, DELAY = 0.1, 40
+
+
+def inversion(world: World) -> Inversion:
+    """The layer as it is used here: 40 images, 100 iterations the first time, 30 from the client's last result."""
+    work = {"_target_": "clients.work.sgd.Sgd", "momentum": 0.0, "weight_decay": 0.0, "clip_norm": None}
+    procedure = Procedure({**work, "lr": LR, "lr_decay": 1.0, "batch": world.work.batch})
+    return Inversion(
+        lenet, procedure, (1, SIDE, SIDE), CLASSES, images=40, iterations=100, warm_iterations=30,
+        search=Search(lr=0.2), unique=Unique(peers=0),
+    )  # fmt: skip
+
+
+METHODS: dict[str, Callable[[World], Method]] = {
+    "fresh": lambda world: Method(fresh=True),
+    "inversion": lambda world: Method(inversion(world)),
+    "direct": lambda world: Method(),
+    "discount": lambda world: Method(Exponential(20.0)),
+    "first order": lambda world: Method(Taylor(lam=4.0 * STEPS * LR, lr=LR)),
+    "prediction": lambda world: Method(predict=True),
+    "tiers": lambda world: Method(tiers=True),
+    "inversion, unique only": lambda world: Method(replace(inversion(world), unique=Unique())),
+}
+"""`fresh` is the bound: nobody is late."""
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run what is missing, staleness by staleness and seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's Parquet files")
+    parser.add_argument("--stale", type=int, nargs="+", default=[40, 20, 10], help="rounds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:-1], choices=list(METHODS))
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "staleness")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    started: dict[int, Rounds] = {}
+    for stale in given.stale:
+        for seed in given.seeds:
+            for name in given.methods:
+                late = 0 if name == "fresh" else stale
+                path = given.out / f"{name.replace(' ', '-').replace(',', '')}-{late}-{given.rounds}-{seed}.json"
+                if path.is_file():
+                    continue
+                if seed not in started:
+                    started[seed] = first = Rounds(
+                        World(given.data, seed, LR), Method(fresh=True), max(given.stale), DELAY
+                    )
+                    first.run(DELAY)
+                began = time.process_time()
+                run = started[seed].branch(METHODS[name](started[seed].world), late or stale)
+                run.run(given.rounds)
+                row = {"method": name, "stale": late, "seed": seed, "rounds": given.rounds, "delay": DELAY}
+                row |= {"rows": run.rows, "server_seconds": run.server_seconds, "notes": run.view.notes}
+                row |= {"seconds": time.process_time() - began, "slow": len(run.world.slow), "torch": torch.__version__}
+                path.write_text(json.dumps(row) + "\n")
+                print(
+                    f"{path.stem}: {run.rows[-1]}, {row['seconds']:.0f} s, server {run.server_seconds:.1f} s",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
