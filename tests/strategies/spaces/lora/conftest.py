@@ -90,7 +90,7 @@ class Federation:
     steps: int = 3
     lr: float = 0.3
     seed: int = 0
-    rule: Any = Mean()
+    rule: Any = field(default_factory=Mean)
     fate: Callable[[Job], str] = lambda job: ""
     spoil: Callable[[Job, Tree], Tree] = lambda job, delta: delta
     sent: list[tuple[Job, Tree]] = field(default_factory=list)
