@@ -33,9 +33,9 @@ from clients.work.sgd import Sgd  # noqa: E402
 from fedhet import build, config  # noqa: E402
 from fedhet.build import Scores  # noqa: E402
 from fedhet.experiment import Experiment  # noqa: E402
+from fedhet.limits import Limits  # noqa: E402
 from fedhet.model import Model  # noqa: E402
 from fedhet.record import write_atomic  # noqa: E402
-from fedhet.server import Limits  # noqa: E402
 from fedhet.testing import QuadraticWorld  # noqa: E402
 
 COUNT = 10
@@ -195,7 +195,7 @@ def table(line: Mapping[str, Any], real: Mapping[str, Mapping[float, Sequence[Ma
         f"## MNIST, one class a client, softmax regression, {MNIST_SECONDS:g} s of virtual time",
         "",
         "Each scheme at the learning rate of its lowest final loss. Slow and fast: accuracy of the final model on the",
-        "classes of the three slowest and the three fastest clients. Swing: standard deviation of the accuracy over the",
+        "classes of the three slowest and the three fastest clients. Swing: standard deviation of the accuracy in the",
         "last fifth of the time.",
         "",
         "| scheme | lr | seeds | final loss | final accuracy, % | slow, % | fast, % | swing, points | s to 75 % |",
