@@ -4,9 +4,10 @@
     python experiments/bench_rules.py [--quick] [--only RULE ...] [--repeats 5] [--no-rivals]
 
 One thread. Inputs are n float32 updates of d numbers, f = n / 5. The floor is one pass over them (a sum per update).
-Times are medians of processor time, which on a shared machine says more than the clock; memory is the peak above what
-the inputs hold, the answer included. Flower's times include unpacking its messages, as its strategies do; byzfl gets
-one (n, d) matrix. byzfl is compared if it can be imported.
+Times are medians of processor time, which on a shared machine says more than the clock. Reading, the Gram matrix and a
+rule take turns, and ratios are taken within a turn. Memory is the peak above what the inputs hold, the answer included.
+Flower's times include unpacking its messages, as its strategies do; byzfl gets one (n, d) matrix. byzfl is compared if
+it can be imported.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from fedhet import tree
+from fedhet import kernel, tree
+from fedhet.bench.turns import Cost, in_turns
 from fedhet.streams import stream
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
@@ -57,6 +59,7 @@ from strategies.rules.phocas import Phocas
 from strategies.rules.smea import Smea
 from strategies.rules.trimmed_mean import TrimmedMean
 
+FLOOR, GRAM = "reading once", "Gram matrix"
 SIZES, QUICK = ((20, 10**6), (50, 10**7)), ((20, 10**5),)
 PATIENCE = 60.0
 """Seconds a slow rival gets; it then has fewer runs, and the table says how many."""
@@ -80,7 +83,7 @@ class Draws:
 
 
 @dataclass
-class Cost:
+class Rival:
     """Medians: seconds of processor, seconds of the clock, bytes at the peak. `runs` they are the medians of."""
 
     cpu: float
@@ -117,7 +120,7 @@ def rules(f: int) -> dict[str, Any]:
 
 def measure(
     call: Callable[..., Any], repeats: int, prepare: Callable[[], Any] | None = None, patience: float = math.inf
-) -> Cost:
+) -> Rival:
     """`prepare` makes the argument of every call, outside the time measured. The first call only warms up, unless
     `patience` seconds are over before there is another."""
     costs = []
@@ -132,7 +135,7 @@ def measure(
         if sum(c[1] for c in costs) > patience:
             break
     kept = costs[1:] or costs
-    return Cost(*(median(column) for column in zip(*kept, strict=True)), runs=len(kept))
+    return Rival(*(median(column) for column in zip(*kept, strict=True)), runs=len(kept))
 
 
 def status(key: str) -> float:
@@ -210,10 +213,13 @@ def rows(n: int, d: int, repeats: int, rivals: bool, most: float, only: list[str
     """The table of one size. A rival whose working memory would exceed `most` bytes is left out."""
     f, updates = n // 5, updates_of(n, d)
     deltas: Any = [u.delta for u in updates]
-    floor = measure(lambda: [x.flat.sum() for x in deltas], repeats)
-    gram = measure(lambda: tree.gram(deltas), repeats)
-    yield ["reading once", seconds(floor), "1.0", "", megabytes(floor), "", ""]
-    yield ["Gram matrix", seconds(gram), ratio(gram, floor), "1.0", megabytes(gram), "", ""]
+    fixed: dict[str, Callable[[], Any]] = {
+        FLOOR: lambda: [x.flat.sum() for x in deltas],
+        GRAM: lambda: tree.gram(deltas),
+    }
+    base = in_turns(fixed, repeats)
+    yield [FLOOR, seconds(base[FLOOR]), "1.0", "", megabytes(base[FLOOR]), "", ""]
+    yield [GRAM, seconds(base[GRAM]), times(base[GRAM], base[FLOOR]), "1.0", megabytes(base[GRAM]), "", ""]
     theirs = flower(updates, f, repeats) if rivals else {}
     others = byzfl(f) if rivals else {}
     # bytes byzfl works in at least, where that is a lot: all differences, or sorted copies with 8-byte indices
@@ -227,11 +233,12 @@ def rows(n: int, d: int, repeats: int, rivals: bool, most: float, only: list[str
         if only and name not in only:
             continue
         try:
-            ours = measure(lambda rule=rule: rule(updates, Dense, Draws), repeats)  # type: ignore[misc]
+            turns = in_turns({**fixed, name: lambda rule=rule: rule(updates, Dense, Draws)}, repeats)  # type: ignore[misc]
         except ValueError as error:
             yield [name, "refused", "", "", "", "", str(error).split(":")[0]]
             continue
-        cells = [name, seconds(ours), ratio(ours, floor), ratio(ours, gram), megabytes(ours)]
+        ours = turns[name]
+        cells = [name, seconds(ours), times(ours, turns[FLOOR]), times(ours, turns[GRAM]), megabytes(ours)]
         if name in theirs:
             cells.append(against(measure(*theirs[name], patience=PATIENCE), ours))
         else:
@@ -249,20 +256,20 @@ def rows(n: int, d: int, repeats: int, rivals: bool, most: float, only: list[str
 
 
 def seconds(cost: Cost) -> str:
-    return f"{1e3 * cost.cpu:,.0f} ({1e3 * cost.wall:,.0f})"
+    return f"{1e3 * cost.cpu_seconds:,.0f} ({1e3 * cost.seconds:,.0f})"
 
 
 def megabytes(cost: Cost) -> str:
-    return f"{cost.memory / 1e6:,.0f}"
+    return "" if cost.memory is None else f"{cost.memory / 1e6:,.0f}"
 
 
-def ratio(cost: Cost, to: Cost) -> str:
-    return f"{cost.cpu / to.cpu:.1f}"
+def times(cost: Cost, to: Cost) -> str:
+    return f"{cost.cpu_times(to):.1f}"
 
 
-def against(rival: Cost, ours: Cost) -> str:
-    few = f", {rival.runs} run{'s' * (rival.runs > 1)}" if rival.runs < ours.runs else ""
-    return f"{rival.cpu / ours.cpu:.1f}x ({1e3 * rival.cpu:,.0f} ms, {rival.memory / 1e6:,.0f} MB{few})"
+def against(rival: Rival, ours: Cost) -> str:
+    few = f", {rival.runs} run{'s' * (rival.runs > 1)}" if rival.runs < len(ours.cpu) else ""
+    return f"{rival.cpu / ours.cpu_seconds:.1f}x ({1e3 * rival.cpu:,.0f} ms, {rival.memory / 1e6:,.0f} MB{few})"
 
 
 def versions() -> str:
@@ -275,6 +282,7 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small size")
+    parser.add_argument("--size", type=int, choices=(0, 1), help="one of the two sizes only")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", metavar="RULE", help="these rules, by the names in the table")
     parser.add_argument("--no-rivals", action="store_true", help="neither Flower nor byzfl")
@@ -282,8 +290,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"# Cost of combination rules\n\n`{' '.join(['python', *sys.argv])}`\n\n{versions()}\n")
-    print("Medians of", given.repeats, "runs. Rivals: how many times our processor time, theirs, and their memory.")
-    for n, d in QUICK if given.quick else SIZES:
+    print(f"Large sums: {kernel.status()}.")
+    print("Medians of", given.repeats, "turns. Rivals: how many times our processor time, theirs, and their memory.")
+    sizes = SIZES if given.size is None else SIZES[given.size :][:1]
+    for n, d in QUICK if given.quick else sizes:
         print(f"\n## n = {n}, d = {d:,}, f = {n // 5} ({4 * n * d / 1e6:,.0f} MB of updates)\n")
         print("| rule | CPU ms (wall) | / reading | / Gram | extra MB | Flower | byzfl |")
         print("|---|---|---|---|---|---|---|", flush=True)

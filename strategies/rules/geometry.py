@@ -51,5 +51,5 @@ def subsets(rule: object, n: int, size: int, limit: int) -> Iterator[np.ndarray]
             f"choose a rule that does not enumerate (krum, nnm), a smaller f, or a higher limit"
         )
     every = itertools.combinations(range(n), size)
-    while batch := list(itertools.islice(every, 4096)):
-        yield np.array(batch)
+    while len(batch := np.fromiter(itertools.chain.from_iterable(itertools.islice(every, 4096)), np.intp)):
+        yield batch.reshape(-1, size)
