@@ -17,6 +17,7 @@ from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
 from fedhet.compose import Method, Misfit
 from fedhet.model import Model
+from fedhet.streams import stream
 from fedhet.testing import FakeView, QuadraticWorld, equal_clients
 from fedhet.tree import FlatTree, Schema
 from fedhet.types import Budget, Job, Memory, Tree, Update
@@ -50,7 +51,13 @@ class InOrder:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            yield from zip(self.x.split(size), self.y.split(size), strict=True)
+            yield from zip(torch.split(self.x, size), torch.split(self.y, size), strict=True)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        return stream(0, purpose)
 
     @property
     def logits(self) -> Tensor:
@@ -151,7 +158,7 @@ def test_the_second_inversion_of_a_client_starts_where_the_first_ended() -> None
     memory: Memory = {}
     first = stand.layer.arrive(stand.update(0), stand.view, memory)
     again = stand.layer.arrive(stand.update(0), stand.view, memory)
-    miss = [told["miss"] for kind, told in stand.view.notes if kind == "inversion"]
+    miss = [float(told["miss"]) for kind, told in stand.view.notes if kind == "inversion"]
     assert miss[1] <= miss[0] and torch.equal(flat(first.delta), flat(again.delta))
 
 
