@@ -10,7 +10,6 @@ import numpy as np
 
 from fedhet import config
 from fedhet.aggregation import Aggregation, Flat
-from fedhet.aggregation import Aggregation, Flat
 from fedhet.client import Device
 from fedhet.compose import ONION, Method
 from fedhet.model import Model
@@ -105,7 +104,8 @@ def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int]
 
     Data and model are loaded only for a budget that does: what a rank costs depends on the model.
     """
-    from fedhet.server import Limits, Server
+    from fedhet.limits import Limits
+    from fedhet.server import Server
 
     parts = method(cfg)
     budget = parts.budget
@@ -116,12 +116,6 @@ def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int]
     state = parts.space.begin(here.model())
     view = Server(parts, state, roster, Limits(versions=1), int(cfg["seed"]), lambda t, name, fields: None)
     return lambda client: budget.rank(client, view)
-
-
-def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
-    """Where updates are combined; with the server for configurations written before there was a choice."""
-    built: Aggregation = config.instantiate(cfg["aggregation"], "aggregation") if "aggregation" in cfg else Flat()
-    return built
 
 
 def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
