@@ -35,6 +35,9 @@ def bar(job: Job, across: Scale, now: float, pitch: float) -> Html:
     if job.group is not None:
         strip = f"M{xy(across(job.sent))} {xy(y + high)}H{xy(across(end))}"
         parts.append(tag("path", cls=f"of {color(job.group)}", d=strip))
+    if job.latest is not None and job.overdue > 0:
+        strip = f"M{xy(across(job.latest))} {xy(y + high)}H{xy(across(end))}"
+        parts.append(tag("path", cls="overdue", d=strip))
     waits = job.combined if job.combined is not None else now if job.account == "buffered" else end
     if across(waits) - across(end) > 0.01:
         parts.append(tag("path", cls="wait", d=f"M{xy(across(end))} {xy(pitch / 2)}H{xy(across(waits))}"))
@@ -53,6 +56,8 @@ def _tell(job: Job, end: float) -> str:
         times = (job.sent, *job.flight)
         phases = [(name, times[k + 1] - times[k]) for k, name in enumerate(("download", "training", "upload"))]
         lines.append(" · ".join(f"{name} {figures.seconds(length)}" for name, length in phases if length > 0))
+    if job.overdue > 0:
+        lines.append(f"{figures.seconds(job.overdue)} after its group's latest second")
     match job.account:
         case "accepted":
             lines.append(f"back after {figures.seconds(end - job.sent)}, in version {job.into}")

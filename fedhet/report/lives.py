@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from fedhet.report.files import Name
 
+SLACK = 1e-9
+"""Seconds: as much after the latest second is in time."""
+
 
 @dataclass(slots=True)
 class Job:
@@ -18,6 +21,7 @@ class Job:
     sent: float
     steps: int = 0
     group: Name | None = None
+    latest: float | None = None
     downloaded: float | None = None
     trained: float | None = None
     arrives: float | None = None
@@ -36,6 +40,11 @@ class Job:
         if self.downloaded is None or self.trained is None or self.arrives is None:
             return None
         return self.downloaded, self.trained, self.arrives
+
+    @property
+    def overdue(self) -> float:
+        """Seconds by which it came after its group's latest one; 0 if in time, still out, or without such a group."""
+        return 0.0 if self.latest is None or self.ended is None else max(0.0, self.ended - self.latest - SLACK)
 
     @property
     def lost(self) -> bool:

@@ -122,11 +122,15 @@ def _timeline(result: Row, story: Story) -> Html:
     flights = [job.flight is not None for job in story.jobs]
     keys = [("down", "download"), ("train", "training"), ("up", "upload")] if any(flights) else []
     keys += [] if all(flights) else [("away", "at the client")]
+    keys += [("overdue", "after its group's latest second")] if story.overdue else []
     keys += [("wait", "waits to be combined"), ("hatched", "late, rejected or failed"), ("mark", "combined")]
     words = f"Over {_clock(result)}, one lane a client."
     if story.groups:
         paler = " and, paler, to the latest" if any(g.latest is not None for g in story.groups.values()) else ""
         words += f" A group's bar runs to the expected arrival{paler}; its jobs are underlined in its colour."
+    if story.grouped_answers:
+        answers = figures.plural(story.grouped_answers, "answer")
+        words += f" {figures.count(story.overdue)} of {answers} came late for a group."
     buttons = [
         tag("button", name, type="button", data_do=do, data_tip=tip)
         for name, do, tip in (

@@ -33,6 +33,10 @@ class Story:
     grouped: int = 0
     clients: dict[Name, Client] = field(default_factory=dict)
     discounts: dict[int, Discount] = field(default_factory=dict)
+    overdue: int = 0
+    """Answers that came after their group's latest second."""
+    grouped_answers: int = 0
+    """Answers to jobs given in a group that has one."""
     _open: dict[int, Job] = field(default_factory=dict)
     _placed: dict[Name, Name] = field(default_factory=dict)
 
@@ -89,6 +93,8 @@ class Story:
             row.fail(f"job {job.id} is assigned twice")
         job.steps = row.whole("steps") if "steps" in row.data else 0
         job.group = self._placed.pop(job.client, None)
+        group = None if job.group is None else self.groups.get(job.group)
+        job.latest = None if group is None else group.latest
         self._open[job.id] = job
         self.ledger.dispatched += 1
         self.clients.setdefault(job.client, Client(job.client)).tasks += 1
@@ -102,6 +108,8 @@ class Story:
     def _arrived(self, row: Row, at: float) -> None:
         job = self._find(row)
         job.ended, job.account = at, "buffered"
+        self.grouped_answers += job.latest is not None
+        self.overdue += job.overdue > 0
         weight = row.optional("weight")
         job.weight = weight if weight is not None else 0.0
         client = self.clients[job.client]

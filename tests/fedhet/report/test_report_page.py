@@ -51,6 +51,27 @@ def test_a_bar_per_job_a_mark_per_version_a_lane_per_client(fake_run, strategy):
     assert (strategy == "fedcompass") == bool(groups)
 
 
+def test_answers_late_for_their_group_are_marked_and_counted(fake_run):
+    folder = fake_run(strategy="fedcompass")
+    rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    due, placed = {}, {}
+    late, answers = 0, 0
+    for row in rows:  # a second reading of the log: who was placed in a group with a latest second, and came after it
+        if row["event"] == "note":
+            placed[row["client"]] = row.get("latest")
+        elif row["event"] == "assign":
+            due[row["job"]] = placed.pop(row["client"], None)
+        elif row["event"] == "arrived" and due[row["job"]] is not None:
+            answers += 1
+            late += row["t"] > due[row["job"]] + 1e-9
+    assert late, "the example needs late answers"
+    page = Page(write_report(folder))
+    assert f"{late} of {answers} answers came late for a group" in page.text
+    assert page.count("overdue", "path") >= late and page.count("overdue", "i") == 1
+    assert "after its group's latest second" in page.text
+    assert Page(write_report(fake_run(strategy="fedavg"))).count("overdue") == 0
+
+
 def test_the_headline_is_the_result(fake_run):
     folder = fake_run(seed=2)
     result = json.loads((folder / "result.json").read_text())

@@ -105,6 +105,16 @@ def test_a_group_note_marks_the_next_job_of_its_client(tmp_path):
     assert fold([{**note, "due": float("inf")}], tmp_path).groups[2].expected is None
 
 
+def test_an_answer_after_its_groups_latest_second_is_counted_and_says_by_how_much(tmp_path):
+    note = {"t": 0.0, "event": "note", "kind": "group", "group": 2, "steps": 28, "due": 4.0, "latest": 5.0}
+    rows = [{**note, "client": c} for c in range(3)]
+    rows += [assign(c, c) for c in range(4)]
+    rows += [arrived(0, 0, 4.5), arrived(1, 1, 5.0), arrived(2, 2, 7.25), arrived(3, 3, 9.0)]
+    told = fold(rows, tmp_path)
+    assert [job.overdue for job in told.jobs] == [0.0, 0.0, pytest.approx(2.25), 0.0]
+    assert (told.overdue, told.grouped_answers) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
