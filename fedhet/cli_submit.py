@@ -21,6 +21,8 @@ from fedhet.errors import InputError
 from fedhet.progress import Bar
 
 CHOICES = ("ask", "detach", "stop")
+LIVES = 20
+"""How often a run whose process was killed is started again by who follows it."""
 
 
 def submit(
@@ -67,7 +69,7 @@ def stop(folder: Path, as_json: bool) -> None:
         if (folder / "result.json").is_file():
             raise EnrollError("E315", f"{folder} holds a finished run")
         made = Submission.of(folder.resolve())
-        status = made.status()
+        status, _ = made.status()
         if status.startswith("finished"):
             raise EnrollError("E315", f"it is {status}")
         made.stop()
@@ -92,6 +94,7 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
 def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
     cfg: DictConfig = OmegaConf.load(made.folder / "config.yaml")  # type: ignore[assignment]
     limits: Mapping[str, Any] = OmegaConf.to_container(cfg["stop"])  # type: ignore[assignment]
+    lives = LIVES
     while True:
         try:
             with Bar(str(cfg["strategy"])) as show:
@@ -106,6 +109,11 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
                 say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
                 raise typer.Exit(130) from None
         except EnrollError as error:
+            if error.data.get("killed") and lives:
+                lives -= 1
+                print("the run's process was killed; it goes on from its journal", file=sys.stderr)
+                made = made.again()
+                continue
             if not as_json and "log" in error.data:
                 print(error.data["log"], file=sys.stderr)
             raise

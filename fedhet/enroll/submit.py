@@ -42,6 +42,8 @@ TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
+VANISHED = "No heartbeat"
+"""What Flower says of a run whose process was killed."""
 WORDS = 1500
 """Characters of a failed run's log that are shown."""
 
@@ -120,10 +122,14 @@ class Submission:
         """Whether the result is there."""
         return (self.folder / "result.json").is_file()
 
-    def status(self) -> str:
-        """Flower's word for it: pending, starting, running, or finished:... with how."""
-        answer = self.link.flwr("list", NAME, "--run-id", str(self.run_id))
-        return str(answer["runs"][0]["status"])
+    def status(self) -> tuple[str, str]:
+        """Flower's word for it (pending, starting, running, or finished:... with how) and what it says to that."""
+        run = self.link.flwr("list", NAME, "--run-id", str(self.run_id))["runs"][0]
+        return str(run["status"]), str(run.get("status-details", ""))
+
+    def again(self) -> Submission:
+        """Start the run anew with its folder, where its journal leads it to where it was."""
+        return self.begin(self.link, self.folder, 1)
 
     def stop(self) -> None:
         """End the run; its folder keeps the last checkpoint."""
@@ -141,7 +147,8 @@ class Submission:
     ) -> None:
         """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run.
 
-        Raises EnrollError E314 if the run ends without a result; its log's end is shown first.
+        Raises EnrollError E314 if the run ends without a result: `data` has the end of its log, and under "killed"
+        whether its process just vanished.
         """
         looked, seen, metrics = time.monotonic(), 0, self.folder / "metrics.jsonl"
         while not self.done:
@@ -149,12 +156,13 @@ class Submission:
             rows = read_rows(metrics) if metrics.is_file() else []
             for row in rows[seen:]:
                 show(progress(row, most))
-            seen = len(rows)
-            if time.monotonic() - looked > LOOK_S:
+            if len(rows) != seen:
+                seen, looked = len(rows), time.monotonic()  # it lives, nobody need be asked
+            elif time.monotonic() - looked > LOOK_S:
+                status, told = self.status()
                 looked = time.monotonic()
-                status = self.status()
                 if status.startswith("finished") and not self.done:
-                    raise EnrollError("E314", status, log=self.last_words())
+                    raise EnrollError("E314", status, log=self.last_words(), killed=VANISHED in told)
         rows = read_rows(metrics) if metrics.is_file() else []
         for row in rows[max(0, min(seen, len(rows) - 1)) :]:
             show({**progress(row, most), "share": 1.0 if row is rows[-1] else None})

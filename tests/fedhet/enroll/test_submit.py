@@ -1,0 +1,141 @@
+"""Methods on a live federation: what is checked before, how a run is followed, and one run on real processes."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedhet import cli
+from fedhet.enroll import submit
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation
+from fedhet.enroll.flower import SuperLink
+from fedhet.enroll.submit import Crowd, Submission
+
+found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
+living = importlib.util.module_from_spec(found)
+found.loader.exec_module(living)
+
+
+def code_of(output):
+    return json.loads(output)["error"]["code"]
+
+
+def run(*words, code):
+    result = CliRunner().invoke(cli.app, [*map(str, words), "--json"])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_nothing_is_submitted_where_nothing_is_served(tmp_path):
+    home = tmp_path / "op"
+    assert code_of(run("submit", "--home", home, code=76)) == "E306"
+    Federation.create(home, "test", "localhost:1").close()
+    assert code_of(run("submit", "--home", home, code=82)) == "E312"
+    link = SuperLink(home / "flower", living.free_port())
+    link.prepare(0.0)
+    assert code_of(run("submit", "--home", home, code=82)) == "E312"
+    assert code_of(run("follow", tmp_path, code=76)) == "E306"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_needs_clients_that_are_there():
+    for there, least, word in (
+        (Crowd((), (), 0), None, "invite"),
+        (Crowd(("a", "b"), (), 2), None, "none of a, b"),
+        (Crowd(("a", "b"), ("a",), 2), 3, "2 are enrolled"),
+    ):
+        with pytest.raises(EnrollError, match=word) as caught:
+            submit.enough(there, least)
+        assert caught.value.code == "E313"
+    assert submit.enough(Crowd(("a", "b"), ("a",), 2), None) == 1
+    assert submit.enough(Crowd(("a", "b"), ("a",), 2), 2) == 2  # the second may still come
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("all of it")
+    with pytest.raises(EnrollError) as caught:
+        submit.prepare(tmp_path / "run", {"seed": 1})
+    assert caught.value.code == "E306" and len(list((tmp_path / "run").iterdir())) == 1
+
+
+class Told(SuperLink):
+    """A SuperLink that says what a test wants it to say."""
+
+    def __new__(cls, folder, status, details=""):
+        made = object.__new__(cls)
+        object.__setattr__(made, "folder", folder)
+        object.__setattr__(made, "port", 1)
+        object.__setattr__(made, "_answer", {"runs": [{"status": status, "status-details": details}]})
+        return made
+
+    def __init__(self, *_):
+        pass
+
+    def flwr(self, *_):
+        return self._answer
+
+    def text(self, *_):
+        return "x" * 5000 + "ValueError: no such file"
+
+
+def row(version):
+    return {"t": 2.0 * version, "version": version, "accuracy": 0.1 * version, "client_tasks": 3 * version}
+
+
+def test_a_run_is_followed_row_by_row_to_its_end(tmp_path):
+    metrics, shown, wait = tmp_path / "metrics.jsonl", [], iter(range(4))
+
+    def nap(seconds):
+        step = next(wait)
+        with metrics.open("a") as file:
+            file.write(json.dumps(row(step)) + "\n")
+            if step == 3:
+                (tmp_path / "result.json").write_text("{}")
+
+    Submission(Told(tmp_path, "running"), tmp_path, 1).follow(shown.append, {"versions": 4, "tasks": None}, nap)
+    assert [r["version"] for r in shown] == [0, 1, 2, 3] or [r["version"] for r in shown] == [0, 1, 2, 3, 3]
+    assert [r["share"] for r in shown[:3]] == [0.0, 0.25, 0.5] and shown[-1]["share"] == 1.0
+    assert shown[-1]["tasks"] == 9
+
+
+@pytest.mark.parametrize(
+    ("details", "killed"), [("No heartbeat received from the task", True), ("Exit code 201", False)]
+)
+def test_a_run_that_failed_says_why(tmp_path, monkeypatch, details, killed):
+    monkeypatch.setattr(submit, "LOOK_S", -1.0)
+    made = Submission(Told(tmp_path, "finished:failed", details), tmp_path, 1)
+    with pytest.raises(EnrollError) as caught:
+        made.follow(lambda row: None, {}, lambda seconds: None)
+    assert caught.value.code == "E314" and caught.value.data["killed"] is killed
+    assert caught.value.data["log"].endswith("ValueError: no such file") and len(caught.value.data["log"]) <= 1500
+
+
+@pytest.mark.transport
+@pytest.mark.slow
+def test_a_method_runs_on_enrolled_clients(tmp_path):
+    with living.federation(tmp_path, 2) as there:
+        wrong = there.fedhet("submit", "--wait-for", 3, code=83)
+        assert wrong["error"]["code"] == "E313"
+        out = tmp_path / "run"
+        row = there.fedhet("submit", "strategy=fedavg", "stop.versions=3", "--out", out)
+        assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 3, 2, "flower")
+        assert (row["updates"]["accepted"], row["client_tasks"]) == (6, 6)
+        assert row["accuracy"] > 0.3 and Path(row["folder"]) == out
+        names = {path.name for path in out.iterdir()}
+        assert {
+            "config.yaml",
+            "events.jsonl",
+            "metrics.jsonl",
+            "model.safetensors",
+            "result.json",
+            "report.html",
+        } <= names
+        assert there.fedhet("follow", out)["weights_sha256"] == row["weights_sha256"]
+        long = there.fedhet("submit", "--detach", "stop.versions=100000", "--out", tmp_path / "long")
+        assert long["state"] == "running"
+        assert there.fedhet("stop", tmp_path / "long")["state"] == "stopped"
+        assert there.fedhet("stop", tmp_path / "long", code=85)["error"]["code"] == "E315"
