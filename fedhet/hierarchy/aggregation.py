@@ -151,14 +151,15 @@ class Aggregators:
         whole = self._rule.whole(sum(self._rule.share(u) for u in updates), len(updates), view)
         for leaves in hosts:
             self.team.wait(leaves)
-        middles = [self._add(leaves) for leaves in hosts] if len(hosts) > 1 else hosts[0]
+        middles = [self._add(leaves) if len(leaves) > 1 else leaves[0] for leaves in hosts]
         self.team.wait(middles)
-        top = self._add(middles, 1.0 / whole)
+        top = self._add(middles) if len(middles) > 1 else middles[0]
         self.team.wait([top])
+        mean = top.out.values.div_(whole)
         self._forget(wanted)
         first = updates[0].delta
         assert isinstance(first, FlatTree)
-        return FlatTree(first.schema, top.out.values)
+        return FlatTree(first.schema, mean)
 
     def close(self) -> None:
         """End the processes."""
@@ -176,8 +177,8 @@ class Aggregators:
             self._sums[key] = self.team.submit(rows, c, self._wanted())
         return self._sums[key]
 
-    def _add(self, sums: Sequence[Sum], factor: float = 1.0) -> Sum:
-        return self.team.submit([one.out for one in sums], [factor] * len(sums), self._wanted())
+    def _add(self, sums: Sequence[Sum]) -> Sum:
+        return self.team.submit([one.out for one in sums], [1.0] * len(sums), self._wanted())
 
     def _wanted(self) -> int:
         return self._scale.look(time.monotonic(), len(self._held))
