@@ -12,8 +12,8 @@ from fedhet import origin
 if TYPE_CHECKING:
     from fedhet.compose import Method, Misfit
     from fedhet.experiment import Experiment
+    from fedhet.limits import Limits
     from fedhet.result import Result
-    from fedhet.server import Limits
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "Limits", "Method", "Misfit", "Result", "__version__"]

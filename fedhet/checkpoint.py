@@ -19,10 +19,11 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedhet import plain, types, wire
+from fedhet.books import Seen
 from fedhet.gate import Gate
 from fedhet.message import parcel
 from fedhet.record import write_atomic
-from fedhet.server import Seen, Server
+from fedhet.server import Server
 from fedhet.types import Job, Tree, Update
 
 PLAIN = ("now", "version", "closing", "turns", "held", "timers", "draws", "jobs", "landed", "barren")

@@ -13,9 +13,9 @@ from fedhet.aggregation import Aggregation, Flat
 from fedhet.build import World
 from fedhet.compose import Method
 from fedhet.gate import Gate
+from fedhet.limits import Limits
 from fedhet.result import Result
 from fedhet.roster import Clients
-from fedhet.server import Limits
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""

@@ -23,9 +23,10 @@ from fedhet.clock import WallClock
 from fedhet.drive import Drive
 from fedhet.experiment import Experiment
 from fedhet.gate import Gate
+from fedhet.limits import Limits
 from fedhet.nodes import Nodes
 from fedhet.protocols import Clock
-from fedhet.server import Limits, Server
+from fedhet.server import Server
 from fedhet.tree import FlatTree, flatten
 
 log = getLogger("fedhet")

@@ -1,7 +1,8 @@
 """The server: a state machine without I/O. Events come in, the schedule answers with commands, sends come out.
 
 Rules for maintainers of this file:
-1. Everything that changes the state of a federation is here. Nothing here knows a clock, a thread, a socket or Flower.
+1. Everything that happens to a federation happens here; its state is in `fedhet.books`. Nothing here knows a clock, a
+   thread, a socket or Flower.
 2. The time is what the caller says it is; it never runs backward in what plug-ins see.
 3. A command is carried out before the schedule is asked for the next one. Only `Assign` waits: for the end of the
    instant (`settle`), so that everybody who is answered at one time starts from one model.
@@ -12,19 +13,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from fedhet import tree, wire
-from fedhet.aggregation import Aggregator, Flat
-from fedhet.compose import Method
-from fedhet.protocols import Idle, Space
-from fedhet.roster import Clients, IdleClients
-from fedhet.streams import stream
+from fedhet.books import AbstractBooks, Seen
+from fedhet.limits import Diverged, ScheduleError
 from fedhet.tree import Schema
 from fedhet.types import (
     Aggregate,
@@ -40,52 +34,17 @@ from fedhet.types import (
     JobId,
     Joined,
     Left,
-    Memory,
     Note,
     Started,
     Stop,
     Tree,
     Update,
-    Version,
     Wake,
     Woke,
 )
 
 SLACK = 1e-9
 """Seconds: times closer than a nanosecond are the same instant."""
-
-
-PATIENCE = 100
-"""Jobs that may fail one after the other, in small fleets; three times the number of clients in larger ones."""
-
-
-class Diverged(RuntimeError):
-    """The combined update is not finite: the model is lost, the last good one is kept."""
-
-
-class Hopeless(RuntimeError):
-    """Job after job fails and nothing arrives: the run would go on like this for ever."""
-
-
-class ScheduleError(RuntimeError):
-    """A schedule gave a command that makes no sense."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock."""
-
-    versions: int | None = None
-    seconds: float | None = None
-    tasks: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.versions is None and self.seconds is None and self.tasks is None:
-            raise ValueError("a run needs an end: set versions, seconds or tasks")
-        for name in ("versions", "seconds", "tasks"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be positive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,88 +56,9 @@ class Send:
     bytes_up: int
 
 
-@dataclass(slots=True)
-class Seen:
-    """What the server saw of one client."""
-
-    finished: int = 0
-    failed: int = 0
-    seconds_per_step: float | None = None
-
-
-Emit = Callable[[float, str, Mapping[str, Any]], None]
-"""emit(t, name, fields): one row of the record."""
-
-
 @dataclass
-class Server:
+class Server(AbstractBooks):
     """One federation. Construct, `start`, then feed events and `settle` after each instant until `over` says why."""
-
-    method: Method
-    state: Tree
-    roster: Clients
-    limits: Limits
-    seed: int
-    emit: Emit
-    aggregator: Aggregator = field(default_factory=Flat)
-    now: float = 0.0
-    version: Version = 0
-    over: str = ""
-    closing: str = ""
-    cohort: Sequence[Job] = ()
-    inflight: dict[JobId, Job] = field(default_factory=dict)
-    buffer: dict[JobId, Job] = field(default_factory=dict)
-    updates: dict[JobId, Update] = field(default_factory=dict)
-    bases: dict[Version, Tree] = field(default_factory=dict)
-    memories: dict[str, Memory] = field(default_factory=dict)
-    turns: dict[ClientId, int] = field(default_factory=dict)
-    held: dict[ClientId, Version] = field(default_factory=dict)
-    seen: dict[ClientId, Seen] = field(default_factory=dict)
-    barred: set[ClientId] = field(default_factory=set)
-    withdrawn: set[JobId] = field(default_factory=set)
-    timers: list[float] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    draws: int = 0
-    jobs: int = 0
-    landed: int = 0
-    barren: int = 0
-    _assigned: dict[ClientId, Assign] = field(default_factory=dict)
-    _busy: set[ClientId] = field(default_factory=set)
-    _holders: Counter[Version] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.bases.setdefault(self.version, self.state)
-        self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.barred)
-
-    # What plug-ins may read
-
-    @property
-    def space(self) -> Space:
-        return self.method.space
-
-    @property
-    def idle(self) -> Idle:
-        return self._idle
-
-    @property
-    def busy(self) -> int:
-        return len(self._busy)
-
-    def base(self, version: Version) -> Tree:
-        return self.bases[version]
-
-    def observed(self, client: ClientId) -> Seen:
-        return self.seen.get(client) or Seen()
-
-    def next_online(self) -> float | None:
-        return self.roster.next_online(self.now)
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        self.draws += 1
-        return stream(self.seed, purpose, self.draws)
-
-    def note(self, kind: str, data: Mapping[str, float | int | str]) -> None:
-        self._emit("note", kind=kind, **data)
 
     # What the host calls
 
@@ -295,21 +175,7 @@ class Server:
             schema = layer.wire(schema)
         return schema
 
-    def adopt(self, inflight: Sequence[Job], buffered: Sequence[Job], updates: Mapping[JobId, Update]) -> None:
-        """Take over the jobs of an earlier life of this run (its other fields are set already)."""
-        self.inflight = {job.id: job for job in inflight}
-        self.buffer = {job.id: job for job in buffered}
-        self.updates = {job: self.aggregator.arrived(update) for job, update in updates.items()}
-        self._busy.update(job.client for job in inflight)
-        self._holders = Counter(job.version for job in [*inflight, *buffered])
-
     # Inside
-
-    def _emit(self, name: str, **fields: Any) -> None:
-        self.emit(self.now, name, fields)
-
-    def _advance(self, now: float) -> None:
-        self.now = max(self.now, now)  # a wall clock that jumps back must not reorder what already happened
 
     def _react(self, event: Event) -> None:
         for command in self.method.schedule.react(event, self):
@@ -386,42 +252,6 @@ class Server:
         payload = self.space.offer(self.state, job)
         return Send(job, payload, wire.size(self.expects(job)))
 
-    def _land(self, job_id: JobId) -> Job:
-        """A job leaves the air; its client is free."""
-        job = self.inflight.pop(job_id)
-        self._busy.discard(job.client)
-        self._release(job.version)
-        self.landed += 1
-        return job
-
-    def _mourn(self, reason: str) -> None:
-        """Count failures in a row; give up when they outnumber anything a shaky federation explains."""
-        self.barren += 1
-        if self.barren >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
-            raise Hopeless(f"the last {self.barren} jobs all failed; the last one: {reason}")
-
-    def _hold(self, version: Version) -> None:
-        self._holders[version] += 1
-
-    def _release(self, version: Version) -> None:
-        self._holders[version] -= 1
-        if self._holders[version] <= 0:
-            del self._holders[version]
-            if version != self.version:
-                del self.bases[version]
-
-    def _standing(self, jobs: Sequence[JobId]) -> tuple[JobId, ...]:
-        """Those of these jobs that were not withdrawn."""
-        standing = tuple(job for job in jobs if job not in self.withdrawn)
-        self.withdrawn.difference_update(jobs)
-        return standing
-
-    def _unbuffer(self, job_id: JobId) -> Job:
-        if job_id not in self.buffer:
-            raise ScheduleError(f"{type(self.method.schedule).__name__} named job {job_id}, which is not in the buffer")
-        del self.updates[job_id]
-        return self.buffer.pop(job_id)
-
     def _aggregate(self, ids: Sequence[JobId]) -> None:
         """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
         if not ids:
@@ -457,16 +287,3 @@ class Server:
         if not self._holders[old]:
             self._holders.pop(old, None)
             self.bases.pop(old, None)
-
-    def row(self) -> Mapping[str, Any]:
-        """The ledger of updates: every dispatched job is in exactly one of these."""
-        counts = self.counts
-        return {
-            "dispatched": counts["dispatched"],
-            "accepted": counts["combined"],
-            "late": {k[9:]: n for k, n in counts.items() if k.startswith("dropped: ")},
-            "rejected": {k[10:]: n for k, n in counts.items() if k.startswith("rejected: ")},
-            "failed": {k[8:]: n for k, n in counts.items() if k.startswith("failed: ")},
-            "buffered": len(self.buffer),
-            "unfinished": len(self.inflight),
-        }

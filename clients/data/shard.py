@@ -54,6 +54,5 @@ class ClientShard:
                 at += ahead
                 ahead = min(2 * ahead, most)
                 # index_select needs less than half the time of x[part]
-                yield from zip(
-                    self._x.index_select(0, part).split(size), self._y.index_select(0, part).split(size), strict=True
-                )
+                x, y = self._x.index_select(0, part), self._y.index_select(0, part)
+                yield from zip(torch.split(x, size), torch.split(y, size), strict=True)

@@ -26,7 +26,7 @@ from grid import Cell, cells, chosen, tuning  # noqa: E402
 
 from fedhet import config  # noqa: E402  # after the path and the number of threads
 from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.server import Diverged  # noqa: E402
+from fedhet.limits import Diverged  # noqa: E402
 
 PARTS = ("small", "async", "large", "fewer", "optimised")
 CHANCE = 0.1

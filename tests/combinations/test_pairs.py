@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from fedhet import config
 from fedhet.client import Device
 from fedhet.compose import Method, Misfit
-from fedhet.server import Limits, Send, Server
+from fedhet.limits import Limits
+from fedhet.server import Send, Server
 from fedhet.testing import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.spaces.control import ControlVariates

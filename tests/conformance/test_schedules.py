@@ -16,13 +16,13 @@ from clients.work.sgd import Sgd
 from fedhet import plain, types
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
+from fedhet.limits import Limits
 from fedhet.model import Model
 from fedhet.profile import Jitter, Profile
 from fedhet.protocols import Schedule, Shard, View
 from fedhet.record import read_rows
 from fedhet.result import Result
 from fedhet.roster import Clients
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld
 from fedhet.types import Command, Event, Job, Memory
 from strategies.budgets.fixed import Fixed

@@ -19,10 +19,10 @@ from fedhet.bases import AbstractLayer
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
 from fedhet.grids.virtual import Stalled
+from fedhet.limits import Diverged, Hopeless, Limits
 from fedhet.profile import Jitter, Profile
 from fedhet.record import read_rows
 from fedhet.roster import Clients
-from fedhet.server import Diverged, Hopeless, Limits
 from fedhet.testing import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean

@@ -26,10 +26,10 @@ from fedhet import wire
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
 from fedhet.grids.virtual import VirtualGrid
+from fedhet.limits import Limits
 from fedhet.message import parcel
 from fedhet.record import read_rows
 from fedhet.result import Result
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld, equal_clients
 from fedhet.tree import flatten
 from fedhet.types import Tree

@@ -17,8 +17,8 @@ from fedhet import wire
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
 from fedhet.gate import Gate, Rejected
+from fedhet.limits import Limits
 from fedhet.record import read_rows
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld, equal_clients
 from fedhet.tree import flatten
 from fedhet.types import Budget, Job, Update

@@ -5,10 +5,10 @@ import pytest
 from clients.work.sgd import Sgd
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
+from fedhet.limits import Limits
 from fedhet.profile import Profile
 from fedhet.record import read_rows
 from fedhet.roster import Clients
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean

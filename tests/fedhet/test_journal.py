@@ -20,9 +20,9 @@ from fedhet.compose import Method
 from fedhet.experiment import Experiment
 from fedhet.flower_compat import claim_identity, set_message_id
 from fedhet.journal import Journal, Journaled, JournalError, replay
+from fedhet.limits import Limits
 from fedhet.live import live
 from fedhet.record import read_rows
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean

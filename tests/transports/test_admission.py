@@ -13,11 +13,11 @@ from clients.work.loop import AbstractLocal
 from clients.work.sgd import Sgd
 from fedhet.compose import Method
 from fedhet.experiment import Experiment
+from fedhet.limits import Limits
 from fedhet.model import Model
 from fedhet.profile import Profile
 from fedhet.protocols import Shard
 from fedhet.roster import Clients
-from fedhet.server import Limits
 from fedhet.testing import QuadraticWorld
 from fedhet.types import Job, Memory
 from fedhet.wire import size

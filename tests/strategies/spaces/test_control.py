@@ -11,9 +11,10 @@ from clients.work.scaffold import Scaffold
 from fedhet import tree
 from fedhet.client import Device
 from fedhet.compose import Method
+from fedhet.limits import Limits
 from fedhet.model import Model
 from fedhet.protocols import Layer
-from fedhet.server import Limits, Server
+from fedhet.server import Server
 from fedhet.testing import QuadraticWorld, equal_clients
 from fedhet.tree import FlatTree
 from fedhet.types import Budget, Job, Memory

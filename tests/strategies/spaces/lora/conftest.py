@@ -16,10 +16,11 @@ from fedhet import wire
 from fedhet.client import Device
 from fedhet.compose import Method
 from fedhet.gate import Gate, Rejected
+from fedhet.limits import Limits
 from fedhet.message import Answer
 from fedhet.model import Model
 from fedhet.roster import Clients
-from fedhet.server import Limits, Server
+from fedhet.server import Server
 from fedhet.tree import Schema
 from fedhet.types import Budget, Job, Tree, Update
 from strategies.rules.mean import Mean

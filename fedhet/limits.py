@@ -1,0 +1,37 @@
+"""When a run ends: by its limits, or because it cannot go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATIENCE = 100
+"""Jobs that may fail one after the other, in small fleets; three times the number of clients in larger ones."""
+
+
+class Diverged(RuntimeError):
+    """The combined update is not finite: the model is lost, the last good one is kept."""
+
+
+class Hopeless(RuntimeError):
+    """Job after job fails and nothing arrives: the run would go on like this for ever."""
+
+
+class ScheduleError(RuntimeError):
+    """A schedule gave a command that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock."""
+
+    versions: int | None = None
+    seconds: float | None = None
+    tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.versions is None and self.seconds is None and self.tasks is None:
+            raise ValueError("a run needs an end: set versions, seconds or tasks")
+        for name in ("versions", "seconds", "tasks"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive")
