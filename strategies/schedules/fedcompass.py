@@ -133,7 +133,7 @@ class FedCompass(AbstractPerClient):
                 group.patience = view.now + self.patience * self.max_task_seconds
                 yield from self._watch(group.latest, group)
         for client in clients:
-            yield Assign(client, self._first_steps())
+            yield from self._first(client)
         yield from self._rouse(view)
 
     def _arrived(self, job: Job, seconds: float, view: View) -> Iterator[Command]:
@@ -206,9 +206,10 @@ class FedCompass(AbstractPerClient):
         """The next task: a first one, or one that ends with a group."""
         s, now = self.groups.speeds.get(client), view.now
         if s is None:
-            yield Assign(client, self._first_steps())
+            yield from self._first(client)
             return
         place = self.groups.join(s, now, *self._bounds(math.floor(self.join_slack * self.q_max + SLACK), s))
+        how = "founded" if place is None else "joined"
         if place is None:
             place = self.groups.found(s, now, *self._bounds(self.q_max, s), self.latency_factor)
             assert place[1].latest is not None
@@ -217,10 +218,16 @@ class FedCompass(AbstractPerClient):
         self.groups.enter(client, group)
         group.patience = max(group.patience or 0.0, now + self.patience * self.latency_factor * steps * s)
         assert group.due is not None
-        note: dict[str, float] = {"group": group.id, "client": client, "steps": steps, "due": group.due}
+        note: dict[str, float | str] = {"group": group.id, "client": client, "steps": steps, "due": group.due}
         if group.latest is not None:
             note["latest"] = group.latest
-        yield Note("group", note)
+        yield Note("group", note | {"how": how, "step_seconds": s})
+        yield Assign(client, steps)
+
+    def _first(self, client: ClientId) -> Iterator[Command]:
+        """A first task, which shows how fast the client is."""
+        steps = self.q_min if self.q_init is None else self.q_init
+        yield Note("first task", {"client": client, "steps": steps})
         yield Assign(client, steps)
 
     # Bookkeeping
@@ -236,9 +243,6 @@ class FedCompass(AbstractPerClient):
             return self.q_min, most
         cap = max(1, whole_steps(self.max_task_seconds, s))
         return min(self.q_min, cap), min(most, cap)
-
-    def _first_steps(self) -> int:
-        return self.q_min if self.q_init is None else self.q_init
 
     def _take_late(self) -> tuple[JobId, ...]:
         jobs = tuple(self.late.values())

@@ -109,6 +109,16 @@ def test_with_lambda_1_5_and_strict_joining_all_meet_at_26_8(world: World) -> No
     assert (round(t, 6), len(jobs)) == (26.8, 5)
 
 
+def test_every_task_says_why_it_has_its_steps(world: World) -> None:
+    w = figure(world, 1.0, 1.0)
+    first = [(t, d["client"], d["steps"]) for t, kind, d in w.notes if kind == "first task"]
+    assert first == [(0.0, client, 20) for client in range(5)]
+    placed = [d for _, kind, d in w.notes if kind == "group"]
+    assert [d["how"] for d in placed[:8]] == ["founded", "joined", "joined", "founded"] + ["joined"] * 4
+    assert all(d["step_seconds"] == pytest.approx(FIGURE[d["client"]]) for d in placed)
+    assert len(first) + len(placed) == len(w.jobs)
+
+
 # Degenerate cases
 
 
