@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,17 @@ def test_explain_tells_a_clients_jobs(fedhet):
     assert "combined into version 1" in out
     code, _, err = fedhet("explain", "one", "--client", "9")
     assert code == 2 and "its clients are 0 to 2" in err
+
+
+def test_explain_tells_why_a_client_got_its_steps(fedhet):
+    more = ["strategy=fedcompass", "stop.versions=8", "fleet=exponential"]
+    assert fedhet("run", *QUICK, *more, "--out", "one")[0] == 0
+    code, out, _ = fedhet("explain", "one", "--client", "1")
+    assert code == 0
+    first, later = out.split("\n", 3)[2], out.split("why: ")[2]
+    assert first == "    why: first task: steps 20; its speed was not known yet"
+    assert later.startswith("group: group ") and ", due " in later and ", latest " in later
+    assert re.search(r"how (joined|founded), step_seconds 0\.\d+; measured 0\.\d+ s a step so far", later)
 
 
 ROWS = [
