@@ -12,10 +12,9 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fedhet.model import Model
@@ -23,6 +22,9 @@ from fedhet.tree import Leaf, Schema
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.layers import Shape, parameter
 from strategies.spaces.lora.names import WHOLE, A, B, layer_of
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class LoraHost(nn.Module):
     def _inject(self, kind: Kind) -> None:
         """peft's configuration of a kind: every layer has its own rank and alpha, so that no default of peft's is used
         (an alpha that is not listed stays the common one when the rank changes, and so the scaling would)."""
+        from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and servers need no adapters
+
         names = [f"inner.{name}" if name else "inner" for name in self.shapes]
         config = LoraConfig(
             r=kind.ranks[0],
