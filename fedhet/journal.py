@@ -8,6 +8,8 @@ bits: nothing accepted is lost, and nothing counts twice, for a job can end once
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -33,6 +35,18 @@ CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
 
 class JournalError(RuntimeError):
     """A journal that does not lead back to where the run was, or a job that would end twice."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One server process a run folder; a killed one lets go of it. Raises JournalError while another works on it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "journal.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JournalError(f"another server works on {folder}") from None
+        yield
 
 
 class Inputs(Protocol):

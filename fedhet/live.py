@@ -22,9 +22,10 @@ from omegaconf import OmegaConf
 
 from fedhet import config, origin, record
 from fedhet.clock import WallClock
-from fedhet.experiment import Experiment, Progress
 from fedhet.enroll.members import Members
 from fedhet.enroll.vouch import Registered
+from fedhet.experiment import Experiment, Progress
+from fedhet.journal import alone
 from fedhet.nodes import Nodes
 from fedhet.result import Result
 from fedhet.session import Session
@@ -198,7 +199,7 @@ def serve(grid: Grid, context: Context) -> None:
     wanted = int(given.get("wanted") or 0) or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
     poll = float(given.get("poll") or 0.2)
     members = Members.here()
-    with contextlib.closing(members) if members is not None else contextlib.nullcontext():
+    with alone(folder), contextlib.closing(members) if members is not None else contextlib.nullcontext():
         result = live(
             experiment, folder, grid, wanted=wanted, poll=poll, resume=True, progress=_Lines(), members=members
         )
