@@ -38,8 +38,8 @@ from strategies.staleness.inversion_unique import Unique
 class Inversion(AbstractLayer):
     """model(input_shape=, classes=) makes the clients' model; `procedure` is what they do with it.
 
-    images: size of the reconstructed set. share: of the coordinates that are matched. loss: "l1" or "l2". jumps: steps
-    the adjoint visits, None for all. iterations, warm_iterations: without and with an earlier result of the client.
+    images: size of the reconstructed set. share: of the coordinates that are matched. loss: "l1" or "l2". iterations,
+    warm_iterations: without and with an earlier result of the client.
     seconds_per_iteration: what one costs the server on the run's clock; seconds: the most one update may cost, None for
     no limit. accept: largest share of the update an explanation may miss. stale: versions behind from which an update
     is late. discount, discount_after: exponents for late updates that are not inverted, and for all of them after the
@@ -54,7 +54,6 @@ class Inversion(AbstractLayer):
     images: int = 40
     share: float = 1.0
     loss: str = "l1"
-    jumps: int | None = None
     iterations: int = 200
     warm_iterations: int = 60
     seconds_per_iteration: float = 0.0
@@ -81,8 +80,6 @@ class Inversion(AbstractLayer):
             raise ValueError(f"share={self.share} is not in (0, 1]; 1 matches all coordinates")
         if self.loss not in ("l1", "l2"):
             raise ValueError(f"loss={self.loss!r} is unknown; use 'l1' or 'l2'")
-        if self.jumps is not None and self.jumps < 1:
-            raise ValueError(f"jumps={self.jumps} must be at least 1 step, or null for all")
         for name in ("seconds_per_iteration", "accept", "discount", "discount_after", "noise"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
@@ -189,7 +186,7 @@ class Inversion(AbstractLayer):
     def _solver(self) -> Solver:
         shape = tuple(self.input_shape)
         parts = self.model, shape, self.classes, self.procedure, self.search
-        return Solver(*parts, self.share, self.loss, self.jumps)
+        return Solver(*parts, self.share, self.loss)
 
 
 def _flat(tree: Tree) -> Tensor:

@@ -94,6 +94,9 @@ class Chain:
             first = self.stages[0]
             conv = first if isinstance(first, Affine) and first.kernel is not None else None
             pieces = [part.transpose(0, 1) for part in torch.split(x, self.piece)]
+            for _, old in self._cut[1]:
+                if conv and old is not None:
+                    conv.room.give(old)
             self._cut = (x, [(a, conv.unfold(a) if conv else None) for a in pieces])
         return self._cut[1]
 

@@ -34,7 +34,6 @@ class Solver:
     search: Search
     share: float
     loss: str
-    jumps: int | None
 
     @cached_property
     def model(self) -> Model:
@@ -57,7 +56,7 @@ class Solver:
         path = self.path(int(steps), int(version), samples, len(task["x"]))
         target = task["target"]
         mask = largest(target, self.share)
-        objective = Objective(self._second, task["start"], target, path, mask, self.loss, self.jumps)
+        objective = Objective(self._second, task["start"], target, path, mask, self.loss)
         found = self.search.run(objective, task["x"], task["z"], int(iterations))
         loss = torch.tensor(found.loss, dtype=torch.float64)
         return {"x": found.x, "z": found.z, "loss": loss, "tried": torch.tensor(len(found.losses))}

@@ -13,7 +13,7 @@ maxima keep what they chose. Activations are (channels, n, height, width), or (u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,22 @@ from torch import Tensor, nn
 
 Note = dict[str, Any]
 """What one stage keeps of one step."""
+
+
+@dataclass
+class Room:
+    """Large buffers that are used again: fresh memory costs more than what is computed in it."""
+
+    free: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict)
+
+    def take(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """A buffer of this shape with anything in it."""
+        spare = self.free.get((rows, columns))
+        return spare.pop() if spare else like.new_empty(rows, columns)
+
+    def give(self, buffer: Tensor) -> None:
+        """It will not be read any more."""
+        self.free.setdefault(tuple(buffer.shape), []).append(buffer)
 
 
 class Stage(Protocol):
@@ -44,6 +60,7 @@ class Affine:
     kernel: tuple[int, int] | None = None
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    room: Room = field(default_factory=Room)
 
     def _matrix(self, w: Tensor) -> Tensor:
         return w[self.at : self.at + self.out * self.width].view(self.out, self.width)
@@ -56,23 +73,23 @@ class Affine:
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
         if "columns" not in note:
-            note["columns"] = self.unfold(a)
+            note["columns"] = note["own"] = self.unfold(a)
         note["shape"] = a.shape
-        return self._shaped(self._plus(self._matrix(w) @ note["columns"], w), a)
+        return self._shaped(self._plus(self._matrix(w) @ note["columns"], w), a.shape)
 
     def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
         note["d"] = d = d.reshape(self.out, -1)
         self._add(g, note["columns"], d)
         if self.bias is not None:
             g[self.bias : self.bias + self.out] += d.sum(1)
-        return self.fold(self._matrix(w).t() @ d, note["shape"]) if deeper else d
+        return self._fold(self._matrix(w).t(), d, note["shape"]) if deeper else d
 
     def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor:
         moved = self._plus(self._matrix(v) @ note["columns"], v)
         if ra is not None:
             note["r columns"] = self.unfold(ra)
             moved.addmm_(self._matrix(w), note["r columns"])
-        return self._shaped(moved, torch.empty(note["shape"], device="meta"))
+        return self._shaped(moved, note["shape"])
 
     def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor:
         rd = rd.reshape(self.out, -1)
@@ -81,14 +98,14 @@ class Affine:
             self._add(h, note["r columns"], note["d"])
         if self.bias is not None:
             h[self.bias : self.bias + self.out] += rd.sum(1)
-        back = (self._matrix(w).t() @ rd).addmm_(self._matrix(v).t(), note["d"])
-        return self.fold(back, note["shape"])
+        if self.kernel is not None:
+            for name in {"own", "r columns"} & set(note):
+                self.room.give(note[name])
+        both = torch.cat([self._matrix(w), self._matrix(v)]).t()
+        return self._fold(both, torch.cat([rd, note["d"]]), note["shape"])
 
-    def _shaped(self, rows: Tensor, a: Tensor) -> Tensor:
-        if self.kernel is None:
-            return rows
-        high, wide = self._after(a.shape)
-        return rows.view(self.out, a.shape[1], high, wide)
+    def _shaped(self, rows: Tensor, shape: Any) -> Tensor:
+        return rows if self.kernel is None else rows.view(self.out, shape[1], *self._after(shape))
 
     def _after(self, shape: Any) -> tuple[int, int]:
         assert self.kernel is not None
@@ -102,19 +119,24 @@ class Affine:
         if any(self.padding):
             a = nn.functional.pad(a, (self.padding[1],) * 2 + (self.padding[0],) * 2)
         patches = a.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
-        return patches.permute(0, 4, 5, 1, 2, 3).reshape(self.width, -1)
+        patches = patches.permute(0, 4, 5, 1, 2, 3)
+        columns = self.room.take(self.width, patches.numel() // self.width, a)
+        columns.view(patches.shape).copy_(patches)
+        return columns
 
-    def fold(self, columns: Tensor, shape: Any) -> Tensor:
-        """The transpose: every patch added back to where it was cut out."""
+    def _fold(self, matrix: Tensor, d: Tensor, shape: Any) -> Tensor:
+        """The transpose of `unfold` on matrix @ d: every patch is added back to where it was cut out."""
         if self.kernel is None:
-            return columns
+            return matrix @ d
         (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
         high, wide = self._after(shape)
+        columns = torch.mm(matrix, d, out=self.room.take(self.width, d.shape[1], d))
         parts = columns.view(shape[0], kh, kw, shape[1], high, wide)
-        whole: Tensor = columns.new_zeros(shape[0], shape[1], shape[2] + 2 * ph, shape[3] + 2 * pw)
+        whole: Tensor = d.new_zeros(shape[0], shape[1], shape[2] + 2 * ph, shape[3] + 2 * pw)
         for i in range(kh):
             for j in range(kw):
                 whole[:, :, i : i + sh * (high - 1) + 1 : sh, j : j + sw * (wide - 1) + 1 : sw] += parts[:, i, j]
+        self.room.give(columns)
         return whole[:, :, ph : ph + shape[2], pw : pw + shape[3]]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -64,11 +63,7 @@ class Autograd:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one inversion. `mask` is None for all coordinates; `metric` is "l1" or "l2" (half the squares).
-
-    `jumps` is how many of the path's steps the adjoint visits: all for the exact gradient; fewer stand for their
-    neighbours, with the curvature of the visited step alone.
-    """
+    """The loss of one inversion. `mask` is None for all coordinates; `metric` is "l1" or "l2" (squares)."""
 
     second: Second
     start: Tensor
@@ -76,7 +71,6 @@ class Objective:
     path: Path
     mask: Tensor | None = None
     metric: str = "l1"
-    jumps: int | None = None
 
     def __call__(self, x: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
         """Loss relative to standing still, and its gradients by the images and by the label logits."""
@@ -85,30 +79,21 @@ class Objective:
         loss, v = self._distance(w - self.start)
         by_x, by_shares = torch.zeros_like(x), torch.zeros_like(shares)
         rate, extra = self.path.rate, self.path.decay + self.path.pull
-        for k, stands_for in reversed(self._visited):
-            hv, dx, ds = self.second.pull(tapes.pop(k), v)
-            length, at = -rate * stands_for, self.path.part(k)
-            by_x[at].add_(dx, alpha=length)
-            by_shares[at].add_(ds, alpha=length)
-            v = (v * (1.0 + length * extra)).add_(hv, alpha=length)
+        for k in reversed(range(self.path.steps)):
+            hv, dx, ds = self.second.pull(tapes.pop(), v)
+            at = self.path.part(k)
+            by_x[at].add_(dx, alpha=-rate)
+            by_shares[at].add_(ds, alpha=-rate)
+            v = (v * (1.0 - rate * extra)).add_(hv, alpha=-rate)
         by_logits = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True))
         return loss, by_x, by_logits
 
-    @property
-    def _visited(self) -> list[tuple[int, int]]:
-        """(step, number of steps it stands for) of the adjoint, in order; the middle of each stretch is visited."""
-        count = self.path.steps if self.jumps is None else min(self.jumps, self.path.steps)
-        cuts = [i * self.path.steps // count for i in range(count + 1)]
-        return [((a + b - 1) // 2, b - a) for a, b in pairwise(cuts)]
-
-    def _forward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[int, Tape]]:
-        """The end of the path, and the tapes of the steps that the adjoint visits."""
-        w, rate = self.start, self.path.rate
-        needed, tapes = {k for k, _ in self._visited}, dict[int, Tape]()
+    def _forward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tape]]:
+        """The end of the path, and the tapes of its steps."""
+        w, rate, tapes = self.start, self.path.rate, list[Tape]()
         for k in range(self.path.steps):
             g, tape = self.second.gradient(w, *batches[k % len(batches)])
-            if k in needed:
-                tapes[k] = tape
+            tapes.append(tape)
             following = w.add(g, alpha=-rate)
             if self.path.decay:
                 following.add_(w, alpha=-rate * self.path.decay)

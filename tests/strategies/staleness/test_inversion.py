@@ -283,7 +283,7 @@ def test_it_is_no_method_with_a_part_that_hides_single_updates() -> None:
     "options",
     [
         {"images": 0}, {"iterations": 0}, {"warm_iterations": 0}, {"stale": 0}, {"share": 0.0}, {"loss": "l3"},
-        {"jumps": 0}, {"accept": -1.0}, {"discount": -0.5}, {"noise": float("nan")},
+        {"accept": -1.0}, {"discount": -0.5}, {"noise": float("nan")},
         {"seconds": 0.1, "seconds_per_iteration": 0.2}, {"seconds_per_iteration": -1.0},
     ],
 )  # fmt: skip
