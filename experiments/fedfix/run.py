@@ -30,10 +30,9 @@ from safetensors.torch import load_file  # noqa: E402  # after the number of thr
 
 from clients.fleet.laws import LinearGrid  # noqa: E402
 from clients.work.sgd import Sgd  # noqa: E402
-from fedhet import build, config  # noqa: E402
+from fedhet import Limits, build, config  # noqa: E402
 from fedhet.build import Scores  # noqa: E402
 from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.limits import Limits  # noqa: E402
 from fedhet.model import Model  # noqa: E402
 from fedhet.record import write_atomic  # noqa: E402
 from fedhet.testing import QuadraticWorld  # noqa: E402

@@ -164,6 +164,31 @@ def test_the_newest_observation_weighs_beta_in_a_clients_speed(world: World) -> 
 # Late answers, silence, loss
 
 
+def test_while_nobody_is_late_no_answer_waits_for_a_group_of_others(world: World) -> None:
+    speeds = (0.1, 0.13, 0.29, 0.31, 0.47, 0.53)
+    w = world(FedCompass(20, 100), 6, pace(*speeds), combine=lambda jobs, w: waiting.append(len(w.schedule.late)))
+    waiting: list[int] = []
+    w.run(versions=80)
+    assert waiting == [0] * 80
+
+
+def test_without_patience_noise_makes_about_half_of_the_answers_late(world: World) -> None:
+    """Groups that wait not a moment longer than expected, and tasks that take a tenth more or less."""
+    share = {}
+    for factor in (1.0, 1.5):
+        late = back = 0
+        noise = np.random.default_rng(0).normal(1.0, 0.1, (8, 500))
+        time = lambda job, n=noise: float(job.budget.steps * (0.1 + 0.06 * job.client) * n[job.client, job.turn])  # noqa: E731
+        w = world(FedCompass(20, 100, latency_factor=factor), 8, time).run(versions=150)
+        latest = {(round(t, 6), d["client"]): d["latest"] for t, kind, d in w.notes if kind == "group"}
+        for job in w.jobs:
+            if (round(job.sent, 6), job.client) in latest:
+                back += 1
+                late += job.sent + time(job) > latest[round(job.sent, 6), job.client] + 1e-9
+        share[factor] = late / back
+    assert 0.3 < share[1.0] < 0.7 and share[1.5] < 0.05
+
+
 def test_a_late_answer_keeps_nobody_waiting_and_goes_with_the_next_group(world: World) -> None:
     slow = {6: 3.0}  # a job that takes three times as long as expected
     time = lambda job: job.budget.steps * FIGURE[job.client] * slow.get(job.id, 1.0)  # noqa: E731
