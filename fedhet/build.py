@@ -13,7 +13,7 @@ from fedhet.aggregation import Aggregation, Flat
 from fedhet.client import Device
 from fedhet.compose import ONION, Method
 from fedhet.model import Model
-from fedhet.protocols import Shard, View
+from fedhet.protocols import Layer, Shard, View
 from fedhet.roster import Clients
 from fedhet.types import ClientId
 
@@ -54,9 +54,12 @@ class World(Protocol):
 
 def method(cfg: Mapping[str, Any]) -> Method:
     """The composed method. Raises Misfit, and ConfigError naming the key of a bad value."""
-    work = config.instantiate(cfg["work"], "work")
+    work, layers = config.instantiate(cfg["work"], "work"), {slot: config.layers(cfg[slot], slot) for slot in ONION}
     if cfg["attack"]:
-        work = config.instantiate(cfg["attack"], "attack")(work)
+        attack = config.instantiate(cfg["attack"], "attack")
+        work = attack(work)
+        if isinstance(attack, Layer):  # it bends what goes on the wire, last of all
+            layers["codec"] += (attack,)
     return Method(
         schedule=config.instantiate(cfg["schedule"], "schedule"),
         space=config.instantiate(cfg["space"], "space"),
@@ -64,7 +67,7 @@ def method(cfg: Mapping[str, Any]) -> Method:
         budget=config.instantiate(cfg["budget"], "budget"),
         work=work,
         name=str(cfg["strategy"]),
-        **{slot: config.layers(cfg[slot], slot) for slot in ONION},
+        **layers,
     )
 
 
