@@ -3,10 +3,9 @@
     python experiments/fedcompass/run.py PART ... --data DIR [--seeds 0 1 2] [--clients 5 10 20]
                                         [--out runs/fedcompass] [--until HH:MM]
 
-PART is `search` (a learning rate per method, on 5 clients of
-exponential speeds and a seed of its own), `grid` (all 18 cells), `variants`
-(FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on all cells). DIR
-holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer loop, so that
+PART is `search` (a learning rate per method, on 5 clients of exponential speeds and a seed of its own), `grid` (all 18
+cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on
+all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer loop, so that
 whatever is there when the run is stopped is an even table. `table.py` writes the results file.
 """
 
@@ -24,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from experiments.fedcompass.study import (  # noqa: E402  # after the path and the number of threads
-    COMPASS,
     METHODS,
     RATES,
     VARIANTS,
@@ -70,7 +68,7 @@ def tasks(part: str, rates: dict[str, float], clients: tuple[int, ...]) -> Itera
     elif part.startswith("whole:"):
         name = part.removeprefix("whole:")
         for cell in cells(clients):
-            yield name, VARIANTS.get(name, COMPASS), cell, rates["FedCompass"]
+            yield name, VARIANTS[name], cell, rates["FedCompass"]
     elif part == "cifar10":
         for cell in cells((10,)):
             for method, texts in METHODS.items():

@@ -42,6 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "lambda 2.0": [*COMPASS, "schedule.latency_factor=2.0"],
     "no discount": [*COMPASS, "staleness=none"],
     "normalised": ["strategy=fedcompass_normalised", *COMPASS[1:]],
+    "twice the server's step": [*COMPASS, "optimizer.lr=1.8"],
     "unbiased": [*COMPASS, *ONLINE],
 }
 
@@ -88,7 +89,7 @@ def record(
 ) -> dict[str, Any]:
     """One finished run as a plain mapping; computed if its file is not there yet."""
     clients, fleet, partition = cell
-    label = f"{bench.name}-{name}-{clients}-{fleet}-{partition}-{rate:g}-{seed}".replace(" ", "_").replace(",", "")
+    label = f"{bench.name}-{name}-{clients}-{fleet}-{partition}-{rate:g}-{seed}".replace(" ", "_").replace("'", "")
     path = out / f"{label}.json"
     if path.is_file():
         return dict(json.loads(path.read_text()))
