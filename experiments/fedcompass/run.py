@@ -5,8 +5,8 @@
 
 PART is `search` (a learning rate per method, on 5 clients of exponential speeds and a seed of its own), `grid` (all 18
 cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on
-all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer loop, so that
-whatever is there when the run is stopped is an even table. `table.py` writes the results file.
+all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer
+loop, so that whatever is there when the run is stopped is an even table. `table.py` writes the results file.
 """
 
 from __future__ import annotations

@@ -206,14 +206,11 @@ def report(folder: Path, results: Path, goal: float) -> str:
     ]  # fmt: skip
     named = [name for name in VARIANTS if name in runs]
     if named:
-        parts += [
-            "## FedCompass composed otherwise",
-            "",
-            *summary(runs, [OURS, *named], goal),
-            "",
-            *times(runs, [OURS, *named], goal),
-            "",
-        ]
+        parts += ["## FedCompass composed otherwise", "", *summary(runs, [OURS, *named], goal), ""]
+    for name in named:
+        if len({cell[1] for cell in runs[name]}) == len(FLEETS):
+            parts += [f"## {name[0].upper()}{name[1:]}, on all cells", "", *times(runs, [OURS, name], goal), ""]
+            parts += [*tops(runs, [OURS, name]), ""]
     return "\n".join(parts)
 
 
