@@ -3,6 +3,7 @@
     python experiments/bench_simulation.py [--repeats 5] [--quick] [--no-ray] [--out experiments/results]
 
 W1: perceptron 784-200-200-10, 100 clients of 100 samples, 10 a round, one epoch in batches of 10, SGD.
+W2: the same with McMahan's convolutional network of 1.66 million parameters.
 W3: softmax regression on 784 inputs, one step of one task, 100 sampled of N registered clients (1,000 and 100,000).
 All systems do the same steps on the same data. They take turns; ratios are taken within a turn; medians are printed.
 """
@@ -17,7 +18,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -26,68 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-W1 = {"clients": 100, "per_round": 10, "samples": 100, "batch": 10, "model": "mlp", "rounds": 40}
-W3 = {"clients": 1000, "per_round": 100, "samples": 32, "batch": 32, "model": "softmax", "rounds": 40}
-
-
-def overrides(w: dict, workers: int) -> list[str]:
-    return [
-        "fleet=homogeneous", f"fleet.clients={w['clients']}", "fleet.jitter_cv=0", f"workers={workers}",
-        "data=synthetic", "data.samples=10000", "partition=per_client", f"partition.per_client={w['samples']}",
-        f"model={w['model']}", f"work.batch={w['batch']}", "work.lr=0.05", f"schedule.per_round={w['per_round']}",
-        f"stop.versions={w['rounds']}", "evaluate.every_versions=1000000", "checkpoint.every_seconds=100000",
-    ]  # fmt: skip
-
-
-def fedhet(w: dict, workers: int) -> dict:
-    """Warm tasks per second of the whole engine, and its peak memory."""
-    from fedhet import config
-    from fedhet.experiment import Experiment
-
-    marks: list[tuple[float, int]] = []
-    experiment = Experiment.of(config.resolved(config.compose(overrides(w, workers))))
-    with tempfile.TemporaryDirectory() as folder:
-        result = experiment.run(
-            Path(folder) / "run", progress=lambda row: marks.append((time.perf_counter(), row["tasks"]))
-        )
-    first = next(m for m in marks if m[1] >= 2 * w["per_round"])
-    rate = (marks[-1][1] - first[1]) / (marks[-1][0] - first[0])
-    return {"rate": rate, "rss": result.row["peak_rss_bytes"]}
-
-
-def hand(w: dict) -> dict:
-    """The loop one writes first: a model, torch.optim.SGD, clients one after the other, a weighted running sum."""
-    import torch
-
-    from fedhet import build, config
-
-    cfg = config.resolved(config.compose(overrides(w, 0)))
-    world = build.world(cfg, w["clients"])
-    model = world.model().module
-    torch.set_num_threads(1)
-    loss_of = torch.nn.functional.cross_entropy
-    x_all, y_all = world.dataset.x_train, world.dataset.y_train
-    state = {k: v.clone() for k, v in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    done, began = 0, 0.0
-    for round_ in range(w["rounds"]):
-        if round_ == 2:
-            began, done = time.perf_counter(), 0
-        total = {k: torch.zeros_like(v) for k, v in state.items()}
-        for client in torch.randperm(w["clients"], generator=generator)[: w["per_round"]].tolist():
-            index = torch.from_numpy(world.partition.indices(client).astype("int64"))
-            x, y = x_all[index], y_all[index]
-            model.load_state_dict(state)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-            for part in torch.randperm(len(x), generator=generator).split(w["batch"]):
-                optimizer.zero_grad()
-                loss_of(model(x[part]), y[part]).backward()
-                optimizer.step()
-            for k, v in model.state_dict().items():
-                total[k].add_(v, alpha=1 / w["per_round"])
-            done += 1
-        state = total
-    return {"rate": done / (time.perf_counter() - began), "rss": peak()}
+from fedhet.bench.simulation import W1, W3, hand, ours, overrides, peak  # noqa: E402  # the checkout is found first
 
 
 def ray(w: dict) -> dict:
@@ -152,16 +91,11 @@ def ray(w: dict) -> dict:
     return {"rate": w["per_round"] / statistics.median(rounds), "rss": peak()}
 
 
-def peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 SYSTEMS = {
     "hand": hand,
-    "fedhet 1 worker": lambda w: fedhet(w, 1),
-    "fedhet 2 workers": lambda w: fedhet(w, 2),
+    "hand, 2 processes": hand2,
+    "fedhet 1 worker": lambda w: ours(w, 1),
+    "fedhet 2 workers": lambda w: ours(w, 2),
     "flower/ray": ray,
 }
 
@@ -203,11 +137,18 @@ def main() -> None:
     w1, w3 = {**W1, "rounds": 10 if given.quick else 60}, {**W3, "rounds": 10 if given.quick else 30}
     names = [n for n in SYSTEMS if not (given.no_ray and n == "flower/ray")]
     first: dict[str, list[dict]] = {n: [] for n in names}
+    second: dict[str, list[dict]] = {n: [] for n in ("hand, 2 processes", "fedhet 2 workers")}
+    small: dict[str, list[dict]] = {n: [] for n in ("hand", "fedhet 2 workers", "flower/ray") if n in names}
     third: dict[str, list[dict]] = {n: [] for n in ("1,000 clients", "100,000 clients", "1,000,000 clients")}
     for turn in range(repeats):
         for name in names:
             if name != "flower/ray" or turn < 3:
                 first[name].append(measure(name, w1))
+        for name in second:
+            second[name].append(measure(name, {**W2, "rounds": 4} if given.quick else W2))
+        for name in small:
+            if name != "flower/ray" or turn < 3:
+                small[name].append(measure(name, w3))
         for label in third:
             third[label].append(measure("fedhet 2 workers", {**w3, "clients": int(label.split()[0].replace(",", ""))}))
         print(f"turn {turn + 1} of {repeats} done", file=sys.stderr)
@@ -221,7 +162,9 @@ def main() -> None:
     lines += [
         f"flwr {version('flwr')}, one torch thread per process, load average {os.getloadavg()[0]:.1f} at the end."
     ]
-    lines += table("W1", first, "hand") + table("W3, fedhet with 2 workers", third, "1,000 clients")
+    lines += table("W1", first, "hand") + table("W2", second, "hand, 2 processes")
+    lines += table("W3, 1,000 clients", small, "hand")
+    lines += table("W3, fedhet with 2 workers", third, "1,000 clients")
     text = "\n".join(lines) + "\n"
     print(text)
     if given.out:

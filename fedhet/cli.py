@@ -215,6 +215,19 @@ def simulate(
 
 
 @app.command()
+def bench(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A section: simulation, aggregation, decode, rules.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure this machine: simulated tasks, combining updates, opening payloads, rules; in under two minutes."""
+    from fedhet import cli_bench
+
+    cli_bench.bench(only or [], json)
+
+
+@app.command()
 def version() -> None:
     """Print the version, and those of the packages results depend on."""
     from fedhet import cli_show

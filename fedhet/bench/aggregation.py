@@ -56,7 +56,7 @@ def weighted_sum(n: int, d: int, repeats: int, threads: int, flower: bool = True
     if flower:
         records = [_reply(one, weight) for one, weight in zip(trees, weights, strict=True)]
         systems[FLOWER] = lambda: aggregate_arrayrecords(records, "num-examples")
-    return _with_threads(threads, systems, repeats)
+    return with_threads(threads, systems, repeats)
 
 
 def opening(d: int, repeats: int) -> dict[str, Cost]:
@@ -64,7 +64,7 @@ def opening(d: int, repeats: int) -> dict[str, Cost]:
     one = updates(1, d)[0]
     payload, expects = wire.encode(one), one.schema
     record = _record(one)
-    return _with_threads(
+    return with_threads(
         1,
         {
             READ: lambda: one.flat.sum(),
@@ -83,7 +83,8 @@ def _reply(one: FlatTree, weight: float) -> RecordDict:
     return RecordDict({"arrays": _record(one), "metrics": MetricRecord({"num-examples": weight})})
 
 
-def _with_threads(threads: int, systems: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
+def with_threads(threads: int, systems: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
+    """`in_turns` with so many torch threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,0 +1,59 @@
+"""What every configured combination rule costs, against reading its inputs once; one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fedhet import config, origin, tree
+from fedhet.bench.aggregation import READ, updates, with_threads
+from fedhet.bench.turns import Cost
+from fedhet.errors import ConfigError
+from fedhet.streams import stream
+from fedhet.types import Budget, Job, Update
+
+
+class Dense:
+    """The geometry of plain vectors."""
+
+    gram, combine = staticmethod(tree.gram), staticmethod(tree.weighted_sum)
+
+
+class View:
+    """What rules look at beside the updates."""
+
+    roster = SimpleNamespace(total_examples=1_000_000)
+
+    @staticmethod
+    def rng(purpose: str) -> np.random.Generator:
+        return stream(0, purpose)
+
+
+def configured(wrong: int) -> dict[str, Any]:
+    """The options of the rule axis that stand alone, told to withstand `wrong` updates where they can be told."""
+    found = {}
+    for path in sorted((origin.conf() / "rule").glob("*.yaml")):
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if "defaults" not in node:  # a rule of its own, not something in front of one
+            found[path.stem] = config.instantiate({**node, **({"f": wrong} if "f" in node else {})}, "rule")
+    return found
+
+
+def costs(n: int, d: int, repeats: int) -> tuple[dict[str, Cost], dict[str, str]]:
+    """Costs by rule, reading once among them, and for those that refuse such updates, why."""
+    trees = updates(n, d)
+    given = [Update(Job(i, i, 0, 0, Budget(), 0.0), one, 1.0) for i, one in enumerate(trees)]
+    systems: dict[str, Callable[[], Any]] = {READ: lambda: [one.flat.sum() for one in trees]}
+    refused: dict[str, str] = {}
+    for name, rule in configured(n // 5).items():
+        try:
+            rule(given, Dense, View)
+        except (ValueError, ConfigError) as error:
+            refused[name] = str(error)
+        else:
+            systems[name] = lambda rule=rule: rule(given, Dense, View)  # type: ignore[misc]
+    return with_threads(1, systems, repeats), refused
