@@ -54,7 +54,11 @@ def run_in(cfg: DictConfig, out: Path, name: str | None = None) -> Result:
     from fedhet import launch
 
     with failures(out), Bar(name or str(cfg["strategy"])) as show:
-        return launch.run(cfg, out, progress=show)
+        return launch.run(cfg, out, progress=show, tell=_notice)
+
+
+def _notice(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr, flush=True)
 
 
 def resume_in(folder: Path, workers: int | None = None, name: str | None = None) -> Result:

@@ -52,6 +52,11 @@ class Method:
                 )
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What the layers want to be said plainly, each once."""
+        return tuple(dict.fromkeys(layer.notice for _, layer in self.layers if layer.notice))
+
+    @property
     def layers(self) -> tuple[tuple[str, Layer], ...]:
         """All layers with the name their memory is kept under, in the order of `send`."""
         return tuple((f"{slot}.{i}", layer) for slot in ONION for i, layer in enumerate(getattr(self, slot)))

@@ -5,6 +5,7 @@ config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ class RunFolderError(ValueError):
     """A run folder that cannot be used as asked."""
 
 
-def run(cfg: DictConfig, out: Path, *, progress: Progress | None = None) -> Result:
-    """Run one experiment into the empty or absent folder `out`.
+def run(
+    cfg: DictConfig, out: Path, *, progress: Progress | None = None, tell: Callable[[str], None] = lambda notice: None
+) -> Result:
+    """Run one experiment into the empty or absent folder `out`. `tell` hears the method's notices before it starts.
 
     Raises ConfigError or Misfit before anything is written; RunFolderError if `out` already holds something.
     """
@@ -31,6 +34,8 @@ def run(cfg: DictConfig, out: Path, *, progress: Progress | None = None) -> Resu
         raise RunFolderError(f"{out} is not empty: choose another folder, or continue it with --resume {out}")
     out.mkdir(parents=True, exist_ok=True)
     record.write_atomic(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    for notice in experiment.method.notices:
+        tell(notice)
     return _with_report(experiment.run(out, progress=progress))
 
 

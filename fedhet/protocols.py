@@ -33,6 +33,7 @@ from fedhet.types import (
 )
 
 if TYPE_CHECKING:
+    from fedhet.batched import Batched
     from fedhet.model import Model
     from fedhet.profile import Profile
     from fedhet.tree import Schema
@@ -152,7 +153,8 @@ class Space(Protocol):
     """What is sent, how it is installed, how it combines. Server half and client half of one geometry."""
 
     gives: ClassVar[frozenset[str]]
-    """"coordinates" if the leaves of two deltas line up element by element."""
+    """"coordinates" if the leaves of two deltas line up element by element; "flat" if a payload is the model's whole
+    buffer, and the delta its change."""
 
     # server
     def begin(self, model: Model) -> Tree:
@@ -220,6 +222,8 @@ class Layer(Protocol):
 
     needs: ClassVar[frozenset[str]]
     hides: ClassVar[frozenset[str]]
+    notice: ClassVar[str]
+    """What whoever runs this must know before it starts, such as what the server learns; empty if nothing."""
 
     def send(self, update: Update, memory: Memory) -> Update:
         """Client: after training, before the wire. `memory` is this client's."""
@@ -265,6 +269,18 @@ class Work(Protocol):
     """Samples per optimiser step, so that epochs and virtual time can be worked out."""
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """Work that can do the jobs of several clients side by side, with the bits of one after the other."""
+
+    def together(
+        self, rows: Batched, data: Sequence[Shard], jobs: Sequence[Job]
+    ) -> Sequence[Mapping[str, float]] | None:
+        """Train row c of `rows` on the data of job c, all of one length; metrics as `Work.run` reports them. None if
+        these jobs, or this work as it is set, are for `run` alone; the rows may have changed then."""
+        ...
 
 
 class Clock(Protocol):

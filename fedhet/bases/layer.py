@@ -14,6 +14,7 @@ class AbstractLayer:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     hides: ClassVar[frozenset[str]] = frozenset()
+    notice: ClassVar[str] = ""
 
     def send(self, update: Update, memory: Memory) -> Update:
         return update

@@ -75,6 +75,13 @@ class Row:
         value = self.data.get(key)
         return default if value is None else str(value)
 
+    def texts(self, key: str) -> list[str]:
+        """A list of texts; a missing field is empty."""
+        values = self.data.get(key, [])
+        if not isinstance(values, list) or any(not isinstance(v, str) for v in values):
+            self.fail(f"{key!r} is {short(values)}, not a list of texts")
+        return values
+
     def wholes(self, key: str) -> list[int]:
         """A list of whole numbers."""
         values = self.data.get(key)

@@ -70,7 +70,9 @@ def _head(result: Row, story: Story) -> Html:
     if story.stopped:
         chips.append(f"ended: {story.stopped}")
     name = tag("h1", result.text("strategy", "run"))
-    return tag("header", tag("p", "fedhet", cls="brand"), name, tag("p", *(tag("span", c) for c in chips), cls="chips"))
+    notices = [tag("p", f"Notice: {told}") for told in result.texts("notices")]
+    shown = tag("p", *(tag("span", c) for c in chips), cls="chips")
+    return tag("header", tag("p", "fedhet", cls="brand"), name, shown, *notices)
 
 
 def _tiles(result: Row, ledger: Ledger) -> Html:

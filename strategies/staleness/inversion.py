@@ -70,6 +70,10 @@ class Inversion(AbstractLayer):
     store: Store = field(default_factory=Store)
 
     needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+    notice: ClassVar[str] = (
+        "the server reconstructs data that resemble the training data of late clients from their single updates; "
+        "they must have agreed to that, and sums that hide single updates are impossible"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(int(n) for n in self.input_shape))
