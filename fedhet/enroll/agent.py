@@ -35,6 +35,8 @@ CHECK_S = 60.0
 """How often the certificate's age is looked at."""
 FINAL = frozenset({"E109", "E202", "E209", "E212"})
 """Answers after which this client has no future."""
+AT_HOME = frozenset({"E305", "E306", "E316"})
+"""Faults of the state folder, which waiting does not mend."""
 
 
 @dataclass
@@ -115,12 +117,16 @@ class Agent:
         """Wait until the server lets this client work. Raises the EnrollError that says that it never will."""
         while not self.stop.is_set():
             try:
+                if not (self.device.folder / "client.pem").exists() and self.device.about["state"] == "pending":
+                    joining.poll(self.device)
                 if self.device.clock() > self.device.leaf().not_after:
                     self.device.renew()
                 answer = self.device.ask("whoami")
                 self.device.note(state=answer["state"])
                 return
             except EnrollError as error:
+                if error.code in AT_HOME:
+                    raise
                 self.device.note(refused=error.code)
                 if error.code in FINAL:
                     raise

@@ -74,7 +74,7 @@ def invite(
     """Make tokens."""
     with _opened(home, as_json) as federation:
         if name and count > 1:
-            raise EnrollError("E115", "--name goes with one invitation")
+            raise EnrollError("E117", "--name goes with one invitation, --count makes names up")
         made = [federation.invite(name, device_class, hours=hours) for _ in range(count)]
         rows = [{"name": n, "token": token.line} for n, token in made]
         if out is not None:
@@ -124,6 +124,9 @@ def list_clients(home: Path, states: tuple[str, ...], as_json: bool) -> None:
         found = federation.registry.clients(*states)
         if as_json:
             say(True, [c.to_dict() for c in found])
+            return
+        if not found:
+            print("none" if states else "no clients yet: fedhet enroll invite")
             return
         table = Table(show_edge=False, pad_edge=False, header_style="bold")
         for column in (

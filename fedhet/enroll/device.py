@@ -33,12 +33,16 @@ class Device:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Endpoint, name, number, state and data declaration. Raises EnrollError E306 if the device never joined."""
+        """Endpoint, name, number, state and data declaration. Raises EnrollError E316 if the device never joined."""
+        if not (self.folder / "client.json").exists():
+            raise EnrollError("E316", f"nothing is in {self.folder}")
         return dict(json.loads(files.read_private(self.folder / "client.json")))
 
     @property
     def identity(self) -> Identity:
-        """Its keys."""
+        """Its keys. Raises EnrollError E316 if there are none."""
+        if not (self.folder / "identity.key").exists():
+            raise EnrollError("E316", f"nothing is in {self.folder}")
         return Identity.load(self.folder)
 
     @property
@@ -84,7 +88,9 @@ class Device:
         return leaf
 
     def leaf(self) -> Leaf:
-        """What its certificate says. Raises EnrollError E306 if there is none."""
+        """What its certificate says. Raises EnrollError E316 or E105 if there is none."""
+        if not (self.folder / "client.pem").exists():
+            raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
         return certificates.describe(self._certificate(), self.identity.node_id)
 
     def renew(self) -> Leaf:
@@ -102,7 +108,9 @@ class Device:
             return link.call("POST", path, content, headers)
 
     def sealed(self, method: str, path: str, body: bytes) -> dict[str, str]:
-        """The headers that make a request this client's. Raises EnrollError E306 if it has no certificate."""
+        """The headers that make a request this client's. Raises EnrollError E316 or E105 if it has no certificate."""
+        if not (self.folder / "client.pem").exists():
+            raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
         key = identity.load_ec_key(files.read_private(self.folder / "client.pem"))
         return seal.seal(key, self._certificate().public_bytes(Encoding.DER), method, path, body, self.clock())
 

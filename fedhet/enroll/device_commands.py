@@ -81,6 +81,7 @@ def profile(state: Path, seconds: float, send: bool, as_json: bool) -> None:
     """Measure again."""
     with spoken(as_json):
         device = Device(state)
+        joining.measured(device)  # a device that never joined need not be measured
         found = {**_measured(seconds), **(speed.measure(device) if send else {})}
         claim = joining.tell(device, found, send=send)
         lines = [f"{key:14} {value}" for key, value in {**claim["declared"], **claim["measured"]}.items()]

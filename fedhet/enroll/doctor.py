@@ -41,13 +41,14 @@ def examine(device: Device) -> list[Check]:
 
 
 def _checks(device: Device) -> Iterator[Check]:
+    yield _try("state folder", lambda: _folder(device))
     for name, check in (
-        ("state folder", lambda: _folder(device)),
         ("address", lambda: _address(device)),
         ("server", lambda: _server(device)),
         ("certificate", lambda: _certificate(device)),
     ):
-        yield _try(name, check)
+        if (device.folder / "client.json").exists():  # or there is nothing to check
+            yield _try(name, check)
     free = shutil.disk_usage(device.folder if device.folder.exists() else Path.home()).free
     yield Check("disk", free > DISK_BYTES, f"{free / 1e9:.1f} GB free", "" if free > DISK_BYTES else "free 1 GB")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -65,14 +66,16 @@ def _try(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except EnrollError as error:
         remedy = error.to_dict()["remedy"]
-        return Check(name, False, f"{error.code}: {error.to_dict()['cause']} {error.detail}".strip(), remedy)
+        found = ": ".join(filter(None, (error.code, error.to_dict()["cause"], error.detail)))
+        return Check(name, False, found, remedy)
     except OSError as error:
         return Check(name, False, str(error), "check the address and the network")
 
 
 def _folder(device: Device) -> str:
+    about = device.about  # before the folder is made: looking leaves nothing behind
     files.private_folder(device.folder)
-    return f"{device.folder}: client {device.about.get('name', '?')}, {device.identity.node_id[:12]}"
+    return f"{device.folder}: client {about.get('name', '?')}, {device.identity.node_id[:12]}"
 
 
 def _address(device: Device) -> str:

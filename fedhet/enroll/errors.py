@@ -26,6 +26,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E114": (409, "these keys are enrolled already", "use a new state folder for a new client"),
     "E115": (400, "the request is malformed", "use the same version of fedhet on both sides"),
     "E116": (409, "the partition is taken", "declare another partition, or none"),
+    "E117": (400, "this cannot be a client's name", "use 1 to 63 letters, digits, - _ or . without spaces"),
     "E201": (401, "the certificate has expired", "renew it: fedhet client renew"),
     "E202": (403, "the client is revoked", "ask the operator; a revoked device joins anew with new keys"),
     "E203": (401, "the clocks differ too much", "set this machine's clock, best by NTP"),
@@ -43,7 +44,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E303": (400, "the profile is refused", "make it again: fedhet client profile"),
     "E304": (400, "--insecure is for loopback only", "use TLS, or an address such as 127.0.0.1"),
     "E305": (400, "a private file can be read by others", "chmod 600 the file, 700 the folder"),
-    "E306": (400, "a folder is not what the command needs", "check the --state folder"),
+    "E306": (400, "a folder is not what the command needs", "check --home on the server, --state on a device"),
     "E307": (503, "the server cannot be reached", "check the address, the network and that the server runs"),
     "E308": (502, "Flower's processes failed", "read the log named in the message"),
     "E309": (400, "the signer command failed", "run the command by hand with the same input"),
@@ -53,6 +54,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E313": (409, "too few clients are online", "see who is there: fedhet clients list; start them: fedhet client run"),
     "E314": (502, "the run failed on the server", "read the end of its log above, then: fedhet submit --resume"),
     "E315": (409, "the run does not go on any more", "its folder says how it ended: fedhet follow"),
+    "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),
 }
 
 

@@ -137,6 +137,6 @@ class Federation:
 
 
 def check_name(name: str) -> None:
-    """Raises EnrollError E115 unless this can be a client's name."""
+    """Raises EnrollError E117 unless this can be a client's name."""
     if not 1 <= len(name) <= 63 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
-        raise EnrollError("E115", f"a client's name has 1 to 63 letters, digits, - _ or .: {name[:70]!r}")
+        raise EnrollError("E117", repr(name[:70]))

@@ -97,7 +97,8 @@ def tell(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict
 
 
 def measured(device: Device) -> Mapping[str, int]:
-    """What this device's last claim says was measured."""
+    """What this device's last claim says was measured. Raises EnrollError E316 if it never joined."""
+    _ = device.about
     return dict(json.loads(files.read_private(device.folder / "profile.json"))["measured"])
 
 

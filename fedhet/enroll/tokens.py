@@ -61,8 +61,11 @@ class Token:
 
     @classmethod
     def parse(cls, line: str) -> Token:
-        """Read a pasted token. Raises EnrollError E108, which never repeats the text."""
-        text = line.strip()
+        """Read a pasted token, or the whole line that `fedhet enroll invite` printed.
+
+        Raises EnrollError E108, which never repeats the text.
+        """
+        text = line.strip().removeprefix("fedhet join ").strip()
         found = _FORM.fullmatch(text)
         if found is None:
             raise EnrollError("E108", f"{len(text)} characters that are not of the form fh1.address.hash.id.secret.sum")

@@ -46,15 +46,23 @@ def test_a_federation_is_founded_once(fedhet, tmp_path):
 
 def test_commands_without_a_federation_or_a_client_say_so(fedhet):
     again = EnrollError("E306").exit_code
-    for command in (
-        ["clients", "list"],
-        ["enroll", "invite"],
-        ["client", "poll"],
-        ["client", "renew"],
-        ["client", "leave"],
-    ):
+    for command in (["clients", "list"], ["enroll", "invite"], ["enroll", "pending"], ["submit"]):
         assert code_of(fedhet(*command, "--json", code=again)) == "E306"
     assert "E306" in fedhet("clients", "list", code=again)
+    for verb in ("poll", "renew", "leave", "profile", "run"):
+        answer = fedhet("client", verb, *([] if verb == "run" else ["--json"]), code=EnrollError("E316").exit_code)
+        assert "E316" in answer if verb == "run" else code_of(answer) == "E316"
+    checks = fedhet("client", "doctor", "--json", code=1)
+    assert [row["name"] for row in checks if not row["ok"]] == ["state folder"] and "fedhet join" in checks[0]["fix"]
+
+
+def test_a_name_that_cannot_be_is_refused_with_what_can(fedhet):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    wrong = EnrollError("E117").exit_code
+    for name in ("st mary", "ü", "x" * 64, "a/b"):
+        assert code_of(fedhet("enroll", "invite", "--name", name, "--json", code=wrong)) == "E117"
+    assert code_of(fedhet("enroll", "invite", "--name", "a", "--count", 2, "--json", code=wrong)) == "E117"
+    assert "fedhet enroll invite" in fedhet("clients", "list") and "none" in fedhet("enroll", "pending")
 
 
 def test_invitations_for_many_go_to_a_private_file(fedhet, tmp_path):
