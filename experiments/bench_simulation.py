@@ -28,6 +28,66 @@ sys.path.insert(0, str(ROOT))
 
 from fedhet.bench.simulation import W1, W3, hand, ours, overrides, peak  # noqa: E402  # the checkout is found first
 
+W2 = {**W1, "model": "cnn_mcmahan", "rounds": 6}
+
+
+def hand2(w: dict) -> dict:
+    """The same loop in two processes: model and sums in shared memory, client numbers on a pipe."""
+    import multiprocessing
+
+    import torch
+
+    from fedhet import build, config
+
+    cfg = config.resolved(config.compose(overrides(w, 0)))
+    world = build.world(cfg, w["clients"])
+    model = world.model().module
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    state = {k: v.clone().share_memory_() for k, v in model.state_dict().items()}
+    sums = [{k: torch.zeros_like(v).share_memory_() for k, v in state.items()} for _ in range(2)]
+
+    def work(total: dict, pipe) -> None:
+        x_all, y_all = world.dataset.x_train, world.dataset.y_train
+        generator = torch.Generator().manual_seed(0)
+        while clients := pipe.recv():
+            for v in total.values():
+                v.zero_()
+            for client in clients:
+                index = torch.from_numpy(world.partition.indices(client).astype("int64"))
+                x, y = x_all[index], y_all[index]
+                model.load_state_dict(state)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+                for part in torch.randperm(len(x), generator=generator).split(w["batch"]):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+                    optimizer.step()
+                for k, v in model.state_dict().items():
+                    total[k].add_(v, alpha=1 / w["per_round"])
+            pipe.send(True)
+
+    pipes = []
+    for total in sums:
+        ours, theirs = fork.Pipe()
+        fork.Process(target=work, args=(total, theirs), daemon=True).start()
+        pipes.append(ours)
+    generator, done, began = torch.Generator().manual_seed(0), 0, 0.0
+    for round_ in range(w["rounds"]):
+        if round_ == 2:
+            began, done = time.perf_counter(), 0
+        chosen = torch.randperm(w["clients"], generator=generator)[: w["per_round"]].tolist()
+        for n, pipe in enumerate(pipes):
+            pipe.send(chosen[n::2])
+        for pipe in pipes:
+            pipe.recv()
+        for k, v in state.items():
+            torch.add(sums[0][k], sums[1][k], out=v)
+        done += len(chosen)
+    rate = done / (time.perf_counter() - began)
+    for pipe in pipes:
+        pipe.send([])
+    return {"rate": rate, "rss": peak()}
+
 
 def ray(w: dict) -> dict:
     """Flower's simulation of the same training function on Ray, one CPU per client."""
