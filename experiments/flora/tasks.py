@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -57,6 +58,10 @@ class Ciphered:
     test: int = 40
 
     def load(self) -> Dataset:
+        return _ciphered(self)
+
+    def make(self) -> Dataset:
+        """Read and cipher; `load` does so once a process."""
         whole = Characters(path=self.path, text="text", owner="character_id", length=self.length).load()
         assert whole.owner_train is not None and whole.owner_test is not None
         names, counts = np.unique(whole.owner_train, return_counts=True)
@@ -86,13 +91,22 @@ class Ciphered:
 
     def _cipher(self, group: int, classes: int) -> Tensor:
         """Where each character goes."""
-        vocabulary = sorted(set().union(*source(self.path, None, None).table("train")["text"]))
-        code = {letter: 1 + vocabulary.index(letter) for letter in LETTERS}
+        code = {letter: 1 + _vocabulary(self.path).index(letter) for letter in LETTERS}
         table = torch.arange(classes)
         moved = stream(1, "cipher", group).permutation(len(LETTERS))
         for letter, to in zip(LETTERS, moved, strict=True):
             table[code[letter]] = code[LETTERS[to]]
         return table
+
+
+@lru_cache(maxsize=2)
+def _ciphered(given: Ciphered) -> Dataset:
+    return given.make()
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(path: str) -> list[str]:
+    return sorted(set().union(*source(path, None, None).table("train")["text"]))
 
 
 def _only(whole: Dataset, train: np.ndarray, test: np.ndarray) -> Dataset:
