@@ -161,14 +161,16 @@ class AbstractLora(ABC):
             raise ValueError(f"alpha: the server scales by {ledger.settings_of(sent)}, this device by {self._settings}")
         host = self._host(model)
         mark = ledger.hash_of(sent)
-        kept = under(model.extras, KEPT)
-        base = host.held if mark == host.mark else ledger.receive(ledger.base_of(kept), sent)
+        kept = ledger.base_of(under(model.extras, KEPT))
+        base = host.held if mark == host.mark else ledger.receive(host.completed(kept), sent)
+        # frozen weights that the device's own model was made with need no place among what a client keeps
+        spare = not any(n.startswith(FROZEN) for n in kept) and host.has_frozen(base)
         rank = self.rank_of(job)
         ranks = [self.rank_at(name, shape, rank) for name, shape in host.shapes.items()]
         kind = Kind(tuple(ranks), tuple(map(self.scaling, ranks)), self.dropout, self.trained(job.version))
         panel = host.activate(model, kind)
         host.load(under(base, ADAPTED, FROZEN, WHOLE), base, mark)
-        model.extras.update({KEPT + name: leaf for name, leaf in base.items()})
+        model.extras.update({KEPT + n: leaf for n, leaf in base.items() if not (spare and n.startswith(FROZEN))})
         self.place(model, panel, sent, job)
 
     def extract(self, model: Model, payload: Tree) -> Tree:

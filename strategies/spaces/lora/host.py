@@ -21,7 +21,7 @@ from fedhet.model import Model
 from fedhet.tree import Leaf, Schema
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.layers import Shape, parameter
-from strategies.spaces.lora.names import WHOLE, A, B, layer_of
+from strategies.spaces.lora.names import FROZEN, WHOLE, A, B, layer_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -90,6 +90,27 @@ class LoraHost(nn.Module):
         for name, leaf in weights.items():
             self.bases[name].data.copy_(self.stored(name, leaf))
         self.mark = b""
+
+    def has_frozen(self, base: Mapping[str, Tensor]) -> bool:
+        """Whether the frozen weights in the module are those of a base."""
+        frozen = {n: leaf for n, leaf in base.items() if n.startswith(FROZEN)}
+        return all(torch.equal(self._frozen(n, leaf.dtype), leaf) for n, leaf in frozen.items())
+
+    def completed(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a client kept of its base weights, in the model's order, with the module's frozen ones if it kept none;
+        nothing if it kept nothing."""
+        if not kept:
+            return {}
+        kind = next(iter(kept.values())).dtype
+        short = {n.partition("/")[2]: n for n in kept}
+        return {
+            name: kept[name] if name in kept else self._frozen(name, kind)
+            for name in (short.get(n, FROZEN + n) for n in self.bases)
+        }
+
+    def _frozen(self, name: str, kind: torch.dtype) -> Tensor:
+        plain = name.removeprefix(FROZEN)
+        return self.stored(plain, self.bases[plain].detach()).to(kind)
 
     def stored(self, name: str, leaf: Tensor) -> Tensor:
         """A weight between its module's form and (d, ...); the same both ways."""

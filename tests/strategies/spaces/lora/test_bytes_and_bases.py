@@ -61,9 +61,9 @@ def test_server_and_clients_hold_the_same_bits_over_twenty_rounds_missed_and_fai
     assert set(last) == set(range(5))
     for client, job in last.items():
         base, server = kept_base(run.memories[client]), ledger.base_of(run.states[job.version])
-        assert list(base) == list(server)
-        assert all(torch.equal(base[n], server[n]) for n in server)
-        assert ledger.fingerprint(base) == ledger.hash_of(run.states[job.version])
+        assert list(base) == [n for n in server if not n.startswith("frozen/")]
+        assert all(torch.equal(base[n], server[n]) for n in base)
+        assert ledger.fingerprint({**server, **base}) == ledger.hash_of(run.states[job.version])
     caught_up = [job for job, payload in run.sent if 0 <= job.held < job.version - 1 and not whole(payload)]
     assert len(caught_up) > 5, "nobody missed a version"
     assert {reason for _, reason in run.failed} == {"dropout"}
@@ -78,9 +78,9 @@ def test_everything_goes_to_a_client_whose_version_is_not_known_and_only_then(fe
 
 
 def test_weights_that_changed_on_a_device_are_found_out_and_sent_anew(federation: Any) -> None:
-    run = federation(StackedLora(rank=3), RANKS).run(3)
+    run = federation(StackedLora(rank=3, send="stack"), RANKS).run(3)
     kept = run.memories[0]["space"]
-    kept["kept.frozen/0.bias"] = kept["kept.frozen/0.bias"] + 1e-3
+    kept["kept.adapted/0.weight"] = kept["kept.adapted/0.weight"] + 1e-3
     run.device.model.module.overwrite({})  # a process that has not seen the right weights
     run.run(6)
     assert len(run.failed) == 1
@@ -88,6 +88,25 @@ def test_weights_that_changed_on_a_device_are_found_out_and_sent_anew(federation
     assert job.client == 0 and "base: the weights here are not those of version 3" in reason
     again = [(j, p) for j, p in run.sent if j.client == 0 and j.version > 3]
     assert again[0][0].held == -1 and whole(again[0][1]) and not whole(again[1][1])
+
+
+def test_frozen_weights_are_kept_only_by_devices_that_were_made_with_others(federation: Any) -> None:
+    run = federation(StackedLora(rank=3), RANKS)
+    run.run(2)
+    assert [n for n in run.memories[0]["space"] if "frozen" in n] == []
+    other = federation(StackedLora(rank=3), RANKS)
+    torch.manual_seed(77)
+    with torch.no_grad():
+        other.device.model.flat.normal_()
+    other.run(2)
+    assert [n for n in other.memories[0]["space"] if "frozen" in n] == ["kept.frozen/0.bias", "kept.frozen/2.bias"]
+    other.device.model = other.world.model()  # the same device in a new process
+    with torch.no_grad():
+        other.device.model.flat.normal_()
+    other.run(4)
+    run.run(4)
+    assert not other.failed and not run.failed
+    assert np.array_equal(run.dense(run.states[4]), other.dense(other.states[4]))
 
 
 def test_a_device_that_lost_everything_says_so(federation: Any) -> None:
