@@ -48,9 +48,9 @@ class Images:
             images, labels = column(table, self.image, IMAGES, "image"), column(table, self.label, LABELS, "label")
             if not len(images):
                 raise DataError(f"the split {split} is empty")
-            out[f"x_{split}"], out[f"y_{split}"] = _stack(images, split), _labels(labels, split)
+            out[f"x_{split}"], out[f"y_{split}"] = _stack(images, split), labels_of(labels, split)
             if self.owner:
-                out[f"owner_{split}"] = _owners(table, self.owner, split)
+                out[f"owner_{split}"] = owners_of(table, self.owner, split)
         names = np.unique(np.concatenate([out["y_train"], out["y_test"]]))
         return out | {f"y_{split}": np.searchsorted(names, out[f"y_{split}"]) for split in SPLITS}
 
@@ -95,7 +95,7 @@ class Characters:
                 raise DataError(f"no text in {split} is longer than length={self.length} characters: lower data.length")
             out |= {f"x_{split}": rows[:, :-1], f"y_{split}": rows[:, 1:]}
             if self.owner:
-                out[f"owner_{split}"] = np.repeat(_owners(table, self.owner, split), [len(w) for w in windows])
+                out[f"owner_{split}"] = np.repeat(owners_of(table, self.owner, split), [len(w) for w in windows])
         return out
 
 
@@ -138,7 +138,7 @@ def _pixels(value: Any, where: str) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
 
 
-def _labels(values: Sequence[Any], split: str) -> np.ndarray:
+def labels_of(values: Sequence[Any], split: str) -> np.ndarray:
     """Labels as they are, integers or names."""
     for kind in (int, str):
         if all(isinstance(v, kind) for v in values):
@@ -146,7 +146,7 @@ def _labels(values: Sequence[Any], split: str) -> np.ndarray:
     raise DataError(f"{split}: a label column must hold whole numbers or names, all of one kind and none missing")
 
 
-def _owners(table: Table, name: str, split: str) -> np.ndarray:
+def owners_of(table: Table, name: str, split: str) -> np.ndarray:
     values = column(table, name, (), "owner")
     if any(v is None for v in values):
         raise DataError(f"{split}: the owner column {name!r} has rows without an owner")
