@@ -126,14 +126,27 @@ class Processes:
             while sign == 15 and time.monotonic() < end and any(p.poll() is None for p in self.running):
                 time.sleep(0.1)
 
-    def memory(self) -> int:
-        """Resident bytes of all processes in these groups."""
-        groups, total = {p.pid for p in self.running}, 0
+    def processes(self) -> Iterator[Path]:
+        """All processes in these groups, in /proc: what was started, and what that started."""
+        sessions = {p.pid for p in self.running}
         for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ProcessLookupError):
-                if os.getsid(int(entry.name)) in groups:
-                    total += int((entry / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return total
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.name)) in sessions or _session_of_parent(entry) in sessions:
+                    yield entry
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        return sum(int((p / "statm").read_text().split()[1]) for p in self.processes()) * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu(self) -> float:
+        """Seconds of processor time so far, with those of children that ended."""
+        fields = [(p / "stat").read_text().rpartition(")")[2].split() for p in self.processes()]
+        return sum(sum(map(int, f[11:15])) for f in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def _session_of_parent(entry: Path) -> int:
+    """A process's parent's session: an agent's programs are in sessions of their own."""
+    return os.getsid(int((entry / "stat").read_text().rpartition(")")[2].split()[1]))
 
 
 def shipped(folder: Path) -> tuple[Processes, Callable[[int, float], list[float]]]:
@@ -230,18 +243,25 @@ def both(folder: Path) -> Iterator[tuple]:
         yield flower, flower_rounds, fedhet, fedhet_rounds
 
 
-def table(found: dict[str, list[list[float]]], memory: dict[str, int], told: str) -> str:
+def table(found: dict[str, list[list[float]]], cpu: dict[str, list[float]], memory: dict[str, int], told: str) -> str:
     """Markdown: medians over all rounds but the first of each run, with the extremes."""
     later = {name: [s for run in runs for s in run[1:]] for name, runs in found.items()}
     first = {name: [run[0] for run in runs] for name, runs in found.items()}
     ours_ = statistics.median(later["fedhet"])
-    lines = ["| | round (median) | least to most | first round | to fedhet |", "|---|---:|---:|---:|---:|"]
+    busy = statistics.median(cpu["fedhet"])
+    lines = [
+        "| | round (median) | least to most | first round | to fedhet | processor time a round | to fedhet |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, seconds in later.items():
         middle = statistics.median(seconds)
         span, begin = f"{min(seconds):.2f}–{max(seconds):.2f} s", f"{statistics.median(first[name]):.2f} s"
-        lines.append(f"| {name} | {middle:.2f} s | {span} | {begin} | {middle / ours_:.1f} × |")
+        own = statistics.median(cpu[name])
+        times = f"{middle:.2f} s | {span} | {begin} | {middle / ours_:.1f} ×"
+        lines.append(f"| {name} | {times} | {own:.1f} s | {own / busy:.1f} × |")
     held = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in memory.items())
-    return "\n".join([told, "", *lines, "", f"Memory of all processes between two runs: {held}.", ""])
+    note = "Processor time is of all processes on both sides, and has each run's start of a ServerApp in it."
+    return "\n".join([told, "", *lines, "", note, f"Memory of all processes between two runs: {held}.", ""])
 
 
 def main() -> None:
@@ -251,13 +271,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results")
     given = parser.parse_args()
     found: dict[str, list[list[float]]] = {"flower, train and evaluate": [], "flower, train only": [], "fedhet": []}
+    cpu: dict[str, list[float]] = {name: [] for name in found}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="fedhet-latency-") as folder, both(Path(folder)) as made:
         flower, flower_rounds, fedhet, fedhet_rounds = made
         for turn in range(given.turns):
-            found["flower, train and evaluate"].append(flower_rounds(given.rounds + 1, 1.0))
-            found["fedhet"].append(fedhet_rounds(5 * given.rounds + 1))
-            found["flower, train only"].append(flower_rounds(given.rounds + 1, 0.0))
+            for name, runner, work in (
+                ("flower, train and evaluate", flower, lambda: flower_rounds(given.rounds + 1, 1.0)),
+                ("fedhet", fedhet, lambda: fedhet_rounds(given.rounds + 1)),
+                ("flower, train only", flower, lambda: flower_rounds(given.rounds + 1, 0.0)),
+            ):
+                before = runner.cpu()
+                found[name].append(work())
+                cpu[name].append((runner.cpu() - before) / (given.rounds + 1))
             print(f"turn {turn}:", {name: [f"{s:.2f}" for s in runs[-1]] for name, runs in found.items()}, flush=True)
         memory = {"flower": flower.memory(), "fedhet": fedhet.memory()}
     from importlib.metadata import version
@@ -265,7 +291,7 @@ def main() -> None:
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, flwr {version('flwr')}"
     load = f"load {os.getloadavg()[2]:.1f} (15 minutes)"
     command = f"`python experiments/bench_latency.py --turns {given.turns} --rounds {given.rounds}`"
-    text = table(found, memory, f"# A round without work on three live nodes\n\n{command}; {machine}, {load}.")
+    text = table(found, cpu, memory, f"# A round without work on three live nodes\n\n{command}; {machine}, {load}.")
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "bench_latency.md").write_text(text)
     print(text)

@@ -2,8 +2,8 @@
 
 Flower's SuperNode asks every three seconds and starts a new Python for every message, which then loads torch, data and
 model anew. This one keeps them, and asks again after a twentieth of the time for which it had nothing to do, so that
-waiting for the question adds no more than that to any pause. It runs fedhet's own ClientApp and nothing that a server
-sends it as code.
+waiting for the question adds no more than that to any pause; a slow server is asked less often. It runs fedhet's own
+ClientApp and nothing that a server sends it as code.
 
     python -m fedhet.enroll.node <state folder>
 """
@@ -32,6 +32,8 @@ from fedhet.grids.pool import App, execute
 log = logging.getLogger("fedhet.node")
 SHORTEST_S, LONGEST_S, SHARE = 0.1, 3.0, 0.05
 """The pause before the next question: a share of the time without work, within these bounds."""
+PATIENCE = 4.0
+"""And at least so many times what the last answer took."""
 GONE_S = 3.0
 """How long a node that was killed stays away, so that the server sees that its jobs are lost."""
 RUNS = 4
@@ -65,11 +67,12 @@ class Node:
         """Until an exception ends it."""
         since = self.clock()
         while True:
+            asked = self.clock()
             message = carrier.pull()
-            if message is None:
-                self.nap(pause(self.clock() - since))
-                continue
             begun = self.clock()
+            if message is None:
+                self.nap(pause(begun - since, begun - asked))
+                continue
             reply = self.answer(message, carrier.node_id)
             since = self.clock()
             told = carrier.push(reply, since - begun)
@@ -90,9 +93,9 @@ class Node:
         return outcome.reply
 
 
-def pause(idle: float) -> float:
-    """Seconds to wait before the next question after so many without work."""
-    return min(LONGEST_S, max(SHORTEST_S, SHARE * idle))
+def pause(idle: float, took: float = 0.0) -> float:
+    """Seconds to wait before the next question after so many without work, the last of which took `took`."""
+    return min(LONGEST_S, max(SHORTEST_S, SHARE * idle, PATIENCE * took))
 
 
 def run(device: Device) -> None:

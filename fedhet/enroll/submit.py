@@ -36,7 +36,7 @@ clientapp = "fedhet.app:client"
 config = ""
 folder = ""
 wanted = 0
-poll = 0.1
+poll = 0.2
 """
 TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""

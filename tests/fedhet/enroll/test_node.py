@@ -92,6 +92,7 @@ def test_questions_cost_a_twentieth_of_the_time_without_work():
     clock, carrier = worked(*[None] * 200, request(1))
     assert carrier.replies and clock.now > 60
     assert [pause(t) for t in (0, 2, 10, 60, 9e9)] == [0.1, 0.1, 0.5, 3.0, 3.0]
+    assert [pause(1, took) for took in (0.01, 0.2, 9)] == [0.1, 0.8, 3.0]
 
 
 def test_questions_are_frequent_again_after_work():
