@@ -284,11 +284,12 @@ def client_run(
         bool, typer.Option("--flower", help="Flower's own SuperNode, which runs any app that the server sends.")
     ] = False,
     state: State = STATE,
+    json: Json = False,
 ) -> None:
     """Work for the federation until interrupted."""
     from fedhet.enroll import device_commands
 
-    device_commands.run(state, flower)
+    device_commands.run(state, flower, json)
 
 
 @client.command("doctor")
@@ -364,8 +365,8 @@ def client_import(
 
 
 @client.command("service")
-def client_service(state: State = STATE) -> None:
+def client_service(state: State = STATE, json: Json = False) -> None:
     """Print a systemd unit that runs this client at boot."""
     from fedhet.enroll import device_commands
 
-    device_commands.service(state)
+    device_commands.service(state, json)

@@ -190,11 +190,13 @@ def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: b
 
 def _row(c: Client) -> list[str]:
     left = "" if c.expires is None else f"{(c.expires - time.time()) / 86_400:.1f} d"
-    told = [f"{c.declared['examples']} examples"] if "examples" in c.declared else []
+    told = [f"{c.declared['examples']} examples"] if c.declared.get("examples") else []
     if "memory_bytes" in c.declared:
         told.append(f"{c.declared['memory_bytes'] / 2**30:.0f} GiB")
     step = c.measured.get("step_us")
     measured = "" if step is None else f"{step / 1e3:.3g} ms" + (" noisy" if c.measured.get("noisy") else "")
+    if "uplink_bytes_per_s" in c.measured:
+        measured += f", {c.measured['uplink_bytes_per_s'] / 1e6:.3g} MB/s up"
     seen = c.observed.get("sec_per_step")
     observed = "" if seen is None else f"{seen * 1e3:.3g} ms"
     doubt = profiles.doubtful(c)

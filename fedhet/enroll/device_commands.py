@@ -49,15 +49,16 @@ def poll(state: Path, as_json: bool) -> None:
         say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
 
 
-def run(state: Path, flower: bool) -> None:
-    """Work until SIGINT or SIGTERM."""
+def run(state: Path, flower: bool, as_json: bool) -> None:
+    """Work until SIGINT or SIGTERM. The log is on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     worker = agent.Agent(Device(state), flower)
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: worker.stop.set())
-    with spoken(False):
+    with spoken(as_json):
         worker.run()
+        say(as_json, {"state": "stopped"}, "stopped")
 
 
 def doctor(state: Path, as_json: bool) -> None:
@@ -134,10 +135,12 @@ def import_(state: Path, answer: Path, fingerprint: str, as_json: bool) -> None:
         say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
 
 
-def service(state: Path) -> None:
+def service(state: Path, as_json: bool) -> None:
     """Print a systemd unit."""
-    with spoken(False):
-        say(False, None, agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet"))
+    with spoken(as_json):
+        _ = Device(state).about  # a unit for a device that never joined would only fail
+        text = agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
+        say(as_json, {"unit": text}, text, f"# fedhet client service --state {state} > /etc/systemd/system/fedhet.service")
 
 
 def _data(declared: Declared) -> joining.Data:

@@ -186,7 +186,9 @@ def fedhet_root(tmp_path):
     return Authority.load(tmp_path / "op" / "ca").fingerprint
 
 
-def test_the_unit_restarts_except_after_final_refusals(fedhet):
+def test_the_unit_restarts_except_after_final_refusals(fedhet, tmp_path):
+    assert code_of(fedhet("client", "service", "--json", code=EnrollError("E316").exit_code)) == "E316"
+    fedhet("client", "request", "-o", tmp_path / "req.zip")
     text = fedhet("client", "service")
     final = {EnrollError(code).exit_code for code in ("E109", "E202", "E209", "E212")}
     line = next(row for row in text.splitlines() if row.startswith("RestartPreventExitStatus="))
