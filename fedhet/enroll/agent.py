@@ -181,7 +181,8 @@ def node_config(device: Device) -> str:
 
 def unit(folder: Path, command: str) -> str:
     """A systemd unit that runs this client at boot."""
-    return f"""[Unit]
+    return f"""# As root: put this into /etc/systemd/system/fedhet-client.service, then systemctl enable --now fedhet-client
+[Unit]
 Description=fedhet client
 Wants=network-online.target
 After=network-online.target

@@ -140,7 +140,7 @@ def service(state: Path, as_json: bool) -> None:
     with spoken(as_json):
         _ = Device(state).about  # a unit for a device that never joined would only fail
         text = agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
-        say(as_json, {"unit": text}, text, f"# fedhet client service --state {state} > /etc/systemd/system/fedhet.service")
+        say(as_json, {"unit": text}, text)
 
 
 def _data(declared: Declared) -> joining.Data:
