@@ -72,6 +72,7 @@ def ca_init(
 
 @ca.command("rotate")
 def ca_rotate(
+    root: Annotated[bool, typer.Option("--root", help="The root as well; the old one signs the new one.")] = False,
     passphrase: Annotated[bool, typer.Option("--passphrase", help="The root key has a passphrase.")] = False,
     home: Home = HOME,
     json: Json = False,
@@ -79,7 +80,7 @@ def ca_rotate(
     """Replace the issuing key; certificates of the old one hold until they expire."""
     from fedhet.enroll import commands
 
-    commands.ca_rotate(home, passphrase, json)
+    commands.ca_rotate(home, root, passphrase, json)
 
 
 @ca.command("export-crl")
@@ -96,6 +97,10 @@ def enroll_invite(
     device_class: Annotated[str, typer.Option("--class", help="A class of the policy: edge or silo.")] = "edge",
     hours: Annotated[float | None, typer.Option("--hours", help="How long the token can be used.", min=0.01)] = None,
     count: Annotated[int, typer.Option("--count", help="Make several, without --name.", min=1)] = 1,
+    owner: Annotated[str, typer.Option("--owner", help="Whose they are; one owner has at most so many.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the client.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write name,token lines to this CSV file.")] = None,
     home: Home = HOME,
     json: Json = False,
@@ -103,7 +108,7 @@ def enroll_invite(
     """Make a token: one line to paste at the device, good for one of them, once."""
     from fedhet.enroll import commands
 
-    commands.invite(home, name, device_class, hours, count, out, json)
+    commands.invite(home, name, device_class, hours, count, owner, label or [], out, json)
 
 
 @enroll.command("pending")
@@ -319,6 +324,14 @@ def client_renew(state: State = STATE, json: Json = False) -> None:
     from fedhet.enroll import device_commands
 
     device_commands.renew(state, json)
+
+
+@client.command("rotate")
+def client_rotate(state: State = STATE, json: Json = False) -> None:
+    """Get new keys of every kind; the client stays who it is, and the old keys are worth nothing."""
+    from fedhet.enroll import device_commands
+
+    device_commands.rotate(state, json)
 
 
 @client.command("leave")

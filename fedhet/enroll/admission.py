@@ -80,6 +80,8 @@ def standing(federation: Federation, client: Client) -> dict[str, Any]:
         "retry_s": RETRY_S,
         "federation": federation.authority.about.federation,
     }
+    if crosses := federation.authority.crosses():
+        told["roots"] = certificates.text([federation.authority.root, *crosses]).decode()
     newest = federation.registry.newest(client.number)
     return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
 
@@ -139,6 +141,40 @@ def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> di
                 f"client:{client.node}", "renew", row.name, old=caller.leaf.serial, serial=leaf.serial
             )
     return standing(federation, federation.registry.client(client.node))
+
+
+def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
+    """New keys of every kind for the same client, asked for with the old ones; the old ones end with the answer.
+
+    `body` is signed by the old identity key; `proof` is the new one's signature over the old node id and the request. A
+    device whose answer was lost asks by `poll` with its new key. Raises EnrollError E110, E111, E114, E115, E203, E204.
+    """
+    client, now = caller.client, federation.clock()
+    assert client.public is not None and client.node is not None
+    nonce = seal.check_body(client.public, "rotate", body, now, federation.policy.skew_s, "E111")
+    try:
+        public, proof = unb64(str(body["public"])), unb64(str(body["proof"]))
+        line, csr = str(body["flower_public"]), str(body["csr"]).encode()
+        identity.flower_key(line)
+    except (KeyError, ValueError) as error:
+        raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
+    if not identity.verify(public, proof, identity.ROTATION, client.node.encode(), csr):
+        raise EnrollError("E111", "the new key did not sign")
+    node = identity.node_id(public)
+    days = federation.policy.client_days[client.device_class]
+    chain, leaf = federation.authority.issue(csr, node, days, now)
+    with federation.registry.transaction() as session:
+        rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
+        row = rows.by_name(session, client.node)
+        if row.state != tables.ACTIVE:
+            raise EnrollError("E211", f"{row.name} is {row.state}")
+        denied = rows.deny(session, row, now, "keys rotated")
+        rows.replace_keys(session, row, Applicant(node, public, line, csr), now)
+        rows.grant(session, row, leaf, chain, csr)
+        federation.audit.append(
+            f"client:{client.node}", "rotate", row.name, node=node, serial=leaf.serial, serials=denied
+        )
+    return standing(federation, federation.registry.client(node))
 
 
 def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class Agent:
         """Wait until the server lets this client work. Raises the EnrollError that says that it never will."""
         while not self.stop.is_set():
             try:
+                if (self.device.folder / "next").exists():
+                    self.device.rotate()  # it was interrupted
                 if not (self.device.folder / "client.pem").exists() and self.device.about["state"] == "pending":
                     joining.poll(self.device)
                 if self.device.clock() > self.device.leaf().not_after:

@@ -4,7 +4,9 @@
                                          └─ client (7 days edge, 30 days silo)
 
 Devices trust the root alone, so the issuing key is replaced without them noticing; certificates that the old one signed
-hold until they expire. Instead of all this an operator's own authority may sign (see signer.py).
+hold until they expire. A new root is signed by the one before it as well: devices that know the old one alone still
+recognise the server, and learn the new one when they ask for anything. Instead of all this an operator's own authority
+may sign (see signer.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
 
 ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 365.0, 30.0
+ROOT_DEPTH = 4
+"""Authorities below a root: the issuing key, and up to three roots after it."""
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
@@ -88,6 +92,16 @@ class Authority:
         """The root's SHA-256, which tokens hold."""
         return certificates.fingerprint(self.root)
 
+    def crosses(self) -> list[x509.Certificate]:
+        """The present root as signed by the one before it, and so on to the first; empty if there was one alone."""
+        path = self.folder / "cross.pem"
+        return x509.load_pem_x509_certificates(path.read_bytes()) if path.exists() else []
+
+    def roots(self) -> list[x509.Certificate]:
+        """Every root there was, the present one first: an invitation may hold the hash of an earlier one."""
+        earlier = [x509.load_pem_x509_certificate(p.read_bytes()) for p in sorted(self.folder.glob("root.*.pem"))]
+        return [self.root, *earlier]
+
     def issuers(self) -> list[x509.Certificate]:
         """Every certificate that may have signed a client's: the working one, retired ones, and the root."""
         found = [x509.load_pem_x509_certificate(p.read_bytes()) for p in sorted(self.folder.glob("issuing*.pem"))]
@@ -125,6 +139,26 @@ class Authority:
         self._renew_server(self.about, now)
         return made
 
+    def rotate_root(self, now: float, passphrase: str = "") -> x509.Certificate:
+        """A new root, signed by the old one too, and a new issuing key below it. Raises EnrollError E306."""
+        if self.about.signer:
+            raise EnrollError("E306", "the root is the outside authority's")
+        old, old_key = self._root_pair(passphrase)
+        depth = old.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length or 0
+        if depth < ROOT_DEPTH or len(self.crosses()) >= ROOT_DEPTH - 1:
+            raise EnrollError("E306", "devices would not follow to yet another root: found a new federation")
+        name, key = f"{self.about.federation} root {len(self.crosses()) + 2}", ec.generate_private_key(ec.SECP384R1())
+        root = certificates.authority(name, key, ROOT_DAYS, now, ROOT_DEPTH)
+        left = (old.not_valid_after_utc.timestamp() - now) / DAY
+        cross = certificates.authority(name, key, min(ROOT_DAYS, left), now, ROOT_DEPTH - 1, (old, old_key))
+        files.write_file(self.folder / f"root.{old.serial_number:x}.pem", certificates.text([old]))
+        files.write_file(self.folder / "root.key.new", identity.pem(key, passphrase))
+        files.write_file(self.folder / "cross.pem", certificates.text([cross, *self.crosses()]))
+        files.write_file(self.folder / "root.pem", certificates.text([root]))
+        (self.folder / "root.key.new").replace(self.folder / "root.key")
+        self.rotate(now, passphrase)
+        return root
+
     def renew_server(self, now: float) -> None:
         """Replace the server's certificate if less than a third of its life is left."""
         held = certificates.describe(x509.load_pem_x509_certificates((self.folder / "server.pem").read_bytes())[0])
@@ -139,7 +173,7 @@ class Authority:
 
     def _make_root(self, federation: str, passphrase: str, now: float) -> None:
         key = ec.generate_private_key(ec.SECP384R1())
-        root = certificates.authority(f"{federation} root", key, ROOT_DAYS, now, 1)
+        root = certificates.authority(f"{federation} root", key, ROOT_DAYS, now, ROOT_DEPTH)
         files.write_file(self.folder / "root.key", identity.pem(key, passphrase))
         files.write_file(self.folder / "root.pem", certificates.text([root]))
         self._make_issuing(federation, (root, key), now)
@@ -157,7 +191,13 @@ class Authority:
         return x509.load_pem_x509_certificate(data), identity.load_ec_key(data)
 
     def _root_pair(self, passphrase: str) -> Pair:
-        return self.root, identity.load_ec_key(files.read_private(self.folder / "root.key"), passphrase)
+        root = self.root
+        for name in ("root.key", "root.key.new"):  # the second if a change of the root was interrupted
+            if (self.folder / name).exists():
+                key = identity.load_ec_key(files.read_private(self.folder / name), passphrase)
+                if key.public_key() == root.public_key():
+                    return root, key
+        raise EnrollError("E306", f"{self.folder} does not hold the root's key: bring it back for this command")
 
     def _renew_server(self, about: About, now: float) -> None:
         key = identity.new_tls_key()
@@ -169,6 +209,7 @@ class Authority:
             issuing = self._issuing()
             names = certificates.host_names(about.hosts)
             chain = [certificates.leaf(key.public_key(), names, True, SERVER_DAYS, now, issuing), issuing[0]]
+            chain += self.crosses()
         files.write_file(self.folder / "server.pem", certificates.text(chain) + identity.pem(key))
 
     def _remember(self, intermediates: Sequence[x509.Certificate]) -> None:

@@ -51,10 +51,17 @@ def ca_init(
         say(as_json, told, f"federation {federation} at {endpoint}", f"root SHA-256 {mark}", *([keep] if keep else []))
 
 
-def ca_rotate(home: Path, passphrase: bool, as_json: bool) -> None:
-    """Replace the issuing key."""
+def ca_rotate(home: Path, root: bool, passphrase: bool, as_json: bool) -> None:
+    """Replace the issuing key, or root and issuing key."""
     secret = typer.prompt("Passphrase of the root key", hide_input=True) if passphrase else ""
     with _opened(home, as_json) as federation:
+        if root:
+            federation.authority.rotate_root(time.time(), secret)
+            mark = federation.authority.fingerprint
+            federation.audit.append(me(), "rotate", "root", root=mark)
+            say(as_json, {"root_sha256": mark}, f"new root, signed by the old one; SHA-256 {mark}",
+                "devices learn it when they next ask; restart fedhet serve now")  # fmt: skip
+            return
         made = federation.authority.rotate(time.time(), secret)
         federation.audit.append(me(), "rotate", "issuing", serial=f"{made.serial_number:x}")
         until = _day(made.not_valid_after_utc.timestamp())
@@ -69,13 +76,17 @@ def ca_crl(home: Path, out: Path, as_json: bool) -> None:
 
 
 def invite(
-    home: Path, name: str, device_class: str, hours: float | None, count: int, out: Path | None, as_json: bool
+    home: Path, name: str, device_class: str, hours: float | None, count: int, owner: str, labels: Sequence[str],
+    out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make tokens."""
     with _opened(home, as_json) as federation:
+        if any("=" not in text for text in labels):
+            raise EnrollError("E115", "--label is of the form KEY=VALUE")
+        given = dict(text.split("=", 1) for text in labels) | ({"owner": owner} if owner else {})
         if name and count > 1:
             raise EnrollError("E117", "--name goes with one invitation, --count makes names up")
-        made = [federation.invite(name, device_class, hours=hours) for _ in range(count)]
+        made = [federation.invite(name, device_class, hours=hours, labels=given) for _ in range(count)]
         rows = [{"name": n, "token": token.line} for n, token in made]
         if out is not None:
             text = io.StringIO()

@@ -3,11 +3,13 @@
 identity.key node.key node.pub   its keys           client.pem      certificate chain and its key, in one file
 root.pem                         whom it trusts     client.json     where it belongs, what data it has
 pending.key pending.csr          while it waits     profile.json    its last signed claim
+next/                            keys that are to replace these, while they do
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedhet.enroll import certificates, files, identity, seal
+from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.identity import Identity
+from fedhet.enroll.identity import ROTATION, Identity
 from fedhet.enroll.link import Link
 
 
@@ -75,11 +78,11 @@ class Device:
         """Take a certificate for the waiting request. Raises EnrollError E311 if it is not for this device's key."""
         key = identity.load_ec_key(files.read_private(self.folder / "pending.key"))
         loaded = x509.load_pem_x509_certificates(chain)
-        root = x509.load_pem_x509_certificate(files.read_private(self.folder / "root.pem"))
-        for child, parent in zip(loaded, [*loaded[1:], root], strict=True):
-            if not certificates.issued_by(child, parent):
+        trusted = self._trusted()
+        for child, parents in zip(loaded, [*([one] for one in loaded[1:]), trusted], strict=True):
+            if not any(certificates.issued_by(child, parent) for parent in parents):
                 raise EnrollError("E311", "the certificate does not lead to the root")
-        leaf = certificates.read_client(loaded[0], [loaded[1] if len(loaded) > 1 else root])
+        leaf = certificates.read_client(loaded[0], [loaded[1]] if len(loaded) > 1 else trusted)
         if leaf.node != self.identity.node_id or loaded[0].public_key() != key.public_key():
             raise EnrollError("E311", "the certificate is not for this device")
         files.write_file(self.folder / "client.pem", certificates.text(loaded) + identity.pem(key))
@@ -98,6 +101,66 @@ class Device:
         body = seal.sign_body(self.identity, "renew", {"csr": self.request().decode()}, self.clock())
         return self.accept(str(self.ask("renew", body)["chain"]).encode())
 
+    def rotate(self) -> Leaf:
+        """New keys of every kind; those it had are worth nothing afterwards. Raises what the server refuses with.
+
+        Safe to repeat after any interruption: if the server knows the new keys already, they are used.
+        """
+        self.settle_keys()
+        after = Device(self.folder / "next", self.clock)
+        if not (after.folder / "identity.key").exists():
+            shutil.rmtree(after.folder, ignore_errors=True)
+            Identity.create(after.folder)
+        files.write_file(after.folder / "root.pem", files.read_private(self.folder / "root.pem"))
+        own, new = self.identity, after.identity
+        csr = after.request()
+        proof = new.sign(ROTATION, own.node_id.encode(), csr)
+        keys = {"public": b64(new.public), "flower_public": new.flower_public, "csr": csr.decode(), "proof": b64(proof)}
+        try:
+            answer = self.ask("rotate", seal.sign_body(own, "rotate", keys, self.clock()))
+        except EnrollError as error:
+            if error.code != "E208":  # the old keys are not known any more: an answer was lost on its way
+                raise
+            poll = json.dumps(seal.sign_body(new, "poll", {"node": new.node_id}, self.clock())).encode()
+            with self.link() as link:
+                answer = link.call("POST", "/v1/enroll/poll", poll)
+        self.learn(answer)
+        files.write_file(after.folder / "root.pem", files.read_private(self.folder / "root.pem"))
+        leaf = after.accept(str(answer["chain"]).encode())  # client.pem is there: from now on there is no way back
+        self.settle_keys()
+        return leaf
+
+    def settle_keys(self) -> None:
+        """Finish a change of keys that was interrupted after the server had agreed to it."""
+        after = self.folder / "next"
+        if not (after / "client.pem").exists():
+            return
+        for name in ("node.pub", "node.key", "identity.key", "client.pem"):
+            files.write_file(self.folder / name, files.read_private(after / name))
+        self.note(node=self.identity.node_id)
+        shutil.rmtree(after)
+
+    def learn(self, answer: Mapping[str, Any]) -> None:
+        """Trust the root that the server has now, if one that is trusted already signed it. Raises EnrollError E103."""
+        if "roots" not in answer:
+            return
+        new, *crosses = x509.load_pem_x509_certificates(str(answer["roots"]).encode())
+        trusted = self._trusted()
+        if new in trusted:
+            return
+        key = new.public_key()
+        for cross in crosses:
+            if cross.public_key() != key:
+                break
+            if any(certificates.issued_by(cross, known) for known in trusted):
+                files.write_file(self.folder / "root.pem", certificates.text([new, *trusted]))
+                return
+            above = [c for c in crosses if certificates.issued_by(cross, c)]
+            if not above:
+                break
+            key = above[0].public_key()
+        raise EnrollError("E103", "it shows a new root that no trusted one has signed")
+
     # Asking
 
     def ask(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -105,7 +168,12 @@ class Device:
         path, content = f"/v1/enroll/{what}", json.dumps(body or {}).encode()
         headers = self.sealed("POST", path, content)
         with self.link() as link:
-            return link.call("POST", path, content, headers)
+            answer = link.call("POST", path, content, headers)
+        self.learn(answer)
+        return answer
+
+    def _trusted(self) -> list[x509.Certificate]:
+        return x509.load_pem_x509_certificates(files.read_private(self.folder / "root.pem"))
 
     def sealed(self, method: str, path: str, body: bytes) -> dict[str, str]:
         """The headers that make a request this client's. Raises EnrollError E316 or E105 if it has no certificate."""

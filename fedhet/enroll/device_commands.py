@@ -99,6 +99,15 @@ def renew(state: Path, as_json: bool) -> None:
         )
 
 
+def rotate(state: Path, as_json: bool) -> None:
+    """New keys."""
+    with spoken(as_json):
+        device = Device(state)
+        leaf = device.rotate()
+        told = {"node": leaf.node, "serial": leaf.serial}
+        say(as_json, told, f"new keys: this client is node {leaf.node[:12]} now; the old keys are worth nothing")
+
+
 def leave(state: Path, purge: bool, as_json: bool) -> None:
     """Leave, and forget."""
     with spoken(as_json):

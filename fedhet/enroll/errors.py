@@ -27,6 +27,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E115": (400, "the request is malformed", "use the same version of fedhet on both sides"),
     "E116": (409, "the partition is taken", "declare another partition, or none"),
     "E117": (400, "this cannot be a client's name", "use 1 to 63 letters, digits, - _ or . without spaces"),
+    "E118": (409, "the owner has as many clients as one may have", "revoke one of them, or see most_per_owner"),
     "E201": (401, "the certificate has expired", "renew it: fedhet client renew"),
     "E202": (403, "the client is revoked", "ask the operator; a revoked device joins anew with new keys"),
     "E203": (401, "the clocks differ too much", "set this machine's clock, best by NTP"),

@@ -78,7 +78,8 @@ class Federation:
         expires = now + 3600 * (self.policy.token_hours if hours is None else hours)
         with self.registry.transaction() as session:
             row = rows.invite(session, token.id, token.hash, name=name, device_class=device_class, labels=labels or {},
-                              expires=expires, now=now, most=self.policy.most_clients)  # fmt: skip
+                              expires=expires, now=now, most=self.policy.most_clients,
+                              most_per_owner=self.policy.most_per_owner)  # fmt: skip
             self.audit.append(actor or me(), "invite", name, number=row.number, token=token.id, expires=int(expires))
         return name, token
 

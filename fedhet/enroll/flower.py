@@ -168,6 +168,10 @@ class SuperLink:
 def reconcile(federation: Federation, link: SuperLink) -> list[str]:
     """Make the SuperLink's nodes what the registry says; what was done. Safe to repeat after any interruption."""
     done = []
+    for node in federation.registry.retired():
+        link.unregister(node)
+        federation.registry.forget_node(node)
+        done.append(f"unregistered {node}, whose key was replaced")
     for client in federation.registry.clients(tables.ACTIVE, tables.SUSPENDED):
         if client.flower_node is None and client.flower_public:
             known = [c.flower_node for c in federation.registry.clients() if c.flower_node is not None]

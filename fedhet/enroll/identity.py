@@ -21,6 +21,8 @@ from fedhet.enroll.canonical import digest
 from fedhet.enroll.errors import EnrollError
 
 NODE_DOMAIN = "fedhet.node.v1"
+ROTATION = "fedhet.rotation.v1"
+"""The domain in which a new identity key signs that it follows an old one."""
 
 
 @dataclass(frozen=True, slots=True)

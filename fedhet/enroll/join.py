@@ -104,6 +104,7 @@ def measured(device: Device) -> Mapping[str, int]:
 
 def take(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Note what the server answered, and its certificate if there is one."""
+    device.learn(answer)
     device.note(**{key: answer[key] for key in ("name", "node", "number", "state") if key in answer})
     if "chain" in answer and (device.folder / "pending.csr").exists():
         device.accept(str(answer["chain"]).encode())

@@ -70,7 +70,9 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
     reply = canonical({**told, "endpoint": about.endpoint, "federation": about.federation})
     pair = files.read_private(federation.authority.folder / "server.pem")
     signature = identity.load_ec_key(pair).sign(digest(DOMAIN, reply), ec.ECDSA(hashes.SHA256()))
-    chain = certificates.text([*x509.load_pem_x509_certificates(pair), federation.authority.root])
+    crosses = federation.authority.crosses()
+    line = [c for c in x509.load_pem_x509_certificates(pair) if c not in crosses]
+    chain = certificates.text([*line, federation.authority.root])
     _write(out, {"answer.json": reply, "answer.sig": signature, "chain.pem": chain})
     return str(told["name"])
 

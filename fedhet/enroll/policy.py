@@ -18,7 +18,9 @@ class Policy:
     """Kept in `policy.yaml`. Days and seconds are in the names.
 
     `client_days` has one entry a class of device, and only these classes exist. A certificate that expired less than
-    `grace_days` ago may renew itself and do nothing else. `auto_approve` names the classes that need no operator.
+    `grace_days` ago may renew itself and do nothing else. `auto_approve` names the classes that need no operator. One
+    owner has at most `most_per_owner` clients: whoever is behind them, no more of them can agree on something. A node
+    may send `messages_per_minute` through the door.
     """
 
     client_days: Mapping[str, float] = field(default_factory=lambda: {"edge": 7.0, "silo": 30.0})
@@ -32,9 +34,12 @@ class Policy:
     requests_per_minute: int = 240
     max_body_bytes: int = 65_536
     most_clients: int = 10_000
+    most_per_owner: int = 50
+    messages_per_minute: int = 6_000
 
     def __post_init__(self) -> None:
-        for name in ("grace_days", "token_hours", "skew_s", "failures_per_hour", "requests_per_minute", "most_clients"):
+        counts = ("failures_per_hour", "requests_per_minute", "most_clients", "most_per_owner", "messages_per_minute")
+        for name in ("grace_days", "token_hours", "skew_s", *counts):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         for device_class, days in self.client_days.items():

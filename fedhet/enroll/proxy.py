@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from fedhet.enroll import admission, identity
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
+from fedhet.enroll.limits import Window
 
 KEY_HEADER = "flwr-public-key"
 HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
@@ -41,6 +42,8 @@ def door(
 ) -> Starlette:
     """The public application. `url` is the SuperLink's, `most_bytes` the largest request that is forwarded."""
 
+    messages = Window(federation.policy.messages_per_minute, 60.0)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         limits = httpx.Limits(max_connections=200)
@@ -54,9 +57,10 @@ def door(
         try:
             line = openssh_of(request.headers.get(KEY_HEADER, ""))
             await run_in_threadpool(admission.fleet_key, federation, line)
+            messages.take(line, federation.clock())
         except EnrollError as error:
             # 401 is the answer on which a SuperNode ends itself; on others it tries for ever.
-            return JSONResponse(error.to_dict(), 401)
+            return JSONResponse(error.to_dict(), error.status if error.code == "E112" else 401)
         return await forward(request)
 
     async def health(request: Request) -> Response:

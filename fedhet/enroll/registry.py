@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from fedhet.enroll import tables
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.rows import by_name
-from fedhet.enroll.tables import CertificateRow, ClientRow
+from fedhet.enroll.tables import CertificateRow, ClientRow, RetiredNodeRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,16 @@ class Registry:
         """Note under which node id the SuperLink knows a client, or that it does not."""
         with self.transaction() as session:
             session.execute(update(ClientRow).where(ClientRow.number == number).values(flower_node=node))
+
+    def retired(self) -> list[str]:
+        """Nodes of the SuperLink whose keys were replaced and which are still to be taken away."""
+        with self._reading() as session:
+            return list(session.scalars(select(RetiredNodeRow.flower_node)))
+
+    def forget_node(self, node: str) -> None:
+        """A retired node was taken away."""
+        with self.transaction() as session:
+            session.execute(delete(RetiredNodeRow).where(RetiredNodeRow.flower_node == node))
 
     def observe(self, number: int, **figures: float | int) -> None:
         """Note what the server itself saw of a client, over what was noted before."""

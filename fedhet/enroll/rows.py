@@ -23,6 +23,7 @@ from fedhet.enroll.tables import (
     CertificateRow,
     ClientRow,
     NonceRow,
+    RetiredNodeRow,
     TokenRow,
 )
 from fedhet.enroll.tokens import TRIES, same
@@ -54,14 +55,21 @@ def by_name(session: Session, name: str) -> ClientRow:
 
 def invite(
     session: Session, token_id: str, hashed: bytes, *, name: str, device_class: str, labels: Mapping[str, Any],
-    expires: float, now: float, most: int,
+    expires: float, now: float, most: int, most_per_owner: int,
 ) -> ClientRow:  # fmt: skip
-    """A row for somebody who is expected. A name whose invitation was not taken up is invited anew. Raises E104."""
+    """A row for somebody who is expected. A name whose invitation was not taken up is invited anew.
+
+    The label "owner" says whose it is. Raises E104, E118 or E211.
+    """
     living = [
         r for r in session.scalars(select(ClientRow).where(ClientRow.name == name)) if r.state not in (REVOKED, LEFT)
     ]
     if living and living[0].state != INVITED:
         raise EnrollError("E104", name)
+    if owner := labels.get("owner"):
+        others = [r for r in session.scalars(select(ClientRow)) if r.labels.get("owner") == owner and r not in living]
+        if sum(r.state not in (REVOKED, LEFT) for r in others) >= most_per_owner:
+            raise EnrollError("E118", f"{owner} has {most_per_owner}")
     if living:
         row = living[0]
         session.execute(delete(TokenRow).where(TokenRow.client == row.number))
@@ -131,6 +139,18 @@ def move(row: ClientRow, state: str, now: float, reason: str = "") -> None:
     if (row.state, state) not in MOVES:
         raise EnrollError("E211", f"{row.name} is {row.state} and cannot become {state}")
     row.state, row.reason, row.changed = state, reason, now
+
+
+def replace_keys(session: Session, row: ClientRow, applicant: Applicant, now: float) -> None:
+    """The same client with other keys; the SuperLink's node of the old one is to be taken away. Raises E114."""
+    if row.flower_node is not None:
+        session.merge(RetiredNodeRow(flower_node=row.flower_node))
+    row.node, row.public, row.flower_public = applicant.node, applicant.public, applicant.flower_public
+    row.csr, row.flower_node, row.changed = applicant.csr, None, now
+    try:
+        session.flush()
+    except IntegrityError:
+        raise EnrollError("E114", applicant.node[:12]) from None
 
 
 def grant(session: Session, row: ClientRow, leaf: Leaf, chain: bytes, request: bytes) -> None:

@@ -3,6 +3,7 @@
     GET  /v1/enroll/root   the root certificate, to be compared with a token's hash before anything is said
     POST /v1/enroll/join   token and keys        POST /v1/enroll/poll     what became of it
     POST /v1/enroll/renew  a new certificate     POST /v1/enroll/profile  a new claim
+    POST /v1/enroll/rotate new keys of all kinds
     POST /v1/enroll/leave  goodbye               POST /v1/enroll/whoami   for the doctor
     GET  /v1/enroll/crl    the revocation list   POST /v1/enroll/speed/N  takes any body, answers N bytes
 
@@ -77,8 +78,10 @@ def service(federation: Federation) -> FastAPI:
 
     @app.get("/v1/enroll/root")
     async def root(request: Request) -> Response:
-        pem = certificates.text([federation.authority.root]).decode()
-        return await limited(request, lambda _: {"root": pem, "version": fedhet.__version__}, guarded=False)
+        root, *earlier = federation.authority.roots()
+        pem, old = certificates.text([root]).decode(), [certificates.text([one]).decode() for one in earlier]
+        told = {"root": pem, "earlier": old, "version": fedhet.__version__}
+        return await limited(request, lambda _: told, guarded=False)
 
     @app.post("/v1/enroll/join")
     async def join(request: Request) -> Response:
@@ -92,6 +95,10 @@ def service(federation: Federation) -> FastAPI:
     @app.post("/v1/enroll/renew")
     async def renew(request: Request) -> Response:
         return await sealed(request, lambda caller, body: admission.renew(federation, caller, body), renewing=True)
+
+    @app.post("/v1/enroll/rotate")
+    async def rotate(request: Request) -> Response:
+        return await sealed(request, lambda caller, body: admission.rotate(federation, caller, body))
 
     @app.post("/v1/enroll/profile")
     async def profile(request: Request) -> Response:

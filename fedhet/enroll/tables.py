@@ -53,6 +53,13 @@ class ClientRow(Base):
         return self.number if self.partition is None else self.partition
 
 
+class RetiredNodeRow(Base):
+    """A node of the SuperLink whose key was replaced and which is still to be taken away."""
+
+    __tablename__ = "retired_nodes"
+    flower_node: Mapped[str] = mapped_column(primary_key=True)
+
+
 class TokenRow(Base):
     """An invitation: the hash of its secret, never the secret."""
 
