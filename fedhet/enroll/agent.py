@@ -183,7 +183,7 @@ def node_config(device: Device) -> str:
 
 def unit(folder: Path, command: str) -> str:
     """A systemd unit that runs this client at boot."""
-    return f"""# As root: put this into /etc/systemd/system/fedhet-client.service, then systemctl enable --now fedhet-client
+    return f"""# /etc/systemd/system/fedhet-client.service; start it with: systemctl enable --now fedhet-client
 [Unit]
 Description=fedhet client
 Wants=network-online.target
