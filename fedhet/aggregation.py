@@ -1,14 +1,15 @@
 """Where updates are combined: with the server, or in processes that start when updates arrive. Opt-in, per run.
 
 An `Aggregation` is what is configured; `begin` makes an `Aggregator`, which lives as long as the run. What the server
-asks of it shows in no decision: a schedule, a layer or a rule cannot tell them apart.
+asks of it shows in no decision: a schedule, a layer or a rule cannot tell them apart. Rules that can be carried out
+piece by piece say so by being `Additive`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fedhet.protocols import Rule, Space, View
 from fedhet.types import JobId, Tree, Update
@@ -46,6 +47,27 @@ class Aggregation(Protocol):
 
     def begin(self, method: Method) -> Aggregator:
         """The aggregator of one run."""
+        ...
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """What a rule says so that its sums can be formed piece by piece, in any number of places and in any order:
+
+    answer = sum_i c_i u_i / whole(sum_i m_i, n),  with c_i and m_i from update i alone
+    """
+
+    def compares(self) -> str:
+        """The part that has to see all updates together, by name; empty if none has: only then may they be split."""
+        ...
+
+    def part(self, update: Update) -> tuple[float, float]:
+        """c_i, which multiplies `update.scale` times its delta, and m_i."""
+        ...
+
+    def whole(self, mass: float, count: int, view: View) -> float:
+        """What the sum is divided by, from the sum of all m_i and the number of updates. Raises ValueError if there is
+        nothing to divide by."""
         ...
 
 

@@ -1,10 +1,11 @@
 """Hierarchical aggregation: leaves sum updates as they arrive, a middle per host sums its leaves, one top divides.
 
-Eager sums need a rule that is a quotient of two sums, (sum_i s_i u_i) / whole, in which s_i depends on update i alone
-(`Additive`): the weighted mean in all its forms is one, and so is anything that counts or clips each update by itself.
-Rules that compare updates (Krum, medians, trimmed means, Gram-matrix rules) are refused, and so are layers that change
-an update when it is combined, because by then it has been added. Carrying sums and dividing once at the top also keeps
-clear of dividing each arrival by a running total, which weighs early updates wrongly.
+Eager sums need a rule that is a quotient of two sums, sum_i c_i u_i over a function of sum_i m_i, in which c_i and m_i
+depend on update i alone (`fedhet.aggregation.Additive`): the weighted mean in all its forms is one, and so is the mean
+of updates that are each cut to an absolute length, the robust rule that a tree can carry out. Rules that compare them
+(Krum, medians, trimmed means, all that read the Gram matrix) are refused, and so are layers that change an update when
+it is combined, because by then it has been added. Carrying sums and dividing once at the top also keeps clear of
+dividing each arrival by a running total, which weighs early updates wrongly.
 
 The tree is that of `fedhet.hierarchy.plan`: it depends on the order of arrival and the hosts declared, never on how
 many processes there are, whether they were early, or which of them died, so neither do the bits of the result. They
@@ -17,10 +18,10 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 
+from fedhet.aggregation import Additive
 from fedhet.bases import AbstractDense, AbstractLayer
 from fedhet.compose import Method, Misfit
 from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale
@@ -28,20 +29,6 @@ from fedhet.hierarchy.team import Part, Sum, Team
 from fedhet.protocols import Rule, Space, View
 from fedhet.tree import FlatTree
 from fedhet.types import JobId, Tree, Update
-
-
-@runtime_checkable
-class Additive(Protocol):
-    """What a rule says so that its sums can be formed piece by piece, in any number of places."""
-
-    def share(self, update: Update) -> float:
-        """s_i, from this update alone, before `update.scale`."""
-        ...
-
-    def whole(self, shares: float, count: int, view: View) -> float:
-        """What the sum is divided by, from the sum of the shares and the number of updates. Raises ValueError if
-        there is nothing to divide by."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,10 +69,12 @@ class Hierarchical:
 
     def check(self, method: Method) -> None:
         """Raises Misfit if this method cannot be summed piece by piece."""
-        if not isinstance(method.rule, Additive):
+        rule = method.rule
+        compares = rule.compares() if isinstance(rule, Additive) else type(rule).__name__
+        if compares:
             raise Misfit(
-                f"aggregation=hierarchical sums updates before all of them are known, but rule "
-                f"{type(method.rule).__name__} decides on all of them together; use rule=mean or aggregation=flat"
+                f"aggregation=hierarchical sums updates before all of them are known, but rule {compares} has to see "
+                "them together; use rule=mean, rule=clipping in front of it, or aggregation=flat"
             )
         space = type(method.space)
         if not issubclass(space, AbstractDense) or any(
@@ -119,6 +108,7 @@ class Aggregators:
         self._groups = self._new()
         self._sums: dict[tuple[JobId, ...], Sum] = {}
         self._share: dict[JobId, float] = {}
+        self._mass: dict[JobId, float] = {}
 
     def arrived(self, update: Update) -> Update:
         """Take an update in and start the sum it completes. Returns it with its delta where it lies now.
@@ -128,7 +118,8 @@ class Aggregators:
         if not isinstance(update.delta, FlatTree) or update.delta.flat.dtype != torch.float32:
             raise ValueError("aggregation=hierarchical needs models whose tensors are all float32")
         job, part = update.job.id, self.team.hold(update.delta.flat)
-        self._held[job], self._share[job] = part, self._rule.share(update) * update.scale
+        factor, self._mass[job] = self._rule.part(update)
+        self._held[job], self._share[job] = part, factor * update.scale
         group = self._groups.add(job)
         if self._given.eager and len(group) == self._given.fan_in:
             self._sum_of(group)
@@ -148,7 +139,7 @@ class Aggregators:
                 if job in wanted:
                     groups.add(job)
         hosts = [[self._sum_of(group) for group in held] for held in groups.by_host.values() if held]
-        whole = self._rule.whole(sum(self._rule.share(u) for u in updates), len(updates), view)
+        whole = self._rule.whole(sum(self._mass[u.job.id] for u in updates), len(updates), view)
         for leaves in hosts:
             self.team.wait(leaves)
         middles = [self._add(leaves) if len(leaves) > 1 else leaves[0] for leaves in hosts]
@@ -186,7 +177,7 @@ class Aggregators:
     def _forget(self, jobs: set[JobId]) -> None:
         """Let go of updates, and of sums that they are part of; those that stay are grouped anew."""
         for job in jobs:
-            del self._held[job], self._share[job]
+            del self._held[job], self._share[job], self._mass[job]
         self._sums = {key: one for key, one in self._sums.items() if not jobs.intersection(key)}
         self._groups = self._new()
         for job in self._held:

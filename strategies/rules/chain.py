@@ -7,19 +7,29 @@ Heterogeneity", arXiv:2302.01772.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from fedhet.aggregation import Additive
 from fedhet.bases.rule import AbstractRule, Rows
 from fedhet.protocols import View
-from fedhet.types import Tree
+from fedhet.tree import squared_norm
+from fedhet.types import Tree, Update
 
 
 class Mixing(Protocol):
     """New rows from old, by `Rows.mix`."""
 
     def __call__(self, rows: Rows, view: View) -> Rows: ...
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """A mixing that multiplies each update by a number that its length alone decides."""
+
+    def factor(self, length: float) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,31 @@ class Chain(AbstractRule):
     def mixings(self) -> tuple[Mixing, ...]:
         """What stands before the rule, in order."""
         return self.before  # type: ignore[return-value]  # a tuple since construction
+
+    def compares(self) -> str:
+        """The first part that has to see all updates together."""
+        for mixing in self.mixings:
+            if not isinstance(mixing, Scaling):
+                return type(mixing).__name__
+        return self.rule.compares() if isinstance(self.rule, Additive) else type(self.rule).__name__
+
+    def part(self, update: Update) -> tuple[float, float]:
+        """The rule's, the coefficient times what the mixtures scale it by. Raises TypeError if one of them compares."""
+        if self.compares() or not isinstance(self.rule, Additive):
+            raise TypeError(f"{self.compares()} has to see all updates together")
+        coefficient, mass = self.rule.part(update)
+        if self.mixings:
+            length = abs(update.scale) * math.sqrt(squared_norm(update.delta))
+            for mixing in self.mixings:
+                assert isinstance(mixing, Scaling)
+                factor = mixing.factor(length)
+                coefficient, length = coefficient * factor, length * factor
+        return coefficient, mass
+
+    def whole(self, mass: float, count: int, view: View) -> float:
+        if not isinstance(self.rule, Additive):
+            raise TypeError(f"{self.compares()} has to see all updates together")
+        return self.rule.whole(mass, count, view)
 
     def on(self, rows: Rows, view: View) -> Tree:
         for mixing in self.mixings:

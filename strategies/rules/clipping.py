@@ -32,3 +32,7 @@ class Clipping:
 
     def __call__(self, rows: Rows, view: View) -> Rows:
         return clip(rows, self.radius)
+
+    def factor(self, length: float) -> float:
+        """What an update of this length is multiplied by: nothing but itself decides it."""
+        return min(1.0, self.radius / length) if length > 0.0 else 1.0

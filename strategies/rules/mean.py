@@ -61,14 +61,18 @@ class Mean(AbstractLinearRule):
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         return shares(self.over, self.uniform, weights, view)
 
-    def share(self, update: Update) -> float:
-        """The part of a coefficient that this update alone decides: what lets sums begin before all are there."""
-        return 1.0 if self.uniform or self.over == "count" else update.weight
+    def compares(self) -> str:
+        return ""
 
-    def whole(self, shares: float, count: int, view: View) -> float:
-        """What the sum of share times update is divided by. Raises ValueError if that is nothing."""
+    def part(self, update: Update) -> tuple[float, float]:
+        """What this update alone decides of its coefficient, twice: the sum of these is what is divided by."""
+        share = 1.0 if self.uniform or self.over == "count" else update.weight
+        return share, share
+
+    def whole(self, mass: float, count: int, view: View) -> float:
+        """The denominator. Raises ValueError if it is nothing."""
         if self.over == "population":
-            shares = float(len(view.roster) if self.uniform else view.roster.total_examples)
-        if not shares > 0:
-            raise ValueError(f"the weights over the {self.over} add up to {shares}; use uniform=True")
-        return shares
+            mass = float(len(view.roster) if self.uniform else view.roster.total_examples)
+        if not mass > 0:
+            raise ValueError(f"the weights over the {self.over} add up to {mass}; use uniform=True")
+        return mass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedhet import config
+from fedhet import config, tree
 from fedhet.compose import Misfit
 from fedhet.experiment import Experiment
 from fedhet.hierarchy.aggregation import Aggregators, Hierarchical
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
+from strategies.rules.chain import Chain
+from strategies.rules.clipping import Clipping
 from strategies.rules.mean import Mean
 
 SIZE = 5003
@@ -144,6 +147,17 @@ def test_other_denominators_divide_once_at_the_top(began: Any, over: str, unifor
     assert torch.allclose(got.double(), expected, rtol=1e-6, atol=1e-7)
 
 
+def test_the_mean_of_clipped_updates_is_a_rule_that_a_tree_can_carry_out(began: Any) -> None:
+    rule, arriving = Chain([Clipping(60.0), Clipping(50.0)], Mean()), updates(7)
+    arriving[3] = replace(arriving[3], delta=FlatTree(SCHEMA, 1e4 * flat(arriving[3].delta)))
+    arriving[5] = replace(arriving[5], scale=0.5)
+    got = combined(began(rule, fan_in=3, processes=1), arriving, rule)
+    dense: Any = SimpleNamespace(gram=tree.gram, combine=tree.weighted_sum)
+    expected = flat(rule(arriving, dense, VIEW))
+    assert float((got - expected).norm() / expected.norm()) < 1e-6
+    assert 1.0 < float(expected.norm()) < 60.0
+
+
 SMALL = ["fleet=exponential", "fleet.clients=6", "budget.epochs=null", "budget.steps=2", "workers=0", "stop.versions=4"]
 
 
@@ -155,6 +169,8 @@ def composed(*texts: str) -> Experiment:
     ("texts", "named"),
     [
         (["rule=krum"], "rule Krum"),
+        (["rule=nnm", "rule@rule.rule=mean"], "rule Nnm"),
+        (["rule=clipping", "rule@rule.rule=median"], "rule Median"),
         (["rule=median"], "rule Median"),
         (["staleness=polynomial"], "layer Polynomial"),
         (["strategy=scaffold"], "space ControlVariates"),
@@ -167,9 +183,9 @@ def test_what_needs_all_updates_at_once_is_refused_by_name(texts: list[str], nam
 
 @pytest.mark.parametrize("more", [[], ["schedule=fedbuff", "schedule.size=3", "rule=mean_count"]])
 def test_a_run_goes_as_with_flat_aggregation_and_repeats_bit_for_bit(tmp_path: Any, more: list[str]) -> None:
-    tree = ["aggregation=hierarchical", "aggregation.fan_in=2", "aggregation.hosts=[2,8]", *more]
-    one = composed(*tree, "aggregation.processes=1").run(tmp_path / "one").row
-    two = composed(*tree, "aggregation.processes=2", "aggregation.eager=false").run(tmp_path / "two").row
+    split = ["aggregation=hierarchical", "aggregation.fan_in=2", "aggregation.hosts=[2,8]", *more]
+    one = composed(*split, "aggregation.processes=1").run(tmp_path / "one").row
+    two = composed(*split, "aggregation.processes=2", "aggregation.eager=false").run(tmp_path / "two").row
     flat = composed(*more).run(tmp_path / "flat").row
     assert one["weights_sha256"] == two["weights_sha256"] and one["events_sha256"] == two["events_sha256"]
     for key in ("versions", "virtual_seconds", "updates", "client_tasks"):
