@@ -1,5 +1,8 @@
 """Hierarchical aggregation: leaves sum updates as they arrive, a middle per host sums its leaves, one top divides.
 
+Qi et al., "LIFL: A Lightweight, Event-driven Serverless Platform for Federated Learning", arXiv:2405.10968: shared
+memory with descriptor hand-over, eager sums, placement on hosts, aggregators that are reused, and gone without work.
+
 Eager sums need a rule that is a quotient of two sums, sum_i c_i u_i over a function of sum_i m_i, in which c_i and m_i
 depend on update i alone (`fedhet.aggregation.Additive`): the weighted mean in all its forms is one, and so is the mean
 of updates that are each cut to an absolute length, the robust rule that a tree can carry out. Rules that compare them
