@@ -9,9 +9,10 @@ import logging
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -163,7 +164,7 @@ def show(home: Path, name: str, as_json: bool) -> None:
     """One client."""
     with _opened(home, as_json) as federation:
         known = federation.registry.client(name).to_dict()
-        say(as_json, known, *(f"{key:12} {value}" for key, value in known.items()))
+        say(as_json, known, *_described(known))
 
 
 def audit_verify(home: Path, as_json: bool) -> None:
@@ -197,6 +198,16 @@ def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: b
             signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us
         say(as_json, told, f"serving {endpoint} on {host}:{own}; SuperLink on {server.superlink.address}")
         server.run()
+
+
+def _described(known: Mapping[str, Any]) -> Iterator[str]:
+    """What is known of a client, one fact a line; the three columns of its profile each under a heading."""
+    for key, value in known.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}:", *(f"  {k:20} {v}" for k, v in value.items())) if value else ()
+        elif value not in (None, "", ()):
+            shown = _second(value) if key in ("created", "changed", "expires") else value
+            yield f"{key:12} {' '.join(value) if isinstance(value, tuple) else shown}"
 
 
 def _row(c: Client) -> list[str]:
