@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhet import message as records
 from fedhet import origin, wire
+from fedhet.chores import Pondering
 from fedhet.client import Device, Memories
 from fedhet.message import Sign
 from fedhet.types import Job, Memory
@@ -61,6 +62,14 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         answer = records.answer(update, code=origin.fingerprint(), seal=seal, sign=signer(run))
         keep.write(run, name, answer, kept.memories)
         return answer
+
+    @app.query("chore")
+    def chore(message: Message, context: Context) -> Message:
+        """The server's own work, done by a simulated run's workers: the layer's name is the group of the message."""
+        layer = dict(device_of(message).method.layers)[message.metadata.group_id]
+        assert isinstance(layer, Pondering)
+        found = layer.solve(wire.open_tree(message.content.array_records["task"]["tree"].data))
+        return Message(RecordDict({"result": records.parcel(wire.encode(found))}), reply_to=message)
 
     @app.query("profile")
     def profile(message: Message, context: Context) -> Message:

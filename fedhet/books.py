@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedhet.aggregation import Aggregator, Flat
+from fedhet.chores import Chores, Own
 from fedhet.compose import Method
 from fedhet.limits import PATIENCE, Hopeless, Limits, ScheduleError
 from fedhet.protocols import Idle, Space
@@ -75,6 +76,7 @@ class AbstractBooks:
     def __post_init__(self) -> None:
         self.bases.setdefault(self.version, self.state)
         self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.barred)
+        self.chores = Chores(Own(dict(self.method.layers)))
 
     # What plug-ins may read
 
@@ -114,7 +116,8 @@ class AbstractBooks:
         self.buffer = {job.id: job for job in buffered}
         self.updates = {job: self.aggregator.arrived(update) for job, update in updates.items()}
         self._busy.update(job.client for job in inflight)
-        self._holders = Counter(job.version for job in [*inflight, *buffered])
+        pondered = [chore.update.job for chore in self.chores.open.values()]
+        self._holders = Counter(job.version for job in [*inflight, *buffered, *pondered])
 
     def row(self) -> Mapping[str, Any]:
         """The ledger of updates: every dispatched job is in exactly one of these."""
@@ -125,7 +128,7 @@ class AbstractBooks:
             "late": {k[9:]: n for k, n in counts.items() if k.startswith("dropped: ")},
             "rejected": {k[10:]: n for k, n in counts.items() if k.startswith("rejected: ")},
             "failed": {k[8:]: n for k, n in counts.items() if k.startswith("failed: ")},
-            "buffered": len(self.buffer),
+            "buffered": len(self.buffer) + len(self.chores.open),
             "unfinished": len(self.inflight),
         }
 

@@ -20,6 +20,7 @@ from flwr.app import RecordDict
 
 from fedhet import plain, types, wire
 from fedhet.books import Seen
+from fedhet.chores import Chore
 from fedhet.gate import Gate
 from fedhet.message import parcel
 from fedhet.record import write_atomic
@@ -56,6 +57,9 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         _write(part / f"update-{number}", update.delta)
     for layer, memory in server.memories.items():
         _write(part / f"memory-{layer}", memory)
+    for number, chore in server.chores.open.items():
+        _write(part / f"chore-{number}", chore.update.delta)
+        _write(part / f"task-{number}", chore.task)
     clients = {}
     for client, state in extras.clients.items():
         clients[str(client)] = sorted(state.array_records)
@@ -70,6 +74,16 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "inflight": plain.dump(list(server.inflight.values())),
         "buffer": plain.dump(list(server.buffer.values())),
         "updates": {str(n): [u.weight, u.scale, dict(u.metrics)] for n, u in server.updates.items()},
+        "chores": [
+            [
+                plain.dump(c.update.job),
+                [c.update.weight, c.update.scale, dict(c.update.metrics)],
+                c.layer,
+                c.due,
+                c.seconds,
+            ]
+            for c in server.chores.open.values()
+        ],
         "bases": sorted(server.bases),
         "memories": sorted(server.memories),
         "schedule": plain.dump(server.method.schedule),
@@ -119,6 +133,10 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     updates = {
         job.id: Update(job, _open(at / f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
     }  # weight, scale, metrics in the record's order
+    for kept, told, layer, due, seconds in data["chores"]:
+        job = plain.load(kept, modules)
+        update = Update(job, _open(at / f"chore-{job.id}"), *told)
+        server.chores.take(Chore(update, layer, dict(_open(at / f"task-{job.id}")), due, seconds))
     server.adopt(inflight, jobs, updates)
     gate.remember(updates.values())  # for what follows from waiting updates; the rest is as it was
     gate.load(data["gate"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from fedhet import tree, wire
 from fedhet.books import AbstractBooks, Seen
+from fedhet.chores import Chore, Pondering
 from fedhet.limits import Diverged, ScheduleError
 from fedhet.tree import Schema
 from fedhet.types import (
@@ -65,7 +66,8 @@ class Server(AbstractBooks):
     @property
     def next_timer(self) -> float | None:
         """The second at which `wake` is due, if any."""
-        return self.timers[0] if self.timers else None
+        times = [self.timers[0] if self.timers else None, self.chores.next_due]
+        return min((at for at in times if at is not None), default=None)
 
     def start(self) -> None:
         """The run begins."""
@@ -83,7 +85,6 @@ class Server(AbstractBooks):
         seen = self.seen.setdefault(job.client, Seen())
         seen.finished += 1
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
-        self.buffer[job.id], self.updates[job.id] = job, self.aggregator.arrived(update)
         self.held[job.client] = job.version
         self.counts["arrived"] += 1
         self.barren = 0
@@ -91,7 +92,8 @@ class Server(AbstractBooks):
             "arrived", job=job.id, client=job.client, version=job.version, seconds=seconds,
             weight=update.weight, metrics=dict(update.metrics),
         )  # fmt: skip
-        self._react(Arrived(job, seconds))
+        if not self._ponder(update, seconds):
+            self._buffer(update, seconds)
 
     def failed(self, job_id: JobId, reason: str, now: float) -> None:
         """A job that will bring nothing; what follows a colon in `reason` is for people and is not counted apart."""
@@ -139,6 +141,10 @@ class Server(AbstractBooks):
         A schedule that names such an update later has it left out of what it asked for.
         """
         self._advance(now)
+        for number in [n for n, chore in self.chores.open.items() if chore.update.job.client == client]:
+            self._release(self.chores.drop(number).update.job.version)
+            self.counts[f"dropped: {reason}"] += 1
+            self._emit("dropped", jobs=[number], reason=reason)
         undecided = [job for job in self.buffer.values() if job.client == client]
         if undecided:
             jobs = tuple(job.id for job in undecided)
@@ -149,8 +155,13 @@ class Server(AbstractBooks):
             self.failed(job.id, reason, now)
 
     def wake(self, now: float) -> None:
-        """All timers that are due, one by one."""
+        """All chores and timers that are due, one by one."""
         self._advance(now)
+        while not self.over and (chore := self.chores.due(self.now + SLACK)) is not None:
+            layer, memory = dict(self.method.layers)[chore.layer], self.memories.setdefault(chore.layer, {})
+            assert isinstance(layer, Pondering)
+            layer.solved(chore.update, self.chores.hands.result(chore), memory)
+            self._buffer(chore.update, chore.seconds)
         while self.timers and self.timers[0] <= self.now + SLACK and not self.over:
             at = heapq.heappop(self.timers)
             if self.limits.seconds is not None and at >= self.limits.seconds:
@@ -176,6 +187,25 @@ class Server(AbstractBooks):
         return schema
 
     # Inside
+
+    def _buffer(self, update: Update, seconds: float) -> None:
+        """An update can be combined from now on."""
+        job = update.job
+        self.buffer[job.id], self.updates[job.id] = job, self.aggregator.arrived(update)
+        self._react(Arrived(job, seconds))
+
+    def _ponder(self, update: Update, seconds: float) -> bool:
+        """Whether a layer has a chore with an update first. Only the layer next to the wire sees it as it came."""
+        name, layer = self.method.layers[-1] if self.method.layers else ("", None)
+        if self.closing or not isinstance(layer, Pondering):
+            return False
+        asked = layer.ponder(update, self, self.memories.setdefault(name, {}))
+        if asked is None:
+            return False
+        task, cost = asked
+        self.chores.take(Chore(update, name, task, self.now + cost, seconds))
+        self._emit("pondered", job=update.job.id, client=update.job.client, until=self.now + cost)
+        return True
 
     def _react(self, event: Event) -> None:
         for command in self.method.schedule.react(event, self):

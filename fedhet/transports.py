@@ -21,9 +21,11 @@ from flwr.clientapp import ClientApp
 from fedhet import build, origin
 from fedhet import message as records
 from fedhet.app import client_app
+from fedhet.chores import Own
 from fedhet.client import Device
 from fedhet.experiment import Experiment, Progress
 from fedhet.grids.executor import Executor
+from fedhet.grids.hands import PoolHands
 from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
@@ -110,6 +112,7 @@ def _in_virtual_time(
         silent=lambda node: clients[node - FIRST_NODE].silent,
         observe=observe,
     )
+    session.server.chores.employ(PoolHands(pool, Own(dict(experiment.method.layers))))
     drive = session.join(grid, grid, lambda client: client + FIRST_NODE)
     if session.resumed:
         muted = True

@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
 from fedhet.streams import stream
-from fedhet.tree import FlatTree, Schema
-from fedhet.types import Memory, Tree, Update
+from fedhet.types import Job, Memory, Tree, Update
 from strategies.staleness.inversion_local import Procedure
 from strategies.staleness.inversion_search import Search
-from strategies.staleness.inversion_solve import Solver
+from strategies.staleness.inversion_solve import Solver, flat, shaped
 from strategies.staleness.inversion_store import Entry, Store
 from strategies.staleness.inversion_switch import Switch
 from strategies.staleness.inversion_unique import Unique
@@ -43,7 +42,8 @@ class Inversion(AbstractLayer):
     seconds_per_iteration: what one costs the server on the run's clock; seconds: the most one update may cost, None for
     no limit. accept: largest share of the update an explanation may miss. stale: versions behind from which an update
     is late. discount, discount_after: exponents for late updates that are not inverted, and for all of them after the
-    switch. noise: Gaussian, added by the client to what it sends, in root mean squares of the update (`seed` draws it).
+    switch. noise: Gaussian, added by the client to what it sends, in root mean squares of the update. seed: of that and
+    of first guesses.
     Raises ValueError for values out of range.
     """
 
@@ -94,50 +94,60 @@ class Inversion(AbstractLayer):
         """Client: with `noise`, blur what is sent, so that less can be read from it."""
         if self.noise == 0.0:
             return update
-        flat = _flat(update.delta)
+        clear = flat(update.delta)
         rng = stream(self.seed, "inversion noise", update.job.client, update.job.turn)
-        blur = torch.from_numpy(rng.standard_normal(flat.numel())).to(flat.dtype)
-        return replace(update, delta=_shaped(flat + blur * (self.noise * flat.square().mean().sqrt()), update.delta))
+        blur = torch.from_numpy(rng.standard_normal(clear.numel())).to(clear.dtype)
+        return replace(update, delta=shaped(clear + blur * (self.noise * clear.square().mean().sqrt()), update.delta))
 
-    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+    def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
+        """When a late update arrives and inversions take time: the search, and its seconds."""
         late = view.version - update.job.version
-        if late < self.stale:
-            self.unique.remember(_flat(update.delta), memory)
-            return update
+        if self.seconds_per_iteration == 0.0 or late < self.stale or self._solver.obstacle(view.state):
+            return None
         task = self.task(update, view, memory)
         if task is None:
-            return self._plain(update, late, memory)
-        return self.settle(update, self.solve(task), view, memory)
-
-    def task(self, update: Update, view: View, memory: Memory) -> Tree | None:
-        """What is to be solved for a late update, or None if it is taken as it is."""
-        why = self._obstacle(view)
-        if why:
-            if "without" not in memory:
-                memory["without"] = torch.tensor(1)
-                view.note("no inversion", {"why": why})
+            self.store.lay(update.job.id, None, memory)
             return None
-        client, delta = update.job.client, _flat(update.delta)
-        entry = self.store.read(client, memory)
-        if entry is not None:
-            self._compare(entry, update, view, memory)
-        if self.switch.share(view.version, memory) == 0.0 or not bool(delta.any()) or not self.unique(delta, memory):
-            return None
-        x, z = (entry.x, entry.z) if entry is not None else self._first(view, delta)
-        count = self.iterations if entry is None else self.warm_iterations
-        if self.seconds is not None and self.seconds_per_iteration > 0.0:
-            count = min(count, math.floor(self.seconds / self.seconds_per_iteration + 1e-9))
-        numbers = [update.job.budget.steps, update.job.version, update.weight, count]
-        start = _flat(view.base(update.job.version))
-        return {"start": start, "target": delta, "x": x, "z": z, "numbers": torch.tensor(numbers, dtype=torch.float64)}
-
-    def cost(self, task: Tree) -> float:
-        """Seconds of the server's time a task is charged."""
-        return float(task["numbers"][3]) * self.seconds_per_iteration
+        return task, float(task["numbers"][3]) * self.seconds_per_iteration
 
     def solve(self, task: Tree) -> Tree:
         """The search, wherever it is run: it knows nothing of the server."""
         return self._solver.solve(task)
+
+    def solved(self, update: Update, result: Tree, memory: Memory) -> None:
+        self.store.lay(update.job.id, result, memory)
+
+    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+        late = view.version - update.job.version
+        if late < self.stale:
+            self.unique.remember(flat(update.delta), memory)
+            return update
+        why = self._solver.obstacle(view.state)
+        if why:
+            if "without" not in memory:
+                memory["without"] = torch.tensor(1)
+                view.note("no inversion", {"why": why})
+            return self._plain(update, late, memory)
+        self._compare(update, view, memory)
+        ahead, found = self.store.fetch(update.job.id, memory)
+        if not ahead:
+            task = self.task(update, view, memory)
+            found = None if task is None else self.solve(task)
+        return self._plain(update, late, memory) if found is None else self.settle(update, found, view, memory)
+
+    def task(self, update: Update, view: View, memory: Memory) -> Tree | None:
+        """What is to be solved for a late update, or None if it is taken as it is. Changes nothing."""
+        client, delta = update.job.client, flat(update.delta)
+        entry = self.store.read(client, memory)
+        if self.switch.share(view.version, memory) == 0.0 or not bool(delta.any()) or not self.unique(delta, memory):
+            return None
+        x, z = (entry.x, entry.z) if entry is not None else self._first(update.job, delta)
+        count = self.iterations if entry is None else self.warm_iterations
+        if self.seconds is not None and self.seconds_per_iteration > 0.0:
+            count = min(count, math.floor(self.seconds / self.seconds_per_iteration + 1e-9))
+        numbers = [update.job.budget.steps, update.job.version, update.weight, count]
+        start = flat(view.base(update.job.version))
+        return {"start": start, "target": delta, "x": x, "z": z, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     def settle(self, update: Update, found: Tree, view: View, memory: Memory) -> Update:
         """The late update after its task was solved: what its client would send now, or a blend, or itself."""
@@ -148,54 +158,40 @@ class Inversion(AbstractLayer):
         view.note("inversion", {**told, "iterations": int(found["tried"])})
         if not math.isfinite(loss):
             return self._plain(update, late, memory)
-        self.store.write(job.client, Entry(found["x"], found["z"], _flat(update.delta).clone()), memory)
+        self.store.write(job.client, Entry(found["x"], found["z"], flat(update.delta).clone()), memory)
         if not used:
             return self._plain(update, late, memory)
         path = self._solver.path(job.budget.steps, view.version, update.weight, len(found["x"]))
-        estimate = self._solver.estimate(_flat(view.state), found["x"], found["z"], path)
+        estimate = self._solver.estimate(flat(view.state), found["x"], found["z"], path)
         if share < 1.0:
-            estimate = share * estimate + (1.0 - share) * _flat(update.delta)
-        return replace(update, delta=_shaped(estimate, update.delta))
+            estimate = share * estimate + (1.0 - share) * flat(update.delta)
+        return replace(update, delta=shaped(estimate, update.delta))
 
-    def _compare(self, entry: Entry, update: Update, view: View, memory: Memory) -> None:
+    def _compare(self, update: Update, view: View, memory: Memory) -> None:
         """Hold the client's last reconstruction, and its last update as it was, against what it sends now."""
-        job, start = update.job, _flat(view.base(update.job.version))
+        job, entry = update.job, self.store.read(update.job.client, memory)
+        if entry is None or "switched" in memory:
+            return
+        start = flat(view.base(job.version))
         path = self._solver.path(job.budget.steps, job.version, update.weight, len(entry.x))
         estimate = self._solver.estimate(start, entry.x, entry.z, path)
-        before = self.switch.share(view.version, memory)
-        e1, e2 = self.switch.judge(estimate, entry.late, _flat(update.delta), view.version, memory)
+        e1, e2 = self.switch.judge(estimate, entry.late, flat(update.delta), view.version, memory)
         view.note("inversion judged", {"client": job.client, "job": job.id, "estimate_error": e1, "late_error": e2})
-        if before == 1.0 and "switched" in memory and int(memory["switched"]) == view.version:
+        if "switched" in memory:
             view.note("inversion ends", {"version": view.version})
 
     def _plain(self, update: Update, late: int, memory: Memory) -> Update:
         exponent = self.discount_after if "switched" in memory else self.discount
         return update if exponent == 0.0 else replace(update, scale=update.scale * (1.0 + late) ** -exponent)
 
-    def _first(self, view: View, like: Tensor) -> tuple[Tensor, Tensor]:
-        rng = view.rng("inversion")
+    def _first(self, job: Job, like: Tensor) -> tuple[Tensor, Tensor]:
+        rng = stream(self.seed, "inversion", job.client, job.turn)
         x = rng.standard_normal((self.images, *self.input_shape))
         z = rng.standard_normal((self.images, self.classes))
         return torch.from_numpy(x).to(like.dtype), torch.from_numpy(z).to(like.dtype)
-
-    def _obstacle(self, view: View) -> str:
-        if self._solver.obstacle:
-            return self._solver.obstacle
-        if Schema.of(view.state) != self._solver.model.schema:
-            shape = f"input_shape={list(self.input_shape)}, classes={self.classes}"
-            return f"the model for {shape} has other parameters than the server's"
-        return ""
 
     @cached_property
     def _solver(self) -> Solver:
         shape = tuple(self.input_shape)
         parts = self.model, shape, self.classes, self.procedure, self.search
         return Solver(*parts, self.share, self.loss)
-
-
-def _flat(tree: Tree) -> Tensor:
-    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
-
-
-def _shaped(flat: Tensor, like: Tree) -> Tree:
-    return FlatTree(like.schema if isinstance(like, FlatTree) else Schema.of(like), flat)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhet.model import Model
+from fedhet.tree import FlatTree, Schema
 from fedhet.types import Tree
 from strategies.staleness.inversion_chain import Chain
 from strategies.staleness.inversion_local import Path, Procedure, scratch, train, unfit
@@ -40,9 +41,17 @@ class Solver:
         """Scratch: its parameters mean nothing between calls."""
         return scratch(self.factory, self.input_shape, self.classes)
 
+    def obstacle(self, state: Tree) -> str:
+        """Why this work, or the model behind the server's state, cannot be unrolled; empty if it can."""
+        if self._inner:
+            return self._inner
+        if Schema.of(state) != self.model.schema:
+            shape = f"input_shape={list(self.input_shape)}, classes={self.classes}"
+            return f"the model for {shape} has other parameters than the server's"
+        return ""
+
     @cached_property
-    def obstacle(self) -> str:
-        """Why this model or work cannot be unrolled; empty if it can."""
+    def _inner(self) -> str:
         return self.procedure.obstacle or unfit(self.model.module)
 
     def path(self, steps: int, version: int, samples: float, images: int) -> Path:
@@ -68,3 +77,13 @@ class Solver:
     @cached_property
     def _second(self) -> Second:
         return Chain.of(self.model.module) or Autograd(self.model)
+
+
+def flat(tree: Tree) -> Tensor:
+    """All leaves as one vector; the buffer itself if they are views of one."""
+    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+
+
+def shaped(vector: Tensor, like: Tree) -> Tree:
+    """A vector as a tree with the leaves of another."""
+    return FlatTree(like.schema if isinstance(like, FlatTree) else Schema.of(like), vector)

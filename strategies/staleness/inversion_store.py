@@ -1,6 +1,7 @@
 """What is kept of a client between its late updates: the data found for it, and the update they were found for.
 
-Bounded: beyond `keep` clients the one whose update is longest ago is forgotten.
+Bounded: beyond `keep` clients the one whose update is longest ago is forgotten. Results that were computed ahead of
+their combination wait here too, as many of them; what is never combined makes way.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedhet.types import ClientId, Memory
+from fedhet.types import ClientId, JobId, Memory, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +46,22 @@ class Store:
                 del memory[f"{name}/{old}"]
         memory["order"] = torch.tensor([*order, client][-self.keep :], dtype=torch.int64)
         memory[f"x/{client}"], memory[f"z/{client}"], memory[f"late/{client}"] = entry.x, entry.z, entry.late
+
+    def lay(self, job: JobId, found: Tree | None, memory: Memory) -> None:
+        """The result for an update that will be combined later; None: it is to be taken as it is."""
+        order = memory.get("waiting", torch.zeros(0, dtype=torch.int64)).tolist()
+        for old in order[: len(order) + 1 - self.keep]:
+            self.fetch(old, memory)
+        memory["waiting"] = torch.tensor([*order, job][-self.keep :], dtype=torch.int64)
+        memory[f"found/{job}"] = torch.tensor(found is not None)
+        for name, leaf in (found or {}).items():
+            memory[f"found/{job}/{name}"] = leaf
+
+    def fetch(self, job: JobId, memory: Memory) -> tuple[bool, Tree | None]:
+        """Whether an update's result was computed ahead, and the result; it waits no more."""
+        if memory.pop(f"found/{job}", None) is None:
+            return False, None
+        memory["waiting"] = memory["waiting"][memory["waiting"] != job]
+        start = f"found/{job}/"
+        found = {name.removeprefix(start): memory.pop(name) for name in list(memory) if name.startswith(start)}
+        return True, found or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,3 +63,39 @@ def test_a_work_with_momentum_runs_with_a_discount_and_the_record_says_why(tmp_p
     experiment("work.momentum=0.5", "stop.versions=5").run(tmp_path / "run")
     notes = [row for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "note"]
     assert [row["kind"] for row in notes] == ["no inversion"] and "momentum" in notes[0]["why"]
+
+
+BUSY = [
+    "staleness.seconds_per_iteration=0.3",
+    "schedule.broadcast=receipt",
+    "schedule.window_seconds=0.6",
+    "staleness.switch.checks=0",
+]
+
+
+def test_inversions_beside_the_run_cost_its_clock_and_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    rows = {}
+    for workers in (0, 1, 2):
+        rows[workers] = experiment(*BUSY, f"workers={workers}").run(tmp_path / str(workers)).row
+    for key in ("weights_sha256", "events_sha256", "virtual_seconds"):
+        assert len({row[key] for row in rows.values()}) == 1
+    events = read_rows(tmp_path / "0" / "events.jsonl")
+    asked = [row for row in events if row["event"] == "pondered"]
+    assert asked and all(row["until"] - row["t"] in (pytest.approx(1.2), pytest.approx(0.6)) for row in asked)
+    combined = [row for row in events if row["event"] == "combined"]
+    assert any(one["t"] < row["t"] < one["until"] for one in asked for row in combined)
+    used = [(one, row) for one in asked for row in combined if one["job"] in row["jobs"]]
+    assert used and all(row["t"] >= one["until"] for one, row in used)
+
+
+def test_a_run_interrupted_while_the_server_ponders_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = experiment(*BUSY).run(tmp_path / "whole").row
+    broken = replace(experiment(*BUSY), checkpoint_every=1e-9)
+    for fuse, again in ((Fuse(2), False), (Fuse(3), True)):
+        with pytest.raises(KeyboardInterrupt):
+            replace(broken, method=replace(broken.method, optimizer=(fuse,))).run(tmp_path / "broken", resume=again)
+    kept = json.loads((next((tmp_path / "broken" / "checkpoint").glob("*/run.json"))).read_text())
+    resumed = replace(broken, workers=1, method=replace(broken.method, optimizer=(Fuse(),)))
+    row = resumed.run(tmp_path / "broken", resume=True).row
+    assert kept["chores"]
+    assert row["weights_sha256"] == whole["weights_sha256"] and row["events_sha256"] == whole["events_sha256"]
