@@ -168,12 +168,14 @@ def first(run: Mapping[str, Any], goal: float) -> float:
     return next((t for t, a in zip(run["t"], run["accuracy"], strict=True) if a >= goal), float("inf"))
 
 
-def table(line: Mapping[str, Any], real: Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]], lr: float) -> str:
+def table(
+    line: Mapping[str, Any], real: Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]], lr: float, seeds: str
+) -> str:
     """The whole results file."""
     lines = [
         "# FedFix: windows, and weights that undo unequal speeds",
         "",
-        "    python experiments/fedfix/run.py --data DIR",
+        f"    python experiments/fedfix/run.py --data DIR --seeds {seeds}",
         "",
         "Setting and question: [experiments/fedfix](../fedfix/README.md).",
         "",
@@ -243,7 +245,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 real[name][rate].append(run)
                 print(f"{seed} {name} {rate:g}: loss {run['loss'][-1]:.3f}", flush=True)
         given.table.parent.mkdir(parents=True, exist_ok=True)
-        given.table.write_text(table(line, real, lr))
+        given.table.write_text(table(line, real, lr, " ".join(map(str, given.seeds))))
 
 
 if __name__ == "__main__":
