@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fedhet import catalogue
 
-CITED = (*catalogue.METHOD[1:], "fleet", "data", "partition", "model", "attack")
+CITED = (*catalogue.METHOD[1:], "fleet", "data", "partition", "model", "attack", "aggregation")
 """The axes whose parts can rest on a paper, in the order they are printed."""
 
 
