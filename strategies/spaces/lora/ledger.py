@@ -168,6 +168,7 @@ def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[s
                 left, right = _names(v, layer_of(name))
                 if name.startswith(ADAPTED) and left in payload:
                     leaf = base[name] = added(leaf, Pair(payload[left], payload[right]))
-    if fingerprint(base) != hash_of(payload):
-        raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send them whole")
-    return base
+    for found in (base, kept):  # the second if a payload comes again to a device that has taken it in
+        if found and fingerprint(found) == hash_of(payload):
+            return dict(found)
+    raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send them whole")

@@ -109,6 +109,16 @@ def test_frozen_weights_are_kept_only_by_devices_that_were_made_with_others(fede
     assert np.array_equal(run.dense(run.states[4]), other.dense(other.states[4]))
 
 
+def test_a_payload_that_comes_twice_is_taken_in_once(federation: Any) -> None:
+    run = federation(StackedLora(rank=3, send="stack"), RANKS).run(2)
+    job, payload = next((j, p) for j, p in run.sent if j.client == 0 and j.version == 1)
+    assert any(n.startswith("past/1/") for n in payload)
+    first = kept_base(run.memories[0])
+    again = ledger.receive({**ledger.base_of(run.states[1]), **first}, dict(payload))
+    assert all(torch.equal(again[n], first[n]) for n in first)
+    assert job.held == 0
+
+
 def test_a_device_that_lost_everything_says_so(federation: Any) -> None:
     run = federation(StackedLora(rank=3), RANKS).run(2)
     run.memories[0].clear()
