@@ -25,8 +25,8 @@ from torch import Tensor
 
 Call = Callable[..., None]
 
-LEAST = 1 << 22
-"""Elements read by one sum below which torch is as fast."""
+LEAST = 1 << 20
+"""Elements read by one sum below which there is little to gain: torch takes 0.2 ms for as many."""
 
 SHARE = 1 << 20
 """Elements read that are worth a thread of their own."""
