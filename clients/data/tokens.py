@@ -67,8 +67,9 @@ class Tokens:
             if bad is not None or not len(texts):
                 what = f"row {bad} is no text" if bad is not None else "the split is empty"
                 raise DataError(f"{split}: a text column must hold text: {what}")
+            counts: Sequence[int] = [1] * len(texts)
             if self.label:
-                x, counts = self._padded(tokenizer, texts), [1] * len(texts)
+                x = self._padded(tokenizer, texts)
                 y = labels_of(column(table, self.label, (), "label"), split)
             else:
                 x, y, counts = self._windows(tokenizer, texts, split)

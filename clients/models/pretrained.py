@@ -7,7 +7,6 @@ it trains and is scored like any other; adapters find its layers under `pretrain
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor, float32, nn
@@ -70,18 +69,21 @@ def _load(
         raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    logs = transformers.utils.logging
+    loudness = logs.get_verbosity()
+    logs.set_verbosity_error()  # that a new head is new
+    logs.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a new head is new
-            model, told = getattr(transformers, kind).from_pretrained(
-                path, revision=revision, dtype=float32, output_loading_info=True, **options
-            )
+        model, told = getattr(transformers, kind).from_pretrained(
+            path, revision=revision, dtype=float32, output_loading_info=True, **options
+        )
     except (OSError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(
             f"model.path={path} cannot be loaded: {why} (a folder with config.json and weights, or an id on the hub)"
         ) from None
+    finally:
+        logs.set_verbosity(loudness)
     room = getattr(model.config, "max_position_embeddings", None)
     if room is not None and input_shape[0] > room:
         raise ValueError(f"model.path={path} has {room} positions, the data's sequences {input_shape[0]}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 import yaml
 from peft import PeftModel
+from pyarrow import parquet
 
 from fedhet import cli
 from fedhet.finished import Finished
@@ -124,9 +127,6 @@ def language(tmp_path_factory):
     config = transformers.GPT2Config(vocab_size=70, n_embd=16, n_layer=1, n_head=2, n_positions=16)
     transformers.GPT2LMHeadModel(config).save_pretrained(folder / "base")
     rows = {"text": ["abc defg hij klm nop qrs tuv wxyz " * 6] * 4}
-    import pyarrow
-    from pyarrow import parquet
-
     for split in ("train", "test"):
         parquet.write_table(pyarrow.table(rows), folder / f"{split}-0.parquet")
     return run(
@@ -153,6 +153,36 @@ def test_merged_transformers_models_load_by_themselves(fedhet, language, tmp_pat
     _, x, wanted = outputs(language)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     assert torch.equal(model(x).logits, wanted)
+
+
+def test_a_new_head_goes_along_although_nobody_trained_it(fedhet, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=12, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, pad_token_id=0,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(tmp_path / "base")
+    words = {w: n for n, w in enumerate(["[PAD]", "[UNK]", *"abcdefghij"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]")
+    fast.save_pretrained(tmp_path / "base")
+    rows = {"text": ["a b c", "d e f g", "h i", "a a a"] * 6, "label": [0, 1, 1, 0] * 6}
+    for split in ("train", "test"):
+        parquet.write_table(pyarrow.table(rows), tmp_path / f"{split}-0.parquet")
+    folder = run(
+        tmp_path / "run", "strategy=flora", "model=sequence_classifier", f"model.path={tmp_path / 'base'}",
+        "data=tokens", f"data.tokenizer={tmp_path / 'base'}", f"data.path={tmp_path}", "data.label=label",
+        "data.length=6", f"data.cache={tmp_path / 'cache'}", "partition=iid", "budget.rank=2",
+        "space.targets=[query,value]",
+    )  # fmt: skip
+    assert fedhet("export", folder, "--to", "adapter", "--out", tmp_path / "a")[0] == 0
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
+    _, x, wanted = outputs(folder)
+    mask = (x != 0).long()
+    other = model.eval()(x, attention_mask=mask).logits  # by a head drawn now
+    loaded = PeftModel.from_pretrained(model, tmp_path / "a").eval()
+    assert torch.allclose(loaded(x, attention_mask=mask).logits, wanted, atol=1e-5)
+    assert not torch.allclose(other, wanted, atol=1e-3)
 
 
 def test_a_run_that_trained_everything_has_no_adapter(fedhet, tmp_path):
