@@ -71,6 +71,7 @@ def test_help_of_run_lists_the_axes_and_their_options(fedhet):
         (["run", "work=scaffold", "space=full"], ["Scaffold needs ['control']"]),
         (["run", "stop.versions=null"], ["a run needs an end"]),
         (["run", "stop.versions=-2"], ["versions=-2", "positive"]),
+        (["run", "gate.clip=-1"], ["gate: clip=-1", "positive"]),
         (["run", "seed=1,2"], ["--multirun"]),
         (["run", "data=mnist"], ["data.path="]),
         (["run", "--multirun", "seed=1,2", "strategy=fedavg,nope"], ["strategy=nope"]),
