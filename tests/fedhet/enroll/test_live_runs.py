@@ -1,0 +1,59 @@
+"""Three enrolled clients with TLS on loopback: FedAvg, then FedCompass, during which one of them is revoked."""
+
+import importlib.util
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fedhet.record import read_rows
+
+found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
+living = importlib.util.module_from_spec(found)
+found.loader.exec_module(living)
+
+SMALL = ["data=digits", "partition=iid", "model=mlp_small", "fleet.clients=3"]
+
+
+@pytest.mark.transport
+@pytest.mark.slow
+def test_three_enrolled_clients_run_fedavg_and_fedcompass_and_the_revoked_one_is_out_at_once(tmp_path):
+    with living.federation(tmp_path, 3) as made:
+        row = made.fedhet("submit", "strategy=fedavg", "stop.versions=2", *SMALL, "--out", tmp_path / "fedavg")
+        assert row["updates"]["accepted"] == 6 and row["updates"]["rejected"] == {}
+        with sqlite3.connect(tmp_path / "fedavg" / "journal.db") as db:
+            assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (6,)
+        kept = list((tmp_path / "client0" / "work" / "runs").iterdir())
+        assert len(kept) == 1, "a client keeps what it did on its own disk"
+
+        folder = tmp_path / "fedcompass"
+        going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=12", "schedule.q_min=2",
+                           "schedule.q_max=10", *SMALL, "--out", folder, "--json")  # fmt: skip
+        events = folder / "events.jsonl"
+
+        def happened(event, client):
+            rows = read_rows(events) if events.is_file() else []
+            return [r for r in rows if r["event"] == event and r.get("client") == client]
+
+        living.until(lambda: happened("arrived", 2) or going.poll() is not None, 400, "the third client's update")
+        made.federation.revoke("client2", "stolen")
+        living.until(lambda: happened("left", 2) or going.poll() is not None, 100, "the revocation to be noticed")
+        assert going.wait(400) == 0, made.log("compass")
+        rows = read_rows(events)
+        left = next(n for n, r in enumerate(rows) if r["event"] == "left" and r["client"] == 2)
+        after = [r for r in rows[left:] if r["event"] in ("assign", "arrived", "joined") and r["client"] == 2]
+        combined = [c for r in rows[left:] if r["event"] == "combined" for c in r["clients"]]
+        assert not after and 2 not in combined, "neither work nor a say, from the next moment on"
+        assert {0, 1} <= set(combined)
+        result = json.loads((folder / "result.json").read_text())
+        assert result["versions"] == 12 and result["updates"]["rejected"] == {}
+
+        groups = [r for r in rows if r["event"] == "note" and r["kind"] == "group"]
+        assert groups, "FedCompass times its groups by what it observed"
+        listed = {c["name"]: c for c in made.fedhet("clients", "list")}
+        for name in ("client0", "client1"):
+            client = listed[name]
+            assert client["declared"]["partition"] == int(name[-1]) and client["measured"]["step_us"] == 900
+            assert client["observed"]["sec_per_step"] > 0 and client["observed"]["finished"] > 0
+        assert listed["client2"]["state"] == "revoked"
