@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -21,6 +21,7 @@ from fedhet.enroll.flower import NAME, SuperLink
 from fedhet.enroll.registry import Registry
 from fedhet.record import read_rows, write_atomic
 
+T = TypeVar("T")
 APP = """[project]
 name = "fedhet-run"
 version = "1.0.0"
@@ -40,6 +41,8 @@ poll = 0.2
 """
 TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
+AWAY_S = 120.0
+"""Seconds for which a SuperLink may be away while a run is followed."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
 VANISHED = "No heartbeat"
@@ -124,12 +127,28 @@ class Submission:
 
     def status(self) -> tuple[str, str]:
         """Flower's word for it (pending, starting, running, or finished:... with how) and what it says to that."""
-        run = self.link.flwr("list", NAME, "--run-id", str(self.run_id))["runs"][0]
+        answer = self._patiently(lambda: self.link.flwr("list", NAME, "--run-id", str(self.run_id)))
+        run = answer["runs"][0]
         return str(run["status"]), str(run.get("status-details", ""))
 
     def again(self) -> Submission:
         """Start the run anew with its folder, where its journal leads it to where it was."""
-        return self.begin(self.link, self.folder, 1)
+        return self._patiently(lambda: self.begin(self.link, self.folder, 1))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """A call that outlasts a SuperLink which died and is being started again. Raises EnrollError E308."""
+        end, tries = time.monotonic() + AWAY_S, 3
+        while True:
+            try:
+                return call()
+            except EnrollError as error:
+                if error.code != "E308" or time.monotonic() > end:
+                    raise
+                if self.link.listens():  # it is there, so it is something else; or it came back this moment
+                    tries -= 1
+                    if not tries:
+                        raise
+            time.sleep(1.0)
 
     def stop(self) -> None:
         """End the run; its folder keeps the last checkpoint."""

@@ -139,3 +139,28 @@ def test_a_method_runs_on_enrolled_clients(tmp_path):
         assert long["state"] == "running"
         assert there.fedhet("stop", tmp_path / "long")["state"] == "stopped"
         assert there.fedhet("stop", tmp_path / "long", code=85)["error"]["code"] == "E315"
+
+
+def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, monkeypatch):
+    class Away(Told):
+        calls = 0
+
+        def flwr(self, *_):
+            Away.calls += 1
+            if Away.calls <= 5:
+                raise EnrollError("E308", "connection refused")
+            return self._answer
+
+        def listens(self):
+            return Away.calls > 4
+
+    naps = []
+    monkeypatch.setattr(submit.time, "sleep", naps.append)
+    assert Submission(Away(tmp_path, "running"), tmp_path, 1).status()[0] == "running"
+    assert len(naps) == 5
+
+    Away.calls = -100
+    monkeypatch.setattr(Away, "listens", lambda self: True)
+    with pytest.raises(EnrollError, match="E308"):
+        Submission(Away(tmp_path, "running"), tmp_path, 1).status()
+    assert Away.calls == -97, "a SuperLink that is there is not asked for ever"
