@@ -74,6 +74,10 @@ class Agent:
                     looked = self.device.clock()
                     self.renew_if_due()
                 self.nap(self.stop, 1.0)
+        except FileNotFoundError:
+            if (self.device.folder / "client.json").exists():
+                raise
+            raise EnrollError("E212", f"{self.device.folder} is gone") from None
         finally:
             self.supervisor.stop()
             (self.work / "alive").unlink(missing_ok=True)

@@ -117,11 +117,13 @@ def _write(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def _read(path: Path, name: str) -> bytes:
-    """One member, by its exact name and never more than MOST bytes of it. Raises EnrollError E115."""
+    """One member, by its exact name and never more than MOST bytes of it. Raises EnrollError E115 or E317."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
             content = member.read(MOST + 1)
-    except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except OSError as error:
+        raise EnrollError("E317", f"{path}: {error.strerror}") from None
+    except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise EnrollError("E115", f"{path}: {error}"[:160]) from None
     if len(content) > MOST:
         raise EnrollError("E113", f"{name} in {path}")
