@@ -125,8 +125,8 @@ def test_an_altered_request_file_is_refused(fedhet, tmp_path):
     out = tmp_path / "ans.zip"
     refusal = fedhet("enroll", "sign", tmp_path / "bad.zip", "-o", out, "--json", code=EnrollError("E111").exit_code)
     assert code_of(refusal) == "E111"
-    nowhere = fedhet("enroll", "sign", tmp_path / "nowhere.zip", "-o", out, "--json", code=EnrollError("E317").exit_code)
-    assert code_of(nowhere) == "E317" and "nowhere.zip" in nowhere["error"]["detail"]
+    missing = fedhet("enroll", "sign", tmp_path / "gone.zip", "-o", out, "--json", code=EnrollError("E317").exit_code)
+    assert code_of(missing) == "E317" and "gone.zip" in missing["error"]["detail"]
     (tmp_path / "no.zip").write_bytes(b"PK")
     assert code_of(fedhet("enroll", "sign", tmp_path / "no.zip", "-o", out, "--json", code=25)) == "E115"
 
