@@ -4,9 +4,9 @@
                                         [--out runs/fedcompass] [--until HH:MM]
 
 PART is `search` (a learning rate per method, on 5 clients of exponential speeds and a seed of its own), `grid` (all 18
-cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME` (one variant on
-all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds are in the outer
-loop, so that whatever is there when the run is stopped is an even table. `table.py` writes the results file.
+cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME,NAME` (methods
+or variants on all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds
+are in the outer loop, so that whatever is there when the run is stopped is an even table; `table.py` writes it.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def tasks(part: str, rates: dict[str, float], clients: tuple[int, ...]) -> Itera
             for name, texts in VARIANTS.items():
                 yield name, texts, cell, rates["FedCompass"]
     elif part.startswith("whole:"):
-        name = part.removeprefix("whole:")
         for cell in cells(clients):
-            yield name, VARIANTS[name], cell, rates["FedCompass"]
+            for name in part.removeprefix("whole:").split(","):
+                yield name, (METHODS | VARIANTS)[name], cell, rates.get(name, rates["FedCompass"])
     elif part == "cifar10":
         for cell in cells((10,)):
             for method, texts in METHODS.items():

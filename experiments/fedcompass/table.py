@@ -27,7 +27,7 @@ from matplotlib import pyplot  # noqa: E402  # after the choice of how to draw
 
 Run = dict[str, Any]
 Cell = tuple[int, str, str]
-OURS = "FedCompass"
+OURS, UNBIASED, DOUBLE = "FedCompass", "unbiased", "twice the server's step"
 SHORT = {"class_partition": "class", "dual_dirichlet": "dual Dirichlet"}
 COLORS = dict(zip(METHODS, ("#6d6b84", "#d6296b", "#e8590c", "#2376d8", "#2f8f3e"), strict=True))
 
@@ -98,13 +98,15 @@ def tops(runs: dict[str, dict[Cell, dict[int, Run]]], names: Sequence[str]) -> l
     return lines
 
 
-def paired(runs: dict[str, dict[Cell, dict[int, Run]]], name: str, fleet: str, goal: float) -> dict[str, list[float]]:
-    """A method against ours, run by run on one law of speeds: ratios of times where both arrive, who was first (1, 0 or
-    1/2), and differences of top accuracy in points."""
+def paired(
+    runs: dict[str, dict[Cell, dict[int, Run]]], name: str, fleet: str, goal: float, than: str = OURS
+) -> dict[str, list[float]]:
+    """A method against another, run by run on one law of speeds: ratios of times where both arrive, who was first (1, 0
+    or 1/2), and differences of top accuracy in points."""
     out: dict[str, list[float]] = {"ratio": [], "first": [], "top": []}
-    for cell, seeds in even(runs, [name, OURS]).items():
+    for cell, seeds in even(runs, [name, than]).items():
         for seed in seeds if cell[1] == fleet else ():
-            a, b = runs[name][cell][seed], runs[OURS][cell][seed]
+            a, b = runs[name][cell][seed], runs[than][cell][seed]
             one, other = time_to(a, goal), time_to(b, goal)
             if math.isfinite(one) and math.isfinite(other):
                 out["ratio"].append(one / other)
@@ -114,10 +116,12 @@ def paired(runs: dict[str, dict[Cell, dict[int, Run]]], name: str, fleet: str, g
     return out
 
 
-def summary(runs: dict[str, dict[Cell, dict[int, Run]]], names: Sequence[str], goal: float) -> list[str]:
-    """One row a method and law of speeds: paired with ours over all its cells and seeds."""
+def summary(
+    runs: dict[str, dict[Cell, dict[int, Run]]], names: Sequence[str], goal: float, than: str = OURS
+) -> list[str]:
+    """One row a method and law of speeds: paired with another method over all cells and seeds of both."""
     lines = [
-        f"| method | speeds | time relative to {OURS} | sooner than {OURS} | top accuracy, points more | staleness "
+        f"| method | speeds | time relative to {than} | sooner than {than} | top accuracy, points more | staleness "
         "| updates a version | local steps |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -126,12 +130,12 @@ def summary(runs: dict[str, dict[Cell, dict[int, Run]]], names: Sequence[str], g
             done = [r for c, by in runs.get(name, {}).items() if c[1] == fleet for r in by.values()]
             if not done:
                 continue
-            both = paired(runs, name, fleet, goal)
+            both = paired(runs, name, fleet, goal, than)
             log = [math.log(x) for x in both["ratio"]]
             middle = f"{math.exp(statistics.mean(log)):.2f}" if log else "-"
             first = f"{100 * statistics.mean(both['first']):.0f} % of {len(both['first'])}" if both["first"] else "-"
             more = spread(both["top"]) if both["top"] else "-"
-            if name == OURS:
+            if name == than:
                 middle, first, more = "1.00", "", ""
             means = [statistics.mean(r[key] for r in done) for key in ("staleness", "size", "steps")]
             lines.append(
@@ -207,6 +211,8 @@ def report(folder: Path, results: Path, goal: float) -> str:
     named = [name for name in VARIANTS if name in runs]
     if named:
         parts += ["## FedCompass composed otherwise", "", *summary(runs, [OURS, *named], goal), ""]
+    if {UNBIASED, DOUBLE} <= set(named):
+        parts += [f"## {UNBIASED.capitalize()} against {DOUBLE}", "", *summary(runs, [UNBIASED], goal, DOUBLE), ""]
     for name in named:
         if len({cell[1] for cell in runs[name]}) == len(FLEETS):
             parts += [f"## {name[0].upper()}{name[1:]}, on all cells", "", *times(runs, [OURS, name], goal), ""]
