@@ -23,6 +23,20 @@ from fedhet.enroll.errors import EnrollError
 NODE_DOMAIN = "fedhet.node.v1"
 ROTATION = "fedhet.rotation.v1"
 """The domain in which a new identity key signs that it follows an old one."""
+LOW_ORDER = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""Encodings, without the sign bit, of the eight points whose order divides 8. As public keys they accept signatures
+that anybody can make, and OpenSSL lets them through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,8 @@ def node_id(public: bytes) -> str:
 
 def verify(public: bytes, signature: bytes, domain: str, *parts: bytes) -> bool:
     """Whether this is the key's signature over the parts; False for a malformed key or signature too."""
+    if public[:31] + bytes([public[31] & 0x7F] if len(public) == 32 else []) in LOW_ORDER:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, digest(domain, *parts))
     except (InvalidSignature, ValueError):
