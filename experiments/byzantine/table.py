@@ -79,9 +79,11 @@ def _fields(cell: Cell, seed: int) -> tuple[object, ...]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation in points; a number alone is one seed."""
+    """Mean and standard deviation in points; a number alone is one seed, two seeds are marked."""
     mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" + ("" if len(values) > 2 else " (2)")
 
 
 def worst(numbers: Numbers, rule: str, attacks: Iterable[str]) -> tuple[str, float] | None:
@@ -196,7 +198,8 @@ def main() -> None:
         "",
         f"MNIST, 10,000 images; a linear model; {ROUNDS} rounds of {STEPS} local steps of batch 32; all clients in",
         "every round, all counting the same. Test accuracy in % after the last round (not the best on the way), mean ±",
-        "standard deviation over seeds 0, 1, 2; a number alone is one seed. Rules that take f are told the true one.",
+        "standard deviation over seeds 0, 1, 2; (2) marks two seeds, a number alone is one. Rules that take f are told",
+        "the true one.",
         "`worst` is the lowest mean over the attacks that all rules of a table met.",
         f"{len(runs.final)} runs; {runs.diverged:.0f} ended in numbers that are not finite and count as chance, 10 %.",
         "",
