@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,6 +80,35 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         return Message(RecordDict({"profile": record}), reply_to=message)
 
     return app
+
+
+class DeviceApp:
+    """The ClientApp around one device for processes of our own, which may hand it several messages at once."""
+
+    def __init__(self, device: Device) -> None:
+        self._device, self._app = device, client_app(lambda message: device, seal=False)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return self._app(message, context)
+
+    def together(self, tasks: Sequence[tuple[Message, Context]]) -> list[Message] | None:
+        """The replies to several messages and their contexts, as they would be one by one; None if that is how they
+        must be done."""
+        if any(message.metadata.message_type != "train" for message, _ in tasks):
+            return None
+        jobs = [records.read_job(message.content)[0] for message, _ in tasks]
+        if any(c.node_config.get("partition-id", j.client) != j.client for j, (_, c) in zip(jobs, tasks, strict=True)):
+            return None
+        sent = [records.read_payload(message.content) for message, _ in tasks]
+        memories = [recall(context) for _, context in tasks]
+        updates = self._device.together(jobs, [wire.open_tree(*payload) for payload in sent], memories)
+        if updates is None:
+            return None
+        replies = []
+        for (message, context), update, memory in zip(tasks, updates, memories, strict=True):
+            remember(context, memory)
+            replies.append(Message(records.answer(update, code=origin.fingerprint(), seal=False), reply_to=message))
+        return replies
 
 
 @lru_cache(maxsize=2)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from fedhet.batched import Batched
 from fedhet.compose import Method
 from fedhet.model import Model
-from fedhet.protocols import Shard
+from fedhet.protocols import Shard, Together
 from fedhet.streams import number
+from fedhet.tree import FlatTree
 from fedhet.types import ClientId, Job, Memory, Tree, Update
 
 Memories = dict[str, Memory]
 """A client's memory of each plug-in that keeps one: "work", "space" and the layers by slot."""
+
+BESIDE = 1 << 23
+"""Bytes of models trained side by side: more would push each other out of the cache."""
 
 KEPT = "kept."
 """Of what a space leaves in `Model.extras` for this client's next job."""
@@ -35,6 +41,7 @@ class Device:
     model: Model
     world: World
     seed: int
+    _rooms: dict[int, Batched] = field(default_factory=dict)
 
     def answer(self, job: Job, payload: Tree, memories: Memories) -> Update:
         """Do the job. `memories` is changed in place. Raises what the work raises, and ValueError for bad metrics."""
@@ -57,7 +64,49 @@ class Device:
         if bad:
             raise ValueError(f"training diverged: {bad[0]} is {metrics[bad[0]]}")
         update = Update(job, method.space.extract(model, payload), float(len(shard)), metrics=metrics)
-        for name, layer in method.layers:
+        return self._send(update, memories)
+
+    def together(
+        self, jobs: Sequence[Job], payloads: Sequence[Tree], memories: Sequence[Memories]
+    ) -> list[Update] | None:
+        """Several clients' jobs at once, or None if they are for `answer`, one by one. No bit depends on which.
+
+        They are done side by side if the model is a perceptron with the standard loss and small beside a cache, the
+        space sends the whole model as one vector, the clients have equal numbers of samples, and the work can.
+        """
+        method, model = self.method, self.model
+        most = BESIDE // max(1, model.flat.nbytes)
+        if most < 2 or model.perceptron is None or len(model.flat) != model.perceptron.size:
+            return None
+        if not isinstance(method.work, Together) or "flat" not in method.space.gives:
+            return None
+        befores = [p.flat for p in payloads if isinstance(p, FlatTree) and p.schema == model.schema]
+        shards = [self.world.shard(job.client, job.turn) for job in jobs]
+        if len(befores) < len(jobs) or len({len(shard) for shard in shards}) > 1:
+            return None
+        updates: list[Update] = []
+        for at in range(0, len(jobs), most):
+            group = slice(at, at + most)
+            rows = self._room(len(jobs[group]))
+            for row, before in zip(rows.flat, befores[group], strict=True):
+                row.copy_(before)
+            told = method.work.together(rows, shards[group], jobs[group])
+            if told is None or not all(math.isfinite(v) for metrics in told for v in metrics.values()):
+                return None  # one by one the one whose training diverged fails alone
+            for job, row, before, shard, metrics in zip(
+                jobs[group], rows.flat, befores[group], shards[group], told, strict=True
+            ):
+                updates.append(Update(job, FlatTree(model.schema, row - before), float(len(shard)), metrics=metrics))
+        return [self._send(update, memory) for update, memory in zip(updates, memories, strict=True)]
+
+    def _room(self, count: int) -> Batched:
+        if count not in self._rooms:
+            self._rooms[count] = Batched(self.model, count)
+        return self._rooms[count]
+
+    def _send(self, update: Update, memories: Memories) -> Update:
+        """What the layers make of an update on its way; memories that emptied are forgotten."""
+        for name, layer in self.method.layers:
             update = layer.send(update, memories.setdefault(name, {}))
         for name in [n for n, m in memories.items() if not m]:
             del memories[name]

@@ -30,7 +30,7 @@ class Model:
     `flat` holds every trainable parameter followed by the floating-point buffers (batch-norm statistics); integer
     buffers stay in the module and are not federated. `params` is the part the optimiser touches and `grad` its
     gradient, of equal length. `extras` carries what a space installs beside the parameters (control variates) and
-    what work leaves for it to extract.
+    what work leaves for it to extract. `perceptron` is the shorter way to the same gradients, where there is one.
     """
 
     def __init__(self, module: nn.Module, loss: Loss = cross_entropy) -> None:
@@ -61,13 +61,13 @@ class Model:
                 view.copy_(b)
                 b.data = view
                 at += b.numel()
-        self._by_hand = Perceptron.of(module) if loss is cross_entropy else None
+        self.perceptron = Perceptron.of(module) if loss is cross_entropy else None
 
     def replace(self, module: nn.Module, schema: Schema, flat: Tensor, grad: Tensor) -> None:
         """Let a module that lays out its own storage take this model's place, as adapters around it do: `flat` by
         `schema`, its first elements the parameters, `grad` their gradient."""
         self.module, self.schema, self.flat, self.grad = module, schema, flat, grad
-        self.params, self._by_hand = flat[: grad.numel()], None
+        self.params, self.perceptron = flat[: grad.numel()], None
 
     def tree(self) -> FlatTree:
         """The parameters now, as a tree over the live buffer: clone `.flat` to keep them."""
@@ -78,8 +78,8 @@ class Model:
 
         Perceptrons with the standard loss take a shorter way to the same bits.
         """
-        if self._by_hand is not None and y.dim() == 1 and self._by_hand.fits(x):
-            return self._by_hand.gradient(x, y)
+        if self.perceptron is not None and y.dim() == 1 and self.perceptron.fits(x):
+            return self.perceptron.gradient(x, y)
         self.grad.zero_()
         loss = self.loss_of(self.module(x), y)
         loss.backward()  # type: ignore[no-untyped-call]

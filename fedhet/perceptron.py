@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-_NLL = torch.ops.aten.nll_loss_forward.default
-_NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
-_SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
-_RELU_BACKWARD = torch.ops.aten.threshold_backward.default
+NLL = torch.ops.aten.nll_loss_forward.default
+NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
+SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
+RELU_BACKWARD = torch.ops.aten.threshold_backward.default
 MEAN, IGNORE = 1, -100
 
 
@@ -33,7 +33,8 @@ class Perceptron:
         self._biases = [layer.bias.detach() for layer in layers]
         self._into = [_gradient(layer.weight) for layer in layers]
         self._bias_into = [_gradient(layer.bias) for layer in layers]
-        self._inputs = layers[0].in_features
+        self.shapes = tuple((layer.out_features, layer.in_features) for layer in layers)
+        self.dtype = self._weights[0].dtype
 
     @classmethod
     def of(cls, module: nn.Module) -> Perceptron | None:
@@ -52,9 +53,14 @@ class Perceptron:
             return None
         return cls(layers)
 
+    @property
+    def size(self) -> int:
+        """Number of parameters, in the order weight, bias of each layer."""
+        return sum(out * into + out for out, into in self.shapes)
+
     def fits(self, x: Tensor) -> bool:
         """Whether a batch of inputs, (n, ...), can be taken: of the layers' dtype, and nobody asks for its gradient."""
-        return x.dtype == self._weights[0].dtype and x.dim() > 1 and not x.requires_grad and x.is_contiguous()
+        return x.dtype == self.dtype and x.dim() > 1 and not x.requires_grad and x.is_contiguous()
 
     @torch.no_grad()
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
@@ -65,14 +71,14 @@ class Perceptron:
             h = torch.addmm(self._biases[i], h, self._across[i]).relu_()
             held.append(h)
         logs = torch.log_softmax(torch.addmm(self._biases[last], h, self._across[last]), 1)
-        loss, total = _NLL(logs, y, None, MEAN, IGNORE)
-        g = _NLL_BACKWARD(torch.ones_like(loss), logs, y, None, MEAN, IGNORE, total)
-        g = _SOFTMAX_BACKWARD(g, logs, 1, logs.dtype)
+        loss, total = NLL(logs, y, None, MEAN, IGNORE)
+        g = NLL_BACKWARD(torch.ones_like(loss), logs, y, None, MEAN, IGNORE, total)
+        g = SOFTMAX_BACKWARD(g, logs, 1, logs.dtype)
         for i in range(last, -1, -1):
             torch.mm(g.t(), held[i], out=self._into[i])
             torch.sum(g, 0, out=self._bias_into[i])
             if i:
-                g = _RELU_BACKWARD(torch.mm(g, self._weights[i]), held[i], 0)
+                g = RELU_BACKWARD(torch.mm(g, self._weights[i]), held[i], 0)
         result: Tensor = loss
         return result
 

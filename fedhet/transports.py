@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 
 from fedhet import build, origin
 from fedhet import message as records
-from fedhet.app import client_app
+from fedhet.app import DeviceApp, client_app
 from fedhet.chores import Own
 from fedhet.client import Device
 from fedhet.experiment import Experiment, Progress
@@ -61,8 +61,7 @@ def carry_out(experiment: Experiment, folder: Path, *, resume: bool, progress: P
 def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
     """Virtual time on a pool of worker processes."""
     device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
-    app = client_app(lambda message: device, seal=False)
-    with one_thread(), Pool(app, experiment.workers) as pool:
+    with one_thread(), Pool(DeviceApp(device), experiment.workers) as pool:
         return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
 

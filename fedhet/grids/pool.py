@@ -1,8 +1,8 @@
 """Persistent worker processes that run a ClientApp, forked once, one torch thread each.
 
-The pool computes what it is given, most urgent first, and hands out results when they are asked for; in which order and
-by which worker they were computed never shows. A worker that dies is a failed task with its name and cause, and is
-replaced. With 0 workers everything runs in the calling process, where a debugger can see it.
+The pool computes what it is given, most urgent first, and hands out results when they are asked for; in which order,
+by which worker and beside which others they were computed never shows. A worker that dies is a failed task with its
+name and cause, and is replaced. With 0 workers everything runs in the calling process, where a debugger can see it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import heapq
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
@@ -26,12 +26,24 @@ from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.parcel import Place, pack, unpack
 
 DEPTH = 2
-"""Tasks given to a worker ahead of time, so that it never waits for the parent."""
+"""Bundles of tasks a worker holds, so that it never waits for the parent."""
+
+BUNDLE = 8
+"""Most tasks handed to a worker at once. It may train them side by side, and answers when all are done."""
 
 BULKY = 1 << 15
 """Bytes in the pipe above which a task is only given to a worker that is listening: two full pipes would deadlock."""
 
 App = Callable[[Message, Context], Message]
+
+
+@runtime_checkable
+class Bundling(Protocol):
+    """An app that can answer several messages at once, with what it would answer to each."""
+
+    def together(self, tasks: Sequence[tuple[Message, Context]]) -> Sequence[Message] | None:
+        """The replies, in order; None if these messages are for one call each."""
+        ...
 
 
 @dataclass(slots=True)
@@ -41,6 +53,7 @@ class Task:
     number: int
     message: Message
     context: Context
+    alone: bool = False
     answer: Slot | None = None
     shared: list[int] = field(default_factory=list)
     packed: bytes = b""
@@ -65,12 +78,29 @@ def execute(app: App, message: Message, context: Context) -> Outcome:
     return Outcome(reply, context.state)
 
 
+def execute_all(app: App, tasks: Sequence[tuple[Message, Context]]) -> list[Outcome]:
+    """Run several messages: at once if the app can and everything goes well, or else one by one, so that a client that
+    raises fails for itself alone."""
+    if len(tasks) > 1 and isinstance(app, Bundling):
+        before = [RecordDict(dict(context.state)) for _, context in tasks]
+        try:
+            replies = app.together(tasks)
+        except Exception:  # whose it is shows when each is run by itself
+            replies = None
+        if replies is not None:
+            return [Outcome(reply, context.state) for reply, (_, context) in zip(replies, tasks, strict=True)]
+        for (_, context), state in zip(tasks, before, strict=True):
+            context.state = state
+    return [execute(app, message, context) for message, context in tasks]
+
+
 @dataclass(slots=True)
 class _Worker:
     number: int
     process: BaseProcess
     pipe: connection.Connection
-    held: list[int] = field(default_factory=list)
+    held: list[list[int]] = field(default_factory=list)
+    """Bundles of task numbers, in the order they were given."""
 
 
 class Pool:
@@ -81,6 +111,7 @@ class Pool:
         if workers < 0:
             raise ValueError(f"workers={workers} must be 0 (in this process) or more")
         self._app, self._isolate = app, isolate
+        self._most = BUNDLE if isinstance(app, Bundling) else 1
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Outcome] = {}
         self._queue: list[tuple[int, int]] = []
@@ -104,8 +135,9 @@ class Pool:
         self._tasks[number] = Task(number, message, context)
         if self._workers:
             heapq.heappush(self._queue, (urgency, number))
-            self._collect(0)
-            self._feed()
+            if len(self._queue) >= self._most * len(self._workers):
+                self._collect(0)
+                self._feed()
 
     def result(self, number: int) -> Outcome:
         """Wait for a task's outcome and forget it. Raises KeyError if it was never submitted."""
@@ -145,21 +177,36 @@ class Pool:
         return _Worker(number, process, ours)
 
     def _feed(self) -> None:
-        while self._queue:
+        """Hand out what waits, shared out evenly over the places that are free."""
+        free = sum(DEPTH - len(worker.held) for worker in self._workers)
+        while self._queue and free > 0:
             worker = min(self._workers, key=lambda w: len(w.held))
-            if len(worker.held) >= DEPTH:
+            bundle = self._bundle(min(self._most, -(-len(self._queue) // free)), listening=not worker.held)
+            if not bundle:
                 return
-            urgency, number = self._queue[0]
-            packed = self._pack(self._tasks[number])
-            if worker.held and len(packed) > BULKY:
-                return
-            heapq.heappop(self._queue)
+            free -= 1
+            numbers = [number for _, number in bundle]
             try:
-                worker.pipe.send_bytes(packed)
-                worker.held.append(number)
+                worker.pipe.send_bytes(pickle.dumps([self._tasks[number].packed for number in numbers]))
+                worker.held.append(numbers)
             except (BrokenPipeError, ConnectionResetError):
-                heapq.heappush(self._queue, (urgency, number))
+                for entry in bundle:
+                    heapq.heappush(self._queue, entry)
                 self._bury(worker)
+
+    def _bundle(self, most: int, *, listening: bool) -> list[tuple[int, int]]:
+        """The next tasks for a worker, off the queue, with their urgency."""
+        bundle: list[tuple[int, int]] = []
+        size = 0
+        while self._queue and len(bundle) < most:
+            task = self._tasks[self._queue[0][1]]
+            size += len(self._pack(task))
+            if (bundle and task.alone) or (size > BULKY and (bundle or not listening)):
+                break
+            bundle.append(heapq.heappop(self._queue))
+            if task.alone:
+                break
+        return bundle
 
     def _pack(self, task: Task) -> bytes:
         """A task as bytes for the pipe, its large arrays laid into the arena; done once per task."""
@@ -196,22 +243,26 @@ class Pool:
         ready = connection.wait([w.pipe for w in self._workers], timeout)
         for worker in [w for w in self._workers if w.pipe in ready]:
             try:
-                number, body, places = pickle.loads(worker.pipe.recv_bytes())
+                answers = pickle.loads(worker.pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
                 continue
-            worker.held.remove(number)
-            task = self._tasks[number]
-            views: list[memoryview] = []
-            if places and task.answer is not None:
-                # what is read from the answer keeps the slot for as long as it is kept itself
-                whole, start = self._arena.lend(task.answer), task.answer.at
-                views = [whole[at - start : at - start + size] for at, size in places]
-                task.answer = None
-            reply, state = unpack(body, views)
-            for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
-                array.data = bytes(array.data)  # states outlive answers
-            self._finish(number, Outcome(reply, task.context.state if state is None else state))
+            worker.held.pop(0)
+            for number, body, places in answers:
+                self._take_in(number, body, places)
+
+    def _take_in(self, number: int, body: bytes, places: list[Place]) -> None:
+        task = self._tasks[number]
+        views: list[memoryview] = []
+        if places and task.answer is not None:
+            # what is read from the answer keeps the slot for as long as it is kept itself
+            whole, start = self._arena.lend(task.answer), task.answer.at
+            views = [whole[at - start : at - start + size] for at, size in places]
+            task.answer = None
+        reply, state = unpack(body, views)
+        for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
+            array.data = bytes(array.data)  # states outlive answers
+        self._finish(number, Outcome(reply, task.context.state if state is None else state))
 
     def _finish(self, number: int, outcome: Outcome) -> None:
         task = self._tasks.pop(number)
@@ -226,20 +277,23 @@ class Pool:
         self._done[number] = outcome
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker died: its running task failed, the one queued behind goes back, a new worker takes its place."""
+        """A worker died: its running task failed, those queued behind go back, a new worker takes its place. If it ran
+        several at once, each is run again by itself: the one it died of will show."""
         self.deaths += 1
         worker.pipe.close()
         worker.process.join()
         code = worker.process.exitcode
         cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        for position, number in enumerate(worker.held):
-            task = self._tasks[number]
-            if position == 0:
-                reason = f"worker {worker.number} died ({cause})"
-                reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=task.message)
-                self._finish(number, Outcome(reply, task.context.state))
-            else:
-                heapq.heappush(self._queue, (0, number))
+        for position, bundle in enumerate(worker.held):
+            for number in bundle:
+                task = self._tasks[number]
+                if position == 0 and len(bundle) == 1:
+                    reason = f"worker {worker.number} died ({cause})"
+                    reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=task.message)
+                    self._finish(number, Outcome(reply, task.context.state))
+                else:
+                    task.alone = task.alone or position == 0
+                    heapq.heappush(self._queue, (0, number))
         self._workers.remove(worker)
         self._workers.append(self._spawn(worker.number))
 
@@ -252,15 +306,16 @@ def _serve(app: App, pipe: connection.Connection, inherited: list[connection.Con
     torch.set_num_threads(1)
     while True:
         try:
-            number, body, places, slot = pickle.loads(pipe.recv_bytes())
+            bundle = [pickle.loads(task) for task in pickle.loads(pipe.recv_bytes())]
         except (EOFError, ConnectionResetError, OSError):
             return
-        message, context = unpack(body, [arena.view(at, size) for at, size in places])
-        had = bool(context.state)
-        outcome = execute(app, message, context)
-        state = outcome.state if had or outcome.state else None
-        answer, where = pack((outcome.reply, state), _Filler(arena, slot))
-        pipe.send_bytes(pickle.dumps((number, answer, where)))
+        tasks = [unpack(body, [arena.view(at, size) for at, size in places]) for _, body, places, _ in bundle]
+        had = [bool(context.state) for _, context in tasks]
+        answers = []
+        for (number, _, _, slot), outcome, some in zip(bundle, execute_all(app, tasks), had, strict=True):
+            state = outcome.state if some or outcome.state else None
+            answers.append((number, *pack((outcome.reply, state), _Filler(arena, slot))))
+        pipe.send_bytes(pickle.dumps(answers))
 
 
 class _Filler:

@@ -7,6 +7,7 @@ State, payload and delta have the model's names and shapes; delta = after - befo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Full(AbstractDense):
 
     Raises ValueError if a payload does not fit the device's model.
     """
+
+    gives: ClassVar[frozenset[str]] = frozenset({"coordinates", "flat"})
 
     def begin(self, model: Model) -> Tree:
         return FlatTree(model.schema, model.flat.clone())

@@ -148,3 +148,48 @@ def folder(tmp_path, monkeypatch):
 def test_fewer_than_no_workers_is_an_error():
     with pytest.raises(ValueError, match="workers=-1"):
         Pool(app, -1)
+
+
+class Bundled:
+    """Answers several messages at once, unless one is told to raise there; dies with those that are told to."""
+
+    def __call__(self, message, context):
+        return app(message, context)
+
+    def together(self, tasks):
+        hows = [message.content["config"]["how"] for message, _ in tasks]
+        if "apart" in hows:
+            return None
+        return [app(message, context) for message, context in tasks]
+
+
+def outcomes(pool, hows):
+    for n, how in enumerate(hows):
+        pool.submit(n, n, message(np.ones(3), node=n + 2, how=how), context(node=n + 2))
+    return [pool.result(n) for n in range(len(hows))]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("bad", ["raise", "die", "exit", "apart"])
+def test_in_a_bundle_everybody_fails_or_succeeds_for_himself(workers, bad):
+    hows = ["work"] * 5 + [bad] + ["work"] * 6
+    with Pool(Bundled(), workers) as pool:
+        got = outcomes(pool, hows)
+        failed = [n for n, outcome in enumerate(got) if outcome.reply.has_error()]
+        assert failed == ([] if bad == "apart" else [5])
+        assert all("total" in o.state for n, o in enumerate(got) if n != 5)
+        if bad != "apart":
+            assert "total" not in got[5].state
+        again = outcomes(pool, ["work"] * 3)
+        assert not any(o.reply.has_error() for o in again)
+
+
+def test_a_bundle_is_shared_out_evenly(monkeypatch):
+    with Pool(Bundled(), 2) as pool:
+        seen = []
+        bundle = pool._bundle
+        monkeypatch.setattr(
+            pool, "_bundle", lambda most, listening: seen.append(bundle(most, listening=listening)) or seen[-1]
+        )
+        outcomes(pool, ["work"] * 10)
+        assert [len(b) for b in seen] == [3, 3, 2, 2]

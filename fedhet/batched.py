@@ -1,0 +1,98 @@
+"""Several perceptrons of one shape, trained side by side: one kernel call a layer for all, and the bits of each alone.
+
+Row c of `flat` (clients, parameters) is the whole model of client c. The products are those of `fedhet.perceptron`, as
+batched matrix products. Most sizes are computed slice by slice like single products, some are not (one sample, very
+narrow layers); so a size is used only after it gave the bits of each alone on a trial, and who is trained beside whom
+shows on the clock only. Small models gain most: their steps cost more in calls than in arithmetic.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedhet.model import Model
+from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
+
+ROWS = 48
+"""Rows compared in a trial. Where batched products differ at all they do so in a third of the rows or more."""
+
+
+class Batched:
+    """Room for `count` models like this one: `flat` and `grad`, both (count, parameters).
+
+    Raises ValueError for a model that is no perceptron.
+    """
+
+    def __init__(self, model: Model, count: int) -> None:
+        perceptron = model.perceptron
+        if perceptron is None:
+            raise ValueError("only perceptrons with the standard loss are trained side by side")
+        kind, size = perceptron.dtype, perceptron.size
+        self._model, self._shapes = model, perceptron.shapes
+        self.flat, self.grad = torch.zeros(count, size, dtype=kind), torch.zeros(count, size, dtype=kind)
+        self._weights, self._biases = _views(self.flat, perceptron.shapes)
+        self._across = [w.transpose(1, 2) for w in self._weights]
+        self._into, self._bias_into = _views(self.grad, perceptron.shapes)
+        self._agrees: dict[int, bool] = {}
+
+    def agrees(self, n: int) -> bool:
+        """Whether batches of n samples give each row the bits it gets alone; tried once a size, on random numbers.
+
+        The trial overwrites rows and the model: ask between jobs, or put them back.
+        """
+        if n not in self._agrees:
+            self._agrees[n] = self._try(n)
+        return self._agrees[n]
+
+    def _try(self, n: int) -> bool:
+        kept, before = self.flat.clone(), self._model.flat.clone()
+        lots, count = torch.Generator().manual_seed(n), len(self.flat)
+        same = all(self._like_alone(n, lots) for _ in range(-(-ROWS // count)))
+        self.flat.copy_(kept)
+        self._model.flat.copy_(before)
+        return same
+
+    def _like_alone(self, n: int, lots: torch.Generator) -> bool:
+        """Whether all rows get the bits they get alone, for one draw of random numbers."""
+        self.flat.normal_(generator=lots).mul_(0.1)
+        x = torch.randn(len(self.flat), n, self._shapes[0][1], generator=lots, dtype=self.flat.dtype)
+        y = torch.randint(self._shapes[-1][0], (len(self.flat), n), generator=lots)
+        losses = self.gradients(x, y)
+        for row, inputs, targets, loss, gradient in zip(self.flat, x, y, losses, self.grad, strict=True):
+            self._model.flat.copy_(row)
+            alone = self._model.gradient(inputs, targets)
+            if not (torch.equal(alone, loss) and torch.equal(self._model.grad, gradient)):
+                return False
+        return True
+
+    @torch.no_grad()
+    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write every row's gradient of its mean cross-entropy of inputs (count, n, ...) and classes (count, n); the
+        losses, (count,)."""
+        h, last = x.flatten(2), len(self._weights) - 1
+        held = [h]
+        for i in range(last):
+            h = torch.baddbmm(self._biases[i], h, self._across[i]).relu_()
+            held.append(h)
+        logs = torch.log_softmax(torch.baddbmm(self._biases[last], h, self._across[last]), 2)
+        losses = torch.stack([NLL(row, t, None, MEAN, IGNORE)[0] for row, t in zip(logs, y, strict=True)])
+        g = torch.zeros_like(logs).scatter_(2, y.unsqueeze(2), float(-torch.ones((), dtype=logs.dtype) / y.shape[1]))
+        g = SOFTMAX_BACKWARD(g, logs, 2, logs.dtype)
+        for i in range(last, -1, -1):
+            torch.bmm(g.transpose(1, 2), held[i], out=self._into[i])
+            torch.sum(g, 1, keepdim=True, out=self._bias_into[i])
+            if i:
+                g = RELU_BACKWARD(torch.bmm(g, self._weights[i]), held[i], 0)
+        return losses
+
+
+def _views(rows: Tensor, shapes: tuple[tuple[int, int], ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights (count, out, in) and biases (count, 1, out) of all layers, as views of the rows."""
+    weights, biases, at = [], [], 0
+    for out, into in shapes:
+        weights.append(rows[:, at : at + out * into].view(-1, out, into))
+        at += out * into
+        biases.append(rows[:, at : at + out].unsqueeze(1))
+        at += out
+    return weights, biases

@@ -1,0 +1,111 @@
+"""Clients trained side by side get the bits they get alone; what cannot be is done one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clients.data.partition import Partition
+from clients.data.synthetic import Synthetic
+from clients.models.vision import mlp
+from clients.work.fedprox import FedProx
+from clients.work.sgd import Sgd
+from clients.world import SimulatedWorld
+from fedhet.batched import Batched
+from fedhet.client import Device
+from fedhet.compose import Method
+from fedhet.model import Model
+from fedhet.types import Budget, Job
+from strategies.budgets.fixed import Fixed
+from strategies.rules.mean import Mean
+from strategies.schedules.sync import Sync
+from strategies.spaces.full import Full
+
+HIDDEN = (32, 64)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("size", [2, 10, 33])
+def test_gradients_of_rows_are_those_of_each_alone(count: int, size: int) -> None:
+    torch.manual_seed(size)
+    model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
+    rows = Batched(model, count)
+    rows.flat.normal_().mul_(0.1)
+    x, y = torch.randn(count, size, 1, 8, 8), torch.randint(0, 10, (count, size))
+    losses = rows.gradients(x, y)
+    exact = rows.agrees(size)
+    rows.gradients(x, y)
+    for row, inputs, targets, loss, gradient in zip(rows.flat, x, y, losses, rows.grad, strict=True):
+        model.flat.copy_(row)
+        alone = model.gradient(inputs, targets)
+        torch.testing.assert_close(loss, alone)
+        torch.testing.assert_close(gradient, model.grad)
+        if exact:
+            assert torch.equal(loss, alone) and torch.equal(gradient, model.grad)
+
+
+def test_a_trial_leaves_rows_and_model_as_they_were() -> None:
+    model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
+    rows = Batched(model, 3)
+    rows.flat.normal_()
+    before = rows.flat.clone(), model.flat.clone()
+    rows.agrees(10)
+    assert torch.equal(rows.flat, before[0]) and torch.equal(model.flat, before[1])
+
+
+def device(work: Any, samples: int = 120, clients: int = 6, hidden: Sequence[int] = HIDDEN) -> Device:
+    class Even:
+        def split(self, dataset: Any, clients: int, seed: int) -> Partition:
+            return Partition.of(dataset, np.arange(len(dataset.x_train)) % clients, clients)
+
+    world = SimulatedWorld(
+        Synthetic(samples=samples, shape=(1, 8, 8)), Even(), lambda **k: mlp(hidden=hidden, **k), clients, 0
+    )
+    return Device(Method(Sync(), Full(), Mean(), work, Fixed(steps=3)), world.model(), world, 0)
+
+
+def jobs(steps: Sequence[int]) -> list[Job]:
+    return [Job(n, n, 0, n, Budget(s), 0.0) for n, s in enumerate(steps)]
+
+
+@pytest.mark.parametrize("batch", [5, 7, 20])
+def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
+    d, tasks = device(Sgd(lr=0.1, batch=batch)), jobs([7] * 5)
+    payload = d.method.space.begin(d.model)
+    alone = [d.answer(job, payload, {}) for job in tasks]
+    together = d.together(tasks, [payload] * 5, [{} for _ in tasks])
+    sizes = {batch, 20 % batch or batch}
+    assert (together is None) == (not all(Batched(d.model, 5).agrees(n) for n in sizes))
+    for a, b in zip(alone, together or alone, strict=True):
+        assert torch.equal(a.delta.flat, b.delta.flat)
+        assert (a.job, a.weight, a.metrics) == (b.job, b.weight, b.metrics)
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        device(Sgd(lr=0.1, momentum=0.9)),
+        device(Sgd(lr=0.1, weight_decay=0.1)),
+        device(Sgd(lr=0.1, clip_norm=1.0)),
+        device(FedProx(lr=0.1, mu=0.1)),
+        device(Sgd(lr=0.1), samples=121),
+        device(Sgd(lr=0.1), hidden=(4000, 4000)),
+    ],
+    ids=["momentum", "decay", "clipping", "fedprox", "unequal clients", "large model"],
+)
+def test_other_work_unequal_clients_and_large_models_are_for_one_by_one(why: Device) -> None:
+    payload = why.method.space.begin(why.model)
+    assert why.together(jobs([2] * 6), [payload] * 6, [{} for _ in range(6)]) is None
+
+
+def test_unequal_steps_and_diverging_clients_are_for_one_by_one() -> None:
+    d = device(Sgd(lr=0.1))
+    payload = d.method.space.begin(d.model)
+    assert d.together(jobs([2, 3]), [payload] * 2, [{}, {}]) is None
+    broken = d.method.space.begin(d.model)
+    broken.flat.fill_(float("inf"))
+    assert d.together(jobs([2, 2]), [payload, broken], [{}, {}]) is None
