@@ -193,6 +193,26 @@ def test_a_run_goes_as_with_flat_aggregation_and_repeats_bit_for_bit(tmp_path: A
     assert one["loss"] == pytest.approx(flat["loss"], rel=1e-3)
 
 
+def test_a_run_that_broke_off_goes_on_bit_for_bit(tmp_path: Any) -> None:
+    """Updates that had arrived arrive again, in their order, whatever had been summed of them."""
+    given = ["aggregation=hierarchical", "aggregation.fan_in=2", "aggregation.hosts=[2,8]", "schedule=fedbuff"]
+    given += ["schedule.size=4", "rule=mean_count", "stop.versions=5", "checkpoint.every_seconds=0.0"]
+
+    class Enough(Exception):
+        pass
+
+    def stop(row: Any) -> None:
+        if row["version"] >= 2:
+            raise Enough
+
+    whole = composed(*given).run(tmp_path / "whole").row
+    with pytest.raises(Enough):
+        composed(*given).run(tmp_path / "broken", progress=stop)
+    resumed = composed(*given).run(tmp_path / "broken", resume=True).row
+    for key in ("weights_sha256", "events_sha256", "versions", "updates"):
+        assert resumed[key] == whole[key], key
+
+
 def test_somebody_elses_server_app_combines_flat_or_says_so() -> None:
     from fedhet.flower import MethodStrategy
 
