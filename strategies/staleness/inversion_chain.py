@@ -55,8 +55,8 @@ class Chain:
         w, shape, tapes = tape
         h = torch.zeros_like(w)
         ends = [self._pull(w, v, h, shape[0], *one) for one in tapes]
-        by_x, by_shares = torch.cat([x for x, _ in ends], 1), torch.cat([s for _, s in ends], 1)
-        return h, by_x.transpose(0, 1).reshape(shape), by_shares.t()
+        by_x, by_shares = torch.cat([x for x, _ in ends], -1), torch.cat([s for _, s in ends], -1)
+        return h, by_x.movedim(-1, 0).reshape(shape), by_shares.t()
 
     def _gradient(self, w: Tensor, a: Tensor, cut: Tensor | None, s: Tensor, g: Tensor, count: int) -> tuple[Any, ...]:
         notes: list[Note] = [{} for _ in self.stages]
@@ -72,7 +72,7 @@ class Chain:
         return p, whole, notes
 
     def _pull(self, w: Tensor, v: Tensor, h: Tensor, count: int, p: Tensor, whole: Tensor, notes: list[Note]) -> Any:
-        """The derivatives of one piece by its images and label shares, (channels, n, ...) and (classes, n)."""
+        """The derivatives of one piece by its images and label shares, (*input_shape, n) and (classes, n)."""
         ra: Tensor | None = None
         for stage, note in zip(self.stages, notes, strict=True):
             ra = stage.along(ra, w, v, note)
@@ -93,7 +93,7 @@ class Chain:
         if self._cut[0] is not x:
             first = self.stages[0]
             conv = first if isinstance(first, Affine) and first.kernel is not None else None
-            pieces = [part.transpose(0, 1) for part in torch.split(x, self.piece)]
+            pieces = [part.movedim(0, -1).contiguous() for part in torch.split(x, self.piece)]
             for _, old in self._cut[1]:
                 if conv and old is not None:
                     conv.room.give(old)

@@ -8,7 +8,8 @@ Multiplication by the Hessian", Neural Computation 6(1), 1994). Beside forward a
                   da = u^T(W^T d)      R(da) = u^T(W^T R(d) + V^T d)
 
 with u the unfolding into columns of patches and u^T its transpose. A linear layer is the same without u; rectifiers and
-maxima keep what they chose. Activations are (channels, n, height, width), or (units, n) behind a flattening.
+maxima keep what they chose. Activations are (channels, height, width, n), or (units, n) behind a flattening: with the
+images side by side, patches are cut and put back in long rows.
 """
 
 from __future__ import annotations
@@ -105,20 +106,20 @@ class Affine:
         return self._fold(both, torch.cat([rd, note["d"]]), note["shape"])
 
     def _shaped(self, rows: Tensor, shape: Any) -> Tensor:
-        return rows if self.kernel is None else rows.view(self.out, shape[1], *self._after(shape))
+        return rows if self.kernel is None else rows.view(self.out, *self._after(shape), shape[-1])
 
     def _after(self, shape: Any) -> tuple[int, int]:
         assert self.kernel is not None
-        high = (shape[2] + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
-        return high, (shape[3] + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
+        high = (shape[1] + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
+        return high, (shape[2] + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
 
     def unfold(self, a: Tensor) -> Tensor:
-        """Columns of patches: (channels * k * k, n * height * width)."""
+        """Columns of patches: (channels * k * k, height * width * n)."""
         if self.kernel is None:
             return a
         if any(self.padding):
-            a = nn.functional.pad(a, (self.padding[1],) * 2 + (self.padding[0],) * 2)
-        patches = a.unfold(2, self.kernel[0], self.stride[0]).unfold(3, self.kernel[1], self.stride[1])
+            a = nn.functional.pad(a, (0, 0) + (self.padding[1],) * 2 + (self.padding[0],) * 2)
+        patches = a.unfold(1, self.kernel[0], self.stride[0]).unfold(2, self.kernel[1], self.stride[1])
         patches = patches.permute(0, 4, 5, 1, 2, 3)
         columns = self.room.take(self.width, patches.numel() // self.width, a)
         columns.view(patches.shape).copy_(patches)
@@ -131,13 +132,13 @@ class Affine:
         (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
         high, wide = self._after(shape)
         columns = torch.mm(matrix, d, out=self.room.take(self.width, d.shape[1], d))
-        parts = columns.view(shape[0], kh, kw, shape[1], high, wide)
-        whole: Tensor = d.new_zeros(shape[0], shape[1], shape[2] + 2 * ph, shape[3] + 2 * pw)
+        parts = columns.view(shape[0], kh, kw, high, wide, shape[3])
+        whole: Tensor = d.new_zeros(shape[0], shape[1] + 2 * ph, shape[2] + 2 * pw, shape[3])
         for i in range(kh):
             for j in range(kw):
-                whole[:, :, i : i + sh * (high - 1) + 1 : sh, j : j + sw * (wide - 1) + 1 : sw] += parts[:, i, j]
+                whole[:, i : i + sh * (high - 1) + 1 : sh, j : j + sw * (wide - 1) + 1 : sw] += parts[:, i, j]
         self.room.give(columns)
-        return whole[:, :, ph : ph + shape[2], pw : pw + shape[3]]
+        return whole[:, ph : ph + shape[1], pw : pw + shape[2]]
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Maxima:
 
     def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
         shape = note["shape"]
-        whole = d.new_empty(shape) if shape[2] % 2 == shape[3] % 2 == 0 else d.new_zeros(shape)
+        whole = d.new_empty(shape) if shape[1] % 2 == shape[2] % 2 == 0 else d.new_zeros(shape)
         for corner, mask in zip(_corners(whole), note["masks"], strict=True):
             torch.mul(d, mask, out=corner)
         return whole
@@ -199,15 +200,14 @@ class Maxima:
 
 @dataclass(frozen=True)
 class Flat:
-    """(channels, n, ...) to (units, n), units in the order a flattened image has them."""
+    """(channels, height, width, n) to (units, n), units in the order a flattened image has them."""
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
         note["shape"] = a.shape
-        return a.movedim(1, -1).reshape(-1, a.shape[1])
+        return a.reshape(-1, a.shape[-1])
 
     def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
-        channels, n, *rest = note["shape"]
-        return d.view(channels, *rest, n).movedim(-1, 1).contiguous()
+        return d.reshape(note["shape"])
 
     def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None:
         return None if ra is None else self.forward(ra, w, {})
@@ -218,5 +218,5 @@ class Flat:
 
 def _corners(a: Tensor) -> list[Tensor]:
     """The four interleaved quarters of the 2 x 2 squares, row by row; views."""
-    high, wide = a.shape[2] // 2 * 2, a.shape[3] // 2 * 2
-    return [a[:, :, i:high:2, j:wide:2] for i in (0, 1) for j in (0, 1)]
+    high, wide = a.shape[1] // 2 * 2, a.shape[2] // 2 * 2
+    return [a[:, i:high:2, j:wide:2] for i in (0, 1) for j in (0, 1)]

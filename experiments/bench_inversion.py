@@ -1,0 +1,149 @@
+# ruff: noqa: E402  # threads are fixed and the checkout is found before anything is imported
+"""What one iteration of a gradient inversion costs: derivatives written out against a loop differentiated twice.
+
+    python experiments/bench_inversion.py [--images 24 60] [--repeats 15] [--table FILE]
+
+LeNet with 21,840 parameters on 28 x 28, five full-batch steps, the L1 loss on all coordinates: the gradient by images
+and label logits. "plain" is the loop everybody writes: unrolled steps with create_graph=True and one backward pass. "by
+steps" runs the adjoint with automatic second derivatives, "written out" without a graph. One thread, the three in turns,
+least and median of processor time. The floor is what the matrix products of "written out" take alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "OMP_NUM_THREADS": "1"}
+if not KEEP.items() <= os.environ.items():  # read by the C library when a process starts
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from clients.models.vision import lenet
+from fedhet.model import Model
+from fedhet.tree import FlatTree
+from strategies.staleness.inversion_chain import Chain
+from strategies.staleness.inversion_local import Path as Steps
+from strategies.staleness.inversion_local import soft_cross_entropy
+from strategies.staleness.inversion_unroll import Autograd, Objective
+
+STEPS, LR, CLASSES, SHAPE = 5, 0.05, 10, (1, 28, 28)
+Task = tuple[Tensor, Tensor]
+
+
+def plain(model: Model, start: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Task]:
+    """The double-backward loop."""
+
+    def iteration(x: Tensor, z: Tensor) -> Task:
+        x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+        shares, w = z.softmax(-1), dict(FlatTree(model.schema, start.clone().requires_grad_()))
+        first = dict(w)
+        for _ in range(STEPS):
+            loss = soft_cross_entropy(functional_call(model.module, w, (x,)), shares)
+            grads = torch.autograd.grad(loss, list(w.values()), create_graph=True)
+            w = {k: p - LR * g for (k, p), g in zip(w.items(), grads, strict=True)}
+        wanted = FlatTree(model.schema, target)
+        missed = sum(((w[k] - first[k]) - wanted[k]).abs().sum() for k in w)
+        assert isinstance(missed, Tensor)
+        by_x, by_z = torch.autograd.grad(missed / target.abs().sum(), [x, z])
+        return by_x, by_z
+
+    return iteration
+
+
+def products(images: int) -> Callable[[], None]:
+    """The matrix products of one iteration and nothing else, in memory that is there already."""
+    sizes = [(10, 25, 576 * images), (20, 250, 64 * images), (50, 320, images), (10, 50, images)]
+    parts = [tuple(torch.randn(a, b) for a, b in ((m, k), (k, n), (m, n), (m, n), (k, n), (m, k))) for m, k, n in sizes]
+
+    def all_of_them() -> None:
+        for layer, (w, columns, d, out, back, dw) in enumerate(parts):
+            deep = layer > 0  # the first layer's patches do not move along the path, and only the adjoint reaches below
+            for _ in range(STEPS):
+                for _ in range(3 if deep else 2):
+                    torch.mm(w, columns, out=out)
+                for _ in range(3 if deep else 2):
+                    torch.mm(d, columns.t(), out=dw)
+                for _ in range(3 if deep else 2):
+                    torch.mm(w.t(), d, out=back)
+
+    return all_of_them
+
+
+def measure(images: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """Least and median milliseconds of processor time by name."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = Model(lenet(input_shape=SHAPE, classes=CLASSES), soft_cross_entropy)
+    start = model.flat.clone()
+    x, z = torch.randn(images, *SHAPE, generator=generator), torch.randn(images, CLASSES, generator=generator)
+    target = 0.01 * torch.randn(start.shape, generator=generator)
+    chain = Chain.of(model.module)
+    assert chain is not None
+    path = Steps(STEPS, LR, (slice(0, images),))
+    one, two = plain(model, start, target), Objective(Autograd(model), start, target, path)
+    three, four = Objective(chain, start, target, path), products(images)
+    for a, b in zip(one(x, z), three(x, z)[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    runs: dict[str, Callable[[], object]] = {
+        "plain": lambda: one(x, z),
+        "by steps": lambda: two(x, z),
+        "written out": lambda: three(x + 0.0, z),
+        "matrix products alone": four,
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.process_time()
+            run()
+            times[name].append(1e3 * (time.process_time() - began))
+    return {name: (min(t), median(t)) for name, t in times.items()}
+
+
+def main() -> None:
+    """Print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[24, 60])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--table", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# One iteration of a gradient inversion",
+        "",
+        "    python experiments/bench_inversion.py",
+        "",
+        "LeNet (21,840 parameters), five full-batch steps on 28 x 28, L1 on all coordinates; milliseconds of processor",
+        "time on one thread, least and median; how many times faster than the plain loop, by the least.",
+        "",
+        "| images | way | least | median | times |",
+        "|---|---|---|---|---|",
+    ]
+    for images in given.images:
+        found = measure(images, given.repeats)
+        for name, (least, middle) in found.items():
+            lines.append(f"| {images} | {name} | {least:.1f} | {middle:.1f} | {found['plain'][0] / least:.2f} |")
+    load = os.getloadavg()[0]
+    lines += [
+        "",
+        f"torch {torch.__version__}, {platform.processor() or platform.machine()}, load average {load:.1f}.",
+        "",
+    ]
+    print("\n".join(lines))
+    if given.table is not None:
+        given.table.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
