@@ -17,18 +17,18 @@ MOST = 64
 """Rows of a table; of more clients the ranks are counted."""
 
 
-def card(done: Finished, what: Exported, base: str | None) -> str:
-    """`base` is the model the adapter belongs to, by path or hub id; None if its weights lie beside the adapter."""
+def card(done: Finished, what: Exported) -> str:
+    """The text of an exported folder's README.md."""
     row = done.result.row
     head: dict[str, Any] = {"tags": ["federated-learning", "fedhet", str(row["strategy"])]}
     if what.kind == "adapter":
         head |= {"library_name": "peft", "tags": ["lora", *head["tags"]]}
-    if base is not None:
-        head["base_model"] = base
+        if not (what.folder / what.base).exists():
+            head["base_model"] = what.base
     parts = [
         "---\n" + OmegaConf.to_yaml(OmegaConf.create(head)) + "---",
         f"# {what.kind.capitalize()} weights trained with {row['strategy']} on {row['clients']} clients",
-        _use(what, base),
+        _use(what),
         "## Training\n\n" + _table(("", ""), _facts(done)),
         "## Metrics\n\nOf the last version, on the run's test data.\n\n" + _table(("metric", "value"), _metrics(row)),
         _client_ranks(done),
@@ -38,14 +38,15 @@ def card(done: Finished, what: Exported, base: str | None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _use(what: Exported, base: str | None) -> str:
+def _use(what: Exported) -> str:
     if what.kind == "merged":
         return "Whole weights: `model.safetensors`."
     load = "model = PeftModel.from_pretrained(base, '.')"
-    if base is None:
-        start = "base.load_state_dict(safetensors.torch.load_file('base.safetensors'))"
-        return f"`base` is the module the run began with:\n\n```python\n{start}\n{load}\n```"
-    return f"`base` is `{base}`; scaling is 1 and all layers have rank {what.rank}.\n\n```python\n{load}\n```"
+    told = f"`base` is `{what.base}`; scaling is 1 and all layers have rank {what.rank}."
+    if what.base.endswith(".safetensors"):
+        told += " It holds the weights of the module the run began with."
+        load = f"base.load_state_dict(safetensors.torch.load_file('{what.base}'))\n{load}"
+    return f"{told}\n\n```python\n{load}\n```"
 
 
 def _facts(done: Finished) -> list[tuple[str, str]]:

@@ -56,9 +56,7 @@ def export(
     done = Finished.read(folder)
     first = done.world(texts, config_dir).model().module
     what = exports.merged(done, first, out) if kind == "merged" else exports.adapter(done, first, out, max_rank)
-    wraps = isinstance(first, exports.Wraps)
-    base = str(done.cfg["model"].get("path", "the model that was wrapped")) if wraps else None
-    (out / "README.md").write_text(card(done, what, base), encoding="utf-8")
+    (out / "README.md").write_text(card(done, what), encoding="utf-8")
     if what.ranks is not None and what.lost is not None:
         worst = max(what.lost.values())
         print(f"rank {what.rank}, {len(what.ranks)} layers, {worst:.1e} of a layer's change left out at most")

@@ -29,10 +29,11 @@ ROUNDING = 2.0**-23
 
 @runtime_checkable
 class Wraps(Protocol):
-    """A module around a model that can save itself, such as one of transformers. `new` are its tensors that no file
-    holds because they were drawn when it was loaded."""
+    """A module around a model that can save itself, such as one of transformers. `source` is the folder or id its
+    weights came from, None if they come from elsewhere; `new` are its tensors that are not there but were drawn."""
 
     pretrained: nn.Module
+    source: str | None
     new: Collection[str]
 
 
@@ -45,11 +46,12 @@ class Saves(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `ranks` are those of the layers before padding, `lost` their relative error, `whole` the
-    modules saved whole."""
+    """What was written. `base` names the model an adapter belongs to, or what lies beside it and holds it; `ranks` are
+    those of the layers before padding, `lost` their relative error, `whole` the modules saved whole."""
 
     kind: str
     folder: Path
+    base: str = ""
     rank: int = 0
     ranks: Mapping[str, int] | None = None
     lost: Mapping[str, float] | None = None
@@ -88,10 +90,13 @@ def adapter(done: Finished, first: nn.Module, out: Path, max_rank: int | None) -
         found[name] = _difference(target.get_submodule(name), before[full], after[full], versions, max_rank)
     rank = max_rank or max(f.rank for f in found.values())
     _write(target, found, whole, rank, {n.removeprefix(prefix): t for n, t in after.items()}, out)
-    if not prefix:
-        safetensors.torch.save_file(before, out / "base.safetensors")
+    base = (first.source or "base") if isinstance(first, Wraps) else "base.safetensors"
+    if not isinstance(first, Wraps):
+        safetensors.torch.save_file(before, out / base)
+    elif first.source is None and isinstance(first.pretrained, Saves):
+        first.pretrained.save_pretrained(str(out / base))
     ranks, lost = ({n: getattr(f, what) for n, f in found.items()} for what in ("rank", "lost"))
-    return Exported("adapter", out, rank, ranks, lost, tuple(sorted(whole)))
+    return Exported("adapter", out, base, rank, ranks, lost, tuple(sorted(whole)))
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import nn
 
+from clients.models.pretrained import CausalLanguageModel, SequenceClassifier
+
 
 def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: Callable[..., nn.Module]) -> nn.Module:
     """What `model` makes, with the tensors of `path`: a run folder or a file.
@@ -35,4 +37,6 @@ def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: 
                 f"{tuple(own[name].shape)} in the model for these data"
             )
     module.load_state_dict(held)
+    if isinstance(module, CausalLanguageModel | SequenceClassifier):
+        module.source, module.new = None, frozenset()  # these weights are in no library's files
     return module

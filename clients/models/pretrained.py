@@ -2,7 +2,7 @@
 
 The module is `pretrained` inside a thin one that takes a batch of token numbers (n, length) and gives logits, so that
 it trains and is scored like any other; adapters find its layers under `pretrained.`. `new` names the tensors of
-`pretrained` that its files lack, such as those of a new head: they were drawn.
+`pretrained` that its files lack, such as those of a new head: they were drawn. `source` says where its files are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, float32, nn
 class CausalLanguageModel(nn.Module):
     """Logits (n, length, vocabulary) of the token after each position."""
 
-    def __init__(self, pretrained: nn.Module, new: frozenset[str] = frozenset()) -> None:
+    def __init__(self, pretrained: nn.Module, new: frozenset[str], source: str | None) -> None:
         super().__init__()
-        self.pretrained, self.new = pretrained, new
+        self.pretrained, self.new, self.source = pretrained, new, source
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pretrained(input_ids=x, use_cache=False).logits
@@ -27,9 +27,9 @@ class CausalLanguageModel(nn.Module):
 class SequenceClassifier(nn.Module):
     """Logits (n, classes) of whole sequences; tokens of number `padding` are not attended to."""
 
-    def __init__(self, pretrained: nn.Module, padding: int, new: frozenset[str] = frozenset()) -> None:
+    def __init__(self, pretrained: nn.Module, padding: int, new: frozenset[str], source: str | None) -> None:
         super().__init__()
-        self.pretrained, self.padding, self.new = pretrained, padding, new
+        self.pretrained, self.padding, self.new, self.source = pretrained, padding, new, source
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.pretrained(input_ids=x, attention_mask=(x != self.padding).long()).logits
@@ -45,7 +45,7 @@ def causal_lm(*, input_shape: tuple[int, ...], classes: int, path: str, revision
     vocabulary = int(pretrained.config.vocab_size)
     if classes > vocabulary:
         raise ValueError(f"model.path={path}: its vocabulary has {vocabulary} tokens, the data have {classes}")
-    return CausalLanguageModel(pretrained, new)
+    return CausalLanguageModel(pretrained, new, path)
 
 
 def sequence_classifier(
@@ -59,7 +59,7 @@ def sequence_classifier(
     padding = pretrained.config.pad_token_id
     if padding is None:
         raise ValueError(f"model.path={path}: its configuration names no pad_token_id, so padding cannot be told")
-    return SequenceClassifier(pretrained, int(padding), new)
+    return SequenceClassifier(pretrained, int(padding), new, path)
 
 
 def _load(

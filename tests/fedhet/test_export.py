@@ -148,6 +148,20 @@ def test_an_adapter_of_a_transformers_model_goes_onto_that_model(fedhet, languag
     assert not (tmp_path / "a" / "base.safetensors").exists()
 
 
+def test_an_adapter_onto_a_finished_runs_model_brings_that_model(fedhet, language, tmp_path):
+    cfg = Finished.read(language).cfg
+    data = [f"data.{key}={cfg['data'][key]}" for key in ("path", "length", "cache")]
+    folder = run(
+        tmp_path / "run", "strategy=flora", "data=characters", *data, "partition=iid", "budget.rank=2", "seed=5",
+        "space.targets=[c_proj]", "model=checkpoint", f"model.path={language}", "model@model.model=causal_lm",
+        f"model.model.path={cfg['model']['path']}",
+    )  # fmt: skip
+    assert fedhet("export", folder, "--to", "adapter", "--out", tmp_path / "a")[0] == 0
+    _, x, wanted = outputs(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "base")
+    assert torch.allclose(PeftModel.from_pretrained(model, tmp_path / "a").eval()(x).logits, wanted, atol=1e-4)
+
+
 def test_merged_transformers_models_load_by_themselves(fedhet, language, tmp_path):
     assert fedhet("export", language, "--to", "merged", "--out", tmp_path / "m")[0] == 0
     _, x, wanted = outputs(language)
