@@ -137,13 +137,13 @@ def _load() -> Call | str:
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         return "no C compiler"
-    place = _place()
     try:
+        place = _place()
         if not place.is_file():
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _compile(compiler, place)
         call = ctypes.CDLL(str(place)).weighted_sum
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         return f"the compiled loop is not usable: {type(error).__name__}"
     pointer = ctypes.c_void_p
     call.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
