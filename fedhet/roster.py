@@ -131,7 +131,11 @@ class Clients(Mapping[ClientId, Profile]):
 
         Raises KeyError for a client that is not in the roster, ValueError for a value that a profile refuses.
         """
-        known = {**{name: getattr(self[client], name) for name in FIELDS}, **fields}
+        if "sec_per_step" in fields:  # and not by its operations or its samples
+            fields = {"flops_per_s": None, "sec_per_sample": None, **fields}
+        before = self[client]
+        fields = {name: value for name, value in fields.items() if name not in FIELDS or value != getattr(before, name)}
+        known = {**{name: getattr(before, name) for name in FIELDS}, **fields}
         if set(known) != set(FIELDS) or {"availability", "availability_period_s"} & set(fields):
             raise ValueError(f"a client cannot tell {sorted(fields)}")
         self._cache[client] = Profile(**known)

@@ -107,12 +107,13 @@ class Device:
         Safe to repeat after any interruption: if the server knows the new keys already, they are used.
         """
         self.settle_keys()
+        own, _ = self.identity, self.leaf()
         after = Device(self.folder / "next", self.clock)
         if not (after.folder / "identity.key").exists():
             shutil.rmtree(after.folder, ignore_errors=True)
             Identity.create(after.folder)
         files.write_file(after.folder / "root.pem", files.read_private(self.folder / "root.pem"))
-        own, new = self.identity, after.identity
+        new = after.identity
         csr = after.request()
         proof = new.sign(ROTATION, own.node_id.encode(), csr)
         keys = {"public": b64(new.public), "flower_public": new.flower_public, "csr": csr.decode(), "proof": b64(proof)}

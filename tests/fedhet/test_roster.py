@@ -172,3 +172,19 @@ def test_a_note_stays_with_the_fleet():
 def test_size_is_in_the_columns():
     clients = Clients.from_columns(10, {"sec_per_step": np.ones(10)})
     assert sys.getsizeof(clients.__dict__) < 1000 and clients.columns["sec_per_step"].nbytes == 80
+
+
+def test_what_a_client_tells_replaces_what_was_assumed_and_nobody_elses():
+    clients = Clients.from_columns(3, {"flops_per_s": 1e9, "latency_s": np.array([0.1, 0.2, 0.3])})
+    clients.tell(1, {"sec_per_step": 0.5, "latency_s": 0.7, "num_examples": 40})
+    assert (clients[1].seconds_per_step(32), clients[1].latency_s, clients.examples(1)) == (0.5, 0.7, 40)
+    assert clients[1].flops_per_s is None and clients[0].flops_per_s == 1e9 and clients[2].latency_s == 0.3
+    assert clients.column("latency_s") == [0.1, 0.7, 0.3] and clients.total_examples == 40
+    clients.tell(1, {"sec_per_step": 0.5})
+    assert clients[1].sec_per_step == 0.5
+    for wrong in ({"sec_per_stp": 1.0}, {"availability": ((0, 1),)}, {"latency_s": -1.0}):
+        with pytest.raises(ValueError):
+            clients.tell(0, wrong)
+    assert clients[0].latency_s == 0.1
+    with pytest.raises(KeyError):
+        clients.tell(3, {"latency_s": 0.1})

@@ -195,3 +195,19 @@ def test_the_unit_restarts_except_after_final_refusals(fedhet, tmp_path):
     final = {EnrollError(code).exit_code for code in ("E109", "E202", "E209", "E212")}
     line = next(row for row in text.splitlines() if row.startswith("RestartPreventExitStatus="))
     assert set(map(int, line.partition("=")[2].split())) == final
+
+
+def test_root_and_issuing_key_are_rotated_and_invitations_carry_labels(fedhet, tmp_path):
+    first = fedhet("ca", "init", "--endpoint", "localhost:9", "--json")["root_sha256"]
+    assert fedhet("ca", "rotate", "--json")["serial"]
+    second = fedhet("ca", "rotate", "--root", "--json")["root_sha256"]
+    assert second != first
+    invited = fedhet("enroll", "invite", "--owner", "st-mary", "--label", "ward=icu", "--json")
+    assert second in invited["token"]
+    [client] = fedhet("clients", "list", "--json")
+    assert client["labels"] == {"owner": "st-mary", "ward": "icu"}
+    refused = fedhet("enroll", "invite", "--label", "ward", "--json", code=EnrollError("E115").exit_code)
+    assert code_of(refused) == "E115"
+    assert fedhet("audit", "verify", "--json")["lines"] == 4
+    answer = fedhet("client", "rotate", "--json", code=EnrollError("E316").exit_code)
+    assert code_of(answer) == "E316"
