@@ -35,8 +35,17 @@ from strategies.spaces.lora.warm import as_factors, factors_of, reversed_sign
 
 @dataclass(frozen=True)
 class ExactWarm(AbstractProducts):
-    """All of its hyper-parameters are those of `AbstractLora`. Adaptive local work should start its moments anew in
-    every job: the basis turns."""
+    """tracked_rank: the most of T that the server keeps as factors, which decides how well starts are chosen and
+    nothing else: sums stay exact. None keeps all, up to min(d, k), which is costly for large layers; a few times `rank`
+    is enough. The rest as for all adapters, see `AbstractLora`. Adaptive local work should start its moments anew in
+    every job: the basis turns. Raises ValueError for tracked_rank below rank."""
+
+    tracked_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tracked_rank is not None and self.tracked_rank < self.rank:
+            raise ValueError(f"tracked_rank={self.tracked_rank} is below rank={self.rank}: starts would be cut short")
 
     def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
         return as_factors(empty(shapes, kind))
@@ -70,4 +79,4 @@ class ExactWarm(AbstractProducts):
         held = dict(state.items())
         steps = {name: compress(pair)[0] for name, pair in pairs(delta).items()}
         base = ledger.advance(held, steps, under(delta, WHOLE), smallest=True)
-        return {**base, **as_factors(summed(factors_of(held), steps))}
+        return {**base, **as_factors(summed(factors_of(held), steps, self.tracked_rank))}

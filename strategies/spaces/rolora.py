@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fedhet import tree
+from fedhet.client import KEPT
 from fedhet.model import Model
 from fedhet.types import Job, Tree
 from strategies.spaces.lora.averaged import CHANGED, AbstractAveraged, increments, install_pairs, padded
-from strategies.spaces.lora.base import KEPT
 from strategies.spaces.lora.host import Panel
 from strategies.spaces.lora.ledger import WrongBase, version_of
 from strategies.spaces.lora.names import FACTOR, WHOLE, A, B, pairs, under

@@ -5,7 +5,7 @@ A device's model is W + s B A, s being alpha, alpha / r or alpha / sqrt(r).
 
     factors     Pair(left (d, r), right (r, k)) stands for left @ right. stack(pairs, coefficients) -> Pair;
                 gram(pairs) -> (n, n) float64 through r x r matrices; compress(pair, energy=, rank=) -> (Pair, lost);
-                truncated(matrix, rank) -> Pair, of a dense matrix; added(weight, pair) -> weight + left @ right
+                added(weight, pair) -> weight + left @ right
     layers      adaptable(module, targets, exclude) -> {module name: Shape(d, k, transposed)}; a target that matches
                 nothing is a ValueError naming the nearest modules
     names       what a leaf is, by its name

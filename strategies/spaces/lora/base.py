@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedhet import tree
+from fedhet.client import KEPT
 from fedhet.model import Model
 from fedhet.streams import stream
 from fedhet.tree import Leaf, Schema
@@ -38,8 +39,6 @@ from strategies.spaces.lora.names import (
     tree_of,
     under,
 )
-
-KEPT = "kept."
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,6 @@ def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None, floor:
     return Pair((u * root).to(kind).contiguous(), (vt * root[:, None]).to(kind).contiguous()), lost
 
 
-def truncated(matrix: Tensor, rank: int) -> Pair:
-    """The best approximation of a dense (d, k) matrix of at most this rank."""
-    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
-    return compress(Pair(eye, matrix), rank=rank)[0]
-
-
 def _kept(s: Tensor, energy: float, rank: int | None, floor: float) -> int:
     """How many singular values (in descending order) stay."""
     kept = int((s > floor).sum())

@@ -162,9 +162,9 @@ def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[s
         base = sent
     else:
         base = {name: sent.get(name, leaf) for name, leaf in kept.items()}
-        found = sorted({int(n.split("/", 2)[1]) for n in payload if n.startswith(PAST)})
+        steps = sorted({int(n.split("/", 2)[1]) for n in payload if n.startswith(PAST)})
         for name, leaf in kept.items():
-            for v in found:
+            for v in steps:
                 left, right = _names(v, layer_of(name))
                 if name.startswith(ADAPTED) and left in payload:
                     leaf = base[name] = added(leaf, Pair(payload[left], payload[right]))

@@ -56,7 +56,9 @@ def empty(shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Pair]:
     return {n: Pair(torch.zeros((s.d, 0), dtype=kind), torch.zeros((0, s.k), dtype=kind)) for n, s in shapes.items()}
 
 
-def summed(products: Mapping[str, Pair], steps: Mapping[str, Pair]) -> dict[str, Pair]:
-    """products + steps in compressed form; what is left of parts that cancel is dropped."""
+def summed(products: Mapping[str, Pair], steps: Mapping[str, Pair], most: int | None = None) -> dict[str, Pair]:
+    """products + steps in compressed form, of rank `most` at most; what is left of parts that cancel is dropped."""
     floor = {n: ROUNDING * (norm(products[n]) if products[n].left.dtype != torch.float64 else 0.0) for n in steps}
-    return {n: compress(stack([products[n], step], [1.0, 1.0]), floor=floor[n])[0] for n, step in steps.items()}
+    return {
+        n: compress(stack([products[n], step], [1.0, 1.0]), rank=most, floor=floor[n])[0] for n, step in steps.items()
+    }

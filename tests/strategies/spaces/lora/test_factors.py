@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.spaces.lora.factors import Pair, added, compress, gram, norm, stack, truncated
+from strategies.spaces.lora.factors import Pair, added, compress, gram, norm, stack
 
 D, K = 13, 9
 
@@ -97,7 +97,6 @@ def test_truncation_is_as_good_as_any_matrix_of_that_rank(rank: int) -> None:
         assert lost == pytest.approx(best, rel=1e-9)
         u, sv, vt = torch.linalg.svd(given_pair.dense)
         assert gap(small.dense, u[:, :q] * sv[:q] @ vt[:q]) < 1e-9
-        assert gap(truncated(given_pair.dense, q).dense, small.dense) < 1e-9
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])

@@ -34,6 +34,7 @@ EXACT = {
     "flex": (Flex(rank=3), UNEQUAL),
     "flex, increments": (Flex(rank=3, target="increment"), UNEQUAL),
     "exact_warm": (ExactWarm(rank=3), UNEQUAL),
+    "exact_warm, tracked": (ExactWarm(rank=3, tracked_rank=3), UNEQUAL),
     "fedex": (FedEx(rank=3), EQUAL),
     "ffa": (Ffa(rank=3), UNEQUAL),
     "rolora": (RoLora(rank=3), EQUAL),
@@ -340,7 +341,7 @@ def test_florist_adds_the_least_rank_that_holds_the_energy(rounds: Any) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_every_method_of_the_family_learns(federation: Any, name: str) -> None:
     space, ranks = BOTH[name]
-    run = federation(space, ranks, lr=0.5, steps=5).run(15)
-    losses = [[u.metrics["loss"] for u in run.updates if u.job.version == v] for v in (0, 14)]
+    run = federation(space, ranks, lr=0.3, steps=5).run(16)
+    losses = [[u.metrics["loss"] for u in run.updates if u.job.version == v] for v in (0, 15)]
     assert not run.failed
     assert np.mean(losses[1]) < 0.95 * np.mean(losses[0])
