@@ -193,6 +193,7 @@ def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: b
         endpoint = federation.authority.about.endpoint
         own = int(endpoint.rpartition(":")[2]) if port is None else port
         server = Server(federation, host, own, flower_port, insecure)
+        server.check_ports()
         told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": server.superlink.address}
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us

@@ -56,6 +56,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E314": (502, "the run failed on the server", "read the end of its log above, then: fedhet submit --resume"),
     "E315": (409, "the run does not go on any more", "its folder says how it ended: fedhet follow"),
     "E317": (400, "a file cannot be read", "check its path"),
+    "E318": (409, "a port is taken", "end what listens there, or choose others: --port, --flower-port"),
     "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),
 }
 

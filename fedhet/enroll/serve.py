@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,16 @@ class Server:
     @property
     def _certificate(self) -> Path:
         return self.federation.folder / "ca" / "server.pem"
+
+    def check_ports(self) -> None:
+        """Raises EnrollError E318 unless both ports can be listened on."""
+        for host, port in ((self.host, self.port), ("127.0.0.1", self.superlink.port)):
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise EnrollError("E318", f"{host}:{port}: {error.strerror}") from None
 
     def run(self) -> None:
         """Serve. `--insecure` leaves TLS to a proxy on this machine."""

@@ -1,6 +1,7 @@
 """The commands, as a person or a script uses them."""
 
 import json
+import socket
 import stat
 import zipfile
 
@@ -160,6 +161,19 @@ def test_serving_without_tls_is_refused_off_loopback(fedhet):
     for host in ("0.0.0.0", "192.0.2.1", "::"):
         refusal = fedhet("serve", "--insecure", "--host", host, code=EnrollError("E304").exit_code)
         assert "E304" in refusal
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(fedhet, tmp_path):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        fedhet("ca", "init", "--endpoint", f"localhost:{port}")
+        taken = EnrollError("E318").exit_code
+        here = ["--host", "127.0.0.1", "--json"]
+        assert str(port) in fedhet("serve", *here, code=taken)["error"]["detail"]
+        assert code_of(fedhet("serve", *here, "--port", 0, "--flower-port", port, code=taken)) == "E318"
+    assert not (tmp_path / "op" / "flower").exists()
 
 
 def test_a_bad_token_is_refused_without_repeating_it(fedhet):
