@@ -112,7 +112,7 @@ def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int]
 
     parts = method(cfg)
     budget = parts.budget
-    if not isinstance(budget, Ranked):
+    if not isinstance(budget, Ranked) or not callable(budget.rank):  # others hold a number of that name
         return None
     here = world(cfg, len(clients))
     roster = clients.with_examples(here.examples())
