@@ -171,7 +171,8 @@ class _Crowd:
         if self.members is None:
             return
         server, active = self.session.server, self.members.now()
-        jobs = [*server.buffer.values(), *server.inflight.values()]
+        pondered = [chore.update.job for chore in server.chores.open.values()]
+        jobs = [*server.buffer.values(), *server.inflight.values(), *pondered]
         concerned = {job.client for job in jobs} | set(self.nodes.of_client)
         for client in sorted(concerned - set(active)):
             self.nodes.of_client.pop(client, None)
