@@ -71,7 +71,10 @@ def cluster(experiment: Experiment, folder: Path, *, resume: bool, progress: Pro
         raise ValueError(
             "transport=cluster needs an experiment made from a configuration: other machines build from it"
         )
-    from fedhet.grids.cluster import Cluster
+    try:
+        from fedhet.grids.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(f"transport=cluster needs ray ({error}): pip install 'flwr[simulation]==1.41.*'") from None
 
     asked = experiment.config["transport"]
     make = partial(device_app, experiment.for_devices())

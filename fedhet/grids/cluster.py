@@ -102,7 +102,13 @@ class Cluster:
         if self._started:
             _reachable(address)
             quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(**quiet, **({"address": address} if address else {"include_dashboard": False}))
+            try:
+                ray.init(**quiet, **({"address": address} if address else {"include_dashboard": False}))
+            except ConnectionError:
+                raise ConnectionError(
+                    f"no Ray cluster at {address}: start one with `ray start --head`, or give the "
+                    "transport.address=host:port of its head, or transport.address='' for this machine alone"
+                ) from None
         self._tasks: dict[int, _Task] = {}
         self._done: dict[int, Outcome] = {}
         self._queue: list[tuple[int, int]] = []
