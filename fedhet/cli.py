@@ -235,9 +235,6 @@ def version() -> None:
     cli_show.versions()
 
 
-cli_enroll.mount(app)
-
-
 cli_enroll.mount(app)  # real clients: enrolment, serving, joining
 
 
