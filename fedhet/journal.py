@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
 """
 
 
+LOCK = "journal.lock"
+"""Held by the server process that works on a run folder."""
+LOOK_S = 0.5
+"""Seconds for which a lock is asked for that somebody else may just be looking at."""
+
+
 class JournalError(RuntimeError):
     """A journal that does not lead back to where the run was, or a job that would end twice."""
 
@@ -41,12 +48,29 @@ class JournalError(RuntimeError):
 def alone(folder: Path) -> Iterator[None]:
     """One server process a run folder; a killed one lets go of it. Raises JournalError while another works on it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "journal.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JournalError(f"another server works on {folder}") from None
+    with (folder / LOCK).open("w") as file:
+        end = time.monotonic() + LOOK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # somebody may just be looking
+                if time.monotonic() > end:
+                    raise JournalError(f"another server works on {folder}") from None
+                time.sleep(0.02)
         yield
+
+
+def occupied(folder: Path) -> bool:
+    """Whether a living server process works on a run folder of this machine."""
+    if not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class Inputs(Protocol):

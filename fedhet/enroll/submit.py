@@ -19,6 +19,7 @@ from fedhet.enroll import files, tables
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import NAME, SuperLink
 from fedhet.enroll.registry import Registry
+from fedhet.journal import occupied
 from fedhet.record import read_rows, write_atomic
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
 AWAY_S = 120.0
 """Seconds for which a SuperLink may be away while a run is followed."""
+LAST_WORDS_S = 10.0
+"""Seconds within which a server process that ended by itself is known to have."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
 VANISHED = "No heartbeat"
@@ -158,6 +161,16 @@ class Submission:
         """The end of the ServerApp's log."""
         return self.link.text("log", str(self.run_id), NAME, "--show")[-WORDS:].strip()
 
+    def _vanished(self) -> bool:
+        """Whether a process that is gone left without a word: what raises, or is stopped, is known to Flower soon."""
+        end = time.monotonic() + LAST_WORDS_S
+        while time.monotonic() < end:
+            status, told = self.status()
+            if status.startswith("finished"):
+                return VANISHED in told
+            time.sleep(0.5)
+        return True
+
     def follow(
         self,
         show: Callable[[Mapping[str, Any]], None],
@@ -169,9 +182,13 @@ class Submission:
         Raises EnrollError E314 if the run ends without a result: `data` has the end of its log, and under "killed"
         whether its process just vanished.
         """
-        looked, seen, metrics = time.monotonic(), 0, self.folder / "metrics.jsonl"
+        looked, seen, metrics, lived = time.monotonic(), 0, self.folder / "metrics.jsonl", False
         while not self.done:
             nap(0.2)
+            here = occupied(self.folder)
+            if lived and not here and not self.done:  # Flower notices after a minute only
+                raise EnrollError("E314", "its process is gone", log=self.last_words(), killed=self._vanished())
+            lived = lived or here
             rows = read_rows(metrics) if metrics.is_file() else []
             for row in rows[seen:]:
                 show(progress(row, most))

@@ -13,7 +13,7 @@ from flwr.app import Message, RecordDict
 from fedhet import wire
 from fedhet.flower_compat import claim_identity
 from fedhet.gate import Gate
-from fedhet.journal import Journal, Journaled, JournalError, alone, replay
+from fedhet.journal import Journal, Journaled, JournalError, alone, occupied, replay
 from fedhet.live import live
 from fedhet.record import read_rows
 from fedhet.session import Session
@@ -97,7 +97,8 @@ def test_two_servers_do_not_work_on_one_run(tmp_path):
     with alone(tmp_path), pytest.raises(JournalError, match="another server"), alone(tmp_path):
         pass
     with alone(tmp_path):
-        pass
+        assert occupied(tmp_path)
+    assert not occupied(tmp_path) and not occupied(tmp_path / "nowhere")
 
 
 def test_a_job_ends_once(tmp_path):

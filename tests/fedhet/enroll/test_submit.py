@@ -1,5 +1,6 @@
 """Methods on a live federation: what is checked before, how a run is followed, and one run on real processes."""
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.submit import Crowd, Submission
+from fedhet.journal import alone
 
 found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
 living = importlib.util.module_from_spec(found)
@@ -164,3 +166,27 @@ def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, 
     with pytest.raises(EnrollError, match="E308"):
         Submission(Away(tmp_path, "running"), tmp_path, 1).status()
     assert Away.calls == -97, "a SuperLink that is there is not asked for ever"
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "killed"),
+    [("running", "", True), ("finished:failed", submit.VANISHED, True), ("finished:failed", "ValueError", False)],
+)
+def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, status, details, killed):
+    monkeypatch.setattr(submit, "LAST_WORDS_S", 0.01)
+    monkeypatch.setattr(submit, "LOOK_S", 1e9)
+    monkeypatch.setattr(Told, "text", lambda self, *_: "its last words", raising=False)
+    made, lock = Submission(Told(tmp_path, status, details), tmp_path, 1), contextlib.ExitStack()
+    naps = []
+
+    def nap(_):
+        naps.append(1)
+        if len(naps) == 2:
+            lock.enter_context(alone(tmp_path))
+        if len(naps) == 4:
+            lock.close()
+
+    with pytest.raises(EnrollError) as caught:
+        made.follow(lambda row: None, {}, nap)
+    assert caught.value.code == "E314" and caught.value.data["killed"] is killed
+    assert caught.value.data["log"] == "its last words" and len(naps) == 4
