@@ -41,6 +41,8 @@ App = Callable[[Message, Context], Message]
 class Bundling(Protocol):
     """An app that can answer several messages at once, with what it would answer to each."""
 
+    def __call__(self, message: Message, context: Context) -> Message: ...
+
     def together(self, tasks: Sequence[tuple[Message, Context]]) -> Sequence[Message] | None:
         """The replies, in order; None if these messages are for one call each."""
         ...
