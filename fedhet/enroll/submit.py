@@ -44,7 +44,7 @@ TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
 AWAY_S = 120.0
 """Seconds for which a SuperLink may be away while a run is followed."""
-LAST_WORDS_S = 10.0
+LAST_WORDS_S = 5.0
 """Seconds within which a server process that ended by itself is known to have."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
