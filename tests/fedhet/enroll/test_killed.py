@@ -52,7 +52,7 @@ def test_a_relay_passes_bytes_until_it_is_cut_and_afterwards_again():
 @pytest.mark.transport
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_counts_twice_when_server_client_and_superlink_are_killed(tmp_path):
-    done = soak(tmp_path / "soak", ["server", "client", "superlink"], clients=2, tasks=12, methods=("FedBuff",))
+    done = soak(tmp_path / "soak", ["server", "client", "superlink"], clients=2, tasks=24, methods=("FedBuff",))
     assert [role for role, _ in done.blows] == ["server", "client", "superlink"]
     assert done.lost == done.doubled == 0
     assert sum(ledger.accepted for _, ledger in done.runs) >= 8
