@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Experiment", "Limits", "Method", "Misfit", "Result", "__version__"]
 
-_HOMES = {"Experiment": "experiment", "Limits": "server", "Method": "compose", "Misfit": "compose", "Result": "result"}
+_HOMES = {"Experiment": "experiment", "Limits": "limits", "Method": "compose", "Misfit": "compose", "Result": "result"}
 
 origin.on_path()
 

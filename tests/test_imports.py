@@ -49,3 +49,9 @@ def test_every_folder_of_code_is_a_package():
     # the import contracts do not see a folder without __init__.py
     folders = {(origin.root() / name).parent for name in FILES}
     assert sorted(str(f) for f in folders if not (f / "__init__.py").is_file()) == []
+
+
+def test_every_public_name_is_there() -> None:
+    import fedhet
+
+    assert all(getattr(fedhet, name) is not None for name in fedhet.__all__)
