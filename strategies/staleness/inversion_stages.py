@@ -20,24 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from strategies.staleness.inversion_room import Room
+
 Note = dict[str, Any]
 """What one stage keeps of one step."""
-
-
-@dataclass
-class Room:
-    """Large buffers that are used again: fresh memory costs more than what is computed in it."""
-
-    free: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict)
-
-    def take(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A buffer of this shape with anything in it."""
-        spare = self.free.get((rows, columns))
-        return spare.pop() if spare else like.new_empty(rows, columns)
-
-    def give(self, buffer: Tensor) -> None:
-        """It will not be read any more."""
-        self.free.setdefault(tuple(buffer.shape), []).append(buffer)
 
 
 class Stage(Protocol):
