@@ -42,6 +42,20 @@ def _guard(sock: socket.socket, address: Any) -> None:
     raise NetworkUsed(f"a test tried to connect to {address!r}: tests run on loopback only")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests, file by file; all that start processes of their own are for one of them, and come
+    first, or they would wait for each other's processors and run into their time limits."""
+
+    def group(item: pytest.Item) -> str:
+        path = item.path.as_posix()
+        busy = "/tests/transports/" in path or "/tests/fedhet/enroll/" in path or item.get_closest_marker("transport")
+        return "processes" if busy else path
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) != "processes")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Sockets reach loopback and unix sockets, nothing else."""
