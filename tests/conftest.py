@@ -42,6 +42,7 @@ def _guard(sock: socket.socket, address: Any) -> None:
     raise NetworkUsed(f"a test tried to connect to {address!r}: tests run on loopback only")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests, file by file; all that start processes of their own are for one of them, and come
     first, or they would wait for each other's processors and run into their time limits."""
