@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
 
@@ -42,19 +43,27 @@ def _guard(sock: socket.socket, address: Any) -> None:
     raise NetworkUsed(f"a test tried to connect to {address!r}: tests run on loopback only")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def share(nodeid: str) -> str:
+    """What of the tests runs in one process: a file, or all files whose tests start processes of their own; those would
+    wait for each other's processors and run into their time limits."""
+    path = nodeid.partition("::")[0]
+    return "processes" if path.startswith(("tests/transports/", "tests/fedhet/enroll/")) else path
+
+
+class Shares(LoadScopeScheduling):
+    """Hands out whole shares."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return share(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
+    return Shares(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests, file by file; all that start processes of their own are for one of them, and come
-    first, or they would wait for each other's processors and run into their time limits."""
-
-    def group(item: pytest.Item) -> str:
-        path = item.path.as_posix()
-        busy = "/tests/transports/" in path or "/tests/fedhet/enroll/" in path or item.get_closest_marker("transport")
-        return "processes" if busy else path
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) != "processes")
+    """The longest share comes first."""
+    items.sort(key=lambda item: share(item.nodeid) != "processes")
 
 
 @pytest.fixture(autouse=True, scope="session")
