@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -134,3 +134,10 @@ def forget(address: str, root: str, key: ec.EllipticCurvePrivateKey, node_id: in
     who, signed = RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())
     with FleetHttpClient.from_server_address(address, False, root, interceptors=[who, signed]) as client:
         client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+
+
+def aggregate_arrayrecords(records: list[RecordDict], weighting_metric_name: str) -> ArrayRecord:
+    """The weighted mean as Flower's own strategies take it, to measure ours against."""
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords as theirs
+
+    return theirs(records, weighting_metric_name)

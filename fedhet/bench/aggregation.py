@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedhet import tree, wire
 from fedhet.bench.turns import Cost, in_turns
+from fedhet.flower_compat import aggregate_arrayrecords
 from fedhet.tree import FlatTree, Leaf, Schema
 
 READ, OURS, TORCH, FLOWER = "reading every update once", "fedhet", "torch, one by one", "Flower"
