@@ -5,7 +5,7 @@
 
 LeNet with 21,840 parameters on 28 x 28, five full-batch steps, the L1 loss on all coordinates: the gradient by images
 and label logits. "plain" is the loop everybody writes: unrolled steps with create_graph=True, one backward pass. "by
-steps" runs the adjoint with automatic second derivatives, "written out" without a graph. One thread, the three in turns,
+steps" runs the adjoint with automatic second derivatives, "written out" no graph. One thread, the three in turns,
 least and median of processor time. The floor is what the matrix products of "written out" take alone.
 """
 
