@@ -120,6 +120,6 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         assert serving.wait(30) == 0, log("serve")
         assert not superlink.listens()
         actions = [row["action"] for row in federation.audit.rows()]
-        assert sorted(actions) == sorted(["found", "serve", "invite", "enrol", "approve", "revoke", "stop"])
+        assert sorted(actions) == sorted(["found", "serve", "invite", "enrol", "approve", "profile", "revoke", "stop"])
         federation.audit.check()
         assert token.secret not in log("serve") + log("agent")
