@@ -88,8 +88,12 @@ class Members:
         if member.node != statement.node or not sign.verify(member.public, statement, signature):
             raise EnrollError("E205", f"client {client}")
 
-    def observe(self, client: ClientId, sec_per_step: float) -> float:
-        """Take one observed speed into the client's running mean, which is returned. Raises ValueError or E210."""
+    def observe(self, client: ClientId, sec_per_step: float) -> float | None:
+        """Take one observed speed into the client's running mean, which is returned.
+
+        None, and nothing written, for one that is no member any more: an operator may revoke a client between two
+        looks of the server, and its speed matters to nobody then. Raises ValueError for a speed that is none.
+        """
         if not 0 < sec_per_step < float("inf"):
             raise ValueError(f"sec_per_step={sec_per_step} must be a positive number of seconds")
         for found in self._registry.clients(tables.ACTIVE, tables.SUSPENDED):
@@ -99,7 +103,7 @@ class Members:
                 count = int(found.observed.get("finished", 0)) + 1
                 self._registry.observe(found.number, sec_per_step=mean, finished=count)
                 return mean
-        raise EnrollError("E210", f"client {client}")
+        return None
 
     def _read(self) -> None:
         """Read the registry if another connection has changed it."""

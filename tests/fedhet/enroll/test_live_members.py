@@ -112,6 +112,21 @@ def test_measured_and_observed_speeds_reach_the_schedule_and_the_list(door, crow
         assert client.observed["sec_per_step"] > 0 and client.observed["finished"] >= 1
 
 
+def test_a_revocation_between_two_looks_at_the_registry_does_not_end_the_run(door, crowd, monkeypatch, tmp_path):
+    observe = crowd.observe
+
+    def revoked_first(client, seconds):
+        if client == 2 and crowd.state(2) == "active":
+            door.federation.revoke("c2", "stolen")
+        return observe(client, seconds)
+
+    monkeypatch.setattr(crowd, "observe", revoked_first)
+    monkeypatch.setattr("fedhet.live.WATCH", 0.0)
+    row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2), versions=8)
+    assert row["versions"] == 8 and crowd.state(2) == "revoked"
+    assert [r for r in rows if r["event"] == "left" and r["client"] == 2]
+
+
 class Answering:
     """A grid of nodes that say they are what a test wants."""
 
@@ -165,6 +180,6 @@ def test_paths_on_a_device_are_told_to_nobody(door, tmp_path):
     claim_identity(1)
     request = Message(RecordDict(), 10, "query.profile")
     small.set_message_id(request, "m")
-    config = {"partition-id": 1, "data": "/home/ada/scans", "state": str(tmp_path), "sec_per_step": 0.5}
+    config = {"partition-id": 1, "data": "/the/scans", "state": str(tmp_path), "sec_per_step": 0.5}
     reply = app(request, Context(1, 10, config, RecordDict(), {}))
     assert dict(reply.content["profile"]) == {"partition-id": 1, "sec_per_step": 0.5}
