@@ -1,4 +1,5 @@
-"""Commands about real clients: `mount` hangs them under `fedhet`. Signatures only; the work is in fedhet/enroll.
+"""Commands of who runs a federation of real clients: `mount` hangs them, and a device's (fedhet/cli_client.py), under
+`fedhet`. Signatures only; the work is in fedhet/enroll.
 
 A refusal is one line on standard error, or with --json one object on standard output, and the exit code of its error
 (fedhet/enroll/errors.py).
@@ -11,16 +12,12 @@ from typing import Annotated
 
 import typer
 
+from fedhet import cli_client
+from fedhet.cli_client import Json
+
 Home = Annotated[Path, typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.")]
-State = Annotated[Path, typer.Option("--state", envvar="FEDHET_CLIENT", help="This client's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
 Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
-DataPath = Annotated[str, typer.Option("--data", help="Where this device's data are; the path is not told.")]
-Partition = Annotated[str, typer.Option("--partition", metavar="K/N", help="Which part of a common data set it is.")]
-Examples = Annotated[int, typer.Option("--examples", help="How many training examples there are.", min=0)]
-Labels = Annotated[Path | None, typer.Option("--labels", help="JSON file of examples by label.")]
-Seconds = Annotated[float, typer.Option("--benchmark", help="Seconds the benchmark may take; 0 leaves it out.", min=0)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="As for `fedhet run`: strategy=fedbuff seed=3.", show_default=False),
@@ -33,24 +30,22 @@ WaitFor = Annotated[
 OnInterrupt = Annotated[str, typer.Option("--on-interrupt", help="What Ctrl-C does: ask, detach or stop.")]
 
 HOME = Path.home() / ".fedhet" / "federation"
-STATE = Path.home() / ".fedhet" / "client"
 
 ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
 enroll = typer.Typer(help="Who may join.", no_args_is_help=True)
 clients = typer.Typer(help="Who has joined.", no_args_is_help=True)
-client = typer.Typer(help="This device as a client.", no_args_is_help=True)
 audit = typer.Typer(help="What was done, and whether the log is whole.", no_args_is_help=True)
 
 
 def mount(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for name, group in (("ca", ca), ("enroll", enroll), ("clients", clients), ("client", client), ("audit", audit)):
+    for name, group in (("ca", ca), ("enroll", enroll), ("clients", clients), ("audit", audit)):
         app.add_typer(group, name=name)
-    app.command("join")(join)
     app.command("serve")(serve)
     app.command("submit")(submit)
     app.command("follow")(follow)
     app.command("stop")(stop)
+    cli_client.mount(app)
 
 
 @ca.command("init")
@@ -255,131 +250,3 @@ def stop(folder: RunFolder, json: Json = False) -> None:
     from fedhet import cli_submit
 
     cli_submit.stop(folder, json)
-
-
-def join(
-    token: Annotated[str, typer.Argument(help="The token, or - to read it from standard input.")],
-    name: Annotated[str, typer.Option("--name", help="Another name than the invitation's.")] = "",
-    data: DataPath = "",
-    partition: Partition = "",
-    examples: Examples = 0,
-    labels: Labels = None,
-    benchmark: Seconds = 3.0,
-    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for approval.", min=0)] = 3600.0,
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Make this device a client: verify the server, make keys, measure, ask, wait for approval."""
-    from fedhet.enroll import device_commands
-
-    device_commands.join(state, token, name, (data, partition, examples, labels), benchmark, wait, json)
-
-
-@client.command("poll")
-def client_poll(state: State = STATE, json: Json = False) -> None:
-    """Ask what became of the application."""
-    from fedhet.enroll import device_commands
-
-    device_commands.poll(state, json)
-
-
-@client.command("run")
-def client_run(
-    flower: Annotated[
-        bool, typer.Option("--flower", help="Flower's own SuperNode, which runs any app that the server sends.")
-    ] = False,
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Work for the federation until interrupted."""
-    from fedhet.enroll import device_commands
-
-    device_commands.run(state, flower, json)
-
-
-@client.command("doctor")
-def client_doctor(state: State = STATE, json: Json = False) -> None:
-    """Check all that could keep this device from working: check, problem, remedy."""
-    from fedhet.enroll import device_commands
-
-    device_commands.doctor(state, json)
-
-
-@client.command("profile")
-def client_profile(
-    benchmark: Seconds = 3.0,
-    send: Annotated[bool, typer.Option("--send/--no-send", help="Tell the server, and measure the link to it.")] = True,
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Measure this machine and its link to the server again."""
-    from fedhet.enroll import device_commands
-
-    device_commands.profile(state, benchmark, send, json)
-
-
-@client.command("renew")
-def client_renew(state: State = STATE, json: Json = False) -> None:
-    """Get a new certificate for a new key."""
-    from fedhet.enroll import device_commands
-
-    device_commands.renew(state, json)
-
-
-@client.command("rotate")
-def client_rotate(state: State = STATE, json: Json = False) -> None:
-    """Get new keys of every kind; the client stays who it is, and the old keys are worth nothing."""
-    from fedhet.enroll import device_commands
-
-    device_commands.rotate(state, json)
-
-
-@client.command("leave")
-def client_leave(
-    purge: Annotated[bool, typer.Option("--purge", help="Delete the keys and all state as well.")] = False,
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Leave the federation for good."""
-    from fedhet.enroll import device_commands
-
-    device_commands.leave(state, purge, json)
-
-
-@client.command("request")
-def client_request(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The request to carry to the operator.")],
-    name: Annotated[str, typer.Option("--name")] = "",
-    data: DataPath = "",
-    partition: Partition = "",
-    examples: Examples = 0,
-    labels: Labels = None,
-    benchmark: Seconds = 3.0,
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Ask to join without a path to the server: write a request file."""
-    from fedhet.enroll import device_commands
-
-    device_commands.request(state, out, name, (data, partition, examples, labels), benchmark, json)
-
-
-@client.command("import")
-def client_import(
-    answer: Annotated[Path, typer.Argument(help="What `fedhet enroll sign` wrote.")],
-    root_fingerprint: Annotated[str, typer.Option("--root-fingerprint", help="SHA-256, told by another way.")],
-    state: State = STATE,
-    json: Json = False,
-) -> None:
-    """Take the operator's answer to a request file."""
-    from fedhet.enroll import device_commands
-
-    device_commands.import_(state, answer, root_fingerprint, json)
-
-
-@client.command("service")
-def client_service(state: State = STATE, json: Json = False) -> None:
-    """Print a systemd unit that runs this client at boot."""
-    from fedhet.enroll import device_commands
-
-    device_commands.service(state, json)
