@@ -21,28 +21,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedhet import origin
+from fedhet import bundle, origin
 from fedhet.experiment import Experiment, Progress
 from fedhet.record import read_rows, write_atomic
 from fedhet.result import Result
 
-APP = """[project]
-name = "fedhet-run"
-version = "1.0.0"
-description = "one fedhet run"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedhet"
-[tool.flwr.app.components]
-serverapp = "fedhet.app:server"
-clientapp = "fedhet.app:client"
-[tool.flwr.app.config]
-config = ""
-folder = ""
-wanted = 0
-poll = 0.5
-"""
 MOST = 30
 """SuperNodes on one machine: each is two processes of over 100 MB."""
 
@@ -130,7 +113,7 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
 def _submit(home: Path, port: int, folder: Path, clients: int) -> int:
     app = home / "fedhet-run"
     app.mkdir()
-    (app / "pyproject.toml").write_text(APP)
+    (app / "pyproject.toml").write_text(bundle.pyproject(poll=0.5))
     flwr_home = home / "flwr"
     flwr_home.mkdir(exist_ok=True)
     (flwr_home / "config.toml").write_text(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from fedhet import bundle
 from fedhet.enroll import files, tables
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import NAME, SuperLink
@@ -23,23 +24,6 @@ from fedhet.journal import occupied
 from fedhet.record import read_rows, write_atomic
 
 T = TypeVar("T")
-APP = """[project]
-name = "fedhet-run"
-version = "1.0.0"
-description = "one fedhet run"
-license = "Apache-2.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fedhet"
-[tool.flwr.app.components]
-serverapp = "fedhet.app:server"
-clientapp = "fedhet.app:client"
-[tool.flwr.app.config]
-config = ""
-folder = ""
-wanted = 0
-poll = 0.2
-"""
 TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
 AWAY_S = 120.0
@@ -106,7 +90,7 @@ class Submission:
         with tempfile.TemporaryDirectory(prefix="fedhet-submit-") as beside:
             app = Path(beside) / "fedhet-run"
             app.mkdir()
-            (app / "pyproject.toml").write_text(APP)
+            (app / "pyproject.toml").write_text(bundle.pyproject(poll=0.2))
             answer = link.flwr("run", str(app), NAME, "--run-config", text)
         made = cls(link, folder, int(answer["run-id"]))
         ticket = {"run_id": made.run_id, "home": str(link.folder.parent.resolve())}

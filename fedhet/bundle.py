@@ -1,0 +1,25 @@
+"""The Flower app that a SuperLink is given to run: our ServerApp and ClientApp, and values a run fills in."""
+
+from __future__ import annotations
+
+
+def pyproject(poll: float) -> str:
+    """The app's pyproject.toml. The server looks for messages every `poll` seconds; a run overrides `config` (the path
+    of its resolved configuration), `folder` (its own) and `wanted` (nodes to wait for)."""
+    return f"""[project]
+name = "fedhet-run"
+version = "1.0.0"
+description = "one fedhet run"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fedhet"
+[tool.flwr.app.components]
+serverapp = "fedhet.app:server"
+clientapp = "fedhet.app:client"
+[tool.flwr.app.config]
+config = ""
+folder = ""
+wanted = 0
+poll = {poll}
+"""
