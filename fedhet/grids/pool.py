@@ -134,7 +134,8 @@ class Pool:
 
     def submit(self, number: int, urgency: int, message: Message, context: Context) -> None:
         """Take a task on. Lower urgency is computed earlier (nanoseconds of virtual arrival, say)."""
-        self._tasks[number] = Task(number, message, context)
+        # what is no training may take long: nobody's answer waits for it
+        self._tasks[number] = Task(number, message, context, alone=message.metadata.message_type != "train")
         if self._workers:
             heapq.heappush(self._queue, (urgency, number))
             if len(self._queue) >= self._most * len(self._workers):
@@ -245,6 +246,7 @@ class Pool:
         ready = connection.wait([w.pipe for w in self._workers], timeout)
         for worker in [w for w in self._workers if w.pipe in ready]:
             try:
+                # the other end is a fork of this process: nothing from outside is unpickled (fedhet/grids/parcel.py)
                 answers = pickle.loads(worker.pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
@@ -308,6 +310,7 @@ def _serve(app: App, pipe: connection.Connection, inherited: list[connection.Con
     torch.set_num_threads(1)
     while True:
         try:
+            # written by the process this one was forked from
             bundle = [pickle.loads(task) for task in pickle.loads(pipe.recv_bytes())]
         except (EOFError, ConnectionResetError, OSError):
             return

@@ -48,6 +48,23 @@ def test_gradients_of_rows_are_those_of_each_alone(count: int, size: int) -> Non
             assert torch.equal(loss, alone) and torch.equal(gradient, model.grad)
 
 
+@pytest.mark.parametrize(("hidden", "size"), [((9,), 1), ((9,), 20), ((31, 17), 3), ((100, 8), 5), ((32, 64), 10)])
+def test_a_size_whose_bits_differ_anywhere_is_not_used(hidden: tuple[int, ...], size: int) -> None:
+    model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=hidden))
+    rows, lots = Batched(model, 4), torch.Generator().manual_seed(99)
+    agrees, same = rows.agrees(size), True
+    for _ in range(20):
+        rows.flat.normal_(generator=lots).mul_(0.1)
+        x = torch.randn(4, size, 1, 8, 8, generator=lots)
+        y = torch.randint(0, 10, (4, size), generator=lots)
+        rows.gradients(x, y)
+        for row, inputs, targets, gradient in zip(rows.flat, x, y, rows.grad, strict=True):
+            model.flat.copy_(row)
+            model.gradient(inputs, targets)
+            same = same and torch.equal(model.grad, gradient)
+    assert agrees == same
+
+
 def test_a_trial_leaves_rows_and_model_as_they_were() -> None:
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
     rows = Batched(model, 3)

@@ -193,3 +193,16 @@ def test_a_bundle_is_shared_out_evenly(monkeypatch):
         )
         outcomes(pool, ["work"] * 10)
         assert [len(b) for b in seen] == [3, 3, 2, 2]
+
+
+def test_nobodys_training_waits_for_what_is_none():
+    claim_identity(1)
+    with Pool(Bundled(), 1) as pool:
+        for n in range(6):
+            kind = "query.other" if n == 2 else "train"
+            content = RecordDict({"config": ConfigRecord({"how": "work"})})
+            pool.submit(n, n, Message(content, n + 2, kind), context(node=n + 2))
+        sizes = []
+        while pool._queue:
+            sizes.append([number for _, number in pool._bundle(8, listening=True)])
+    assert sizes == [[0, 1], [2], [3, 4, 5]]
