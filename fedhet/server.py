@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedhet import tree, wire
+from fedhet.bases import AbstractLayer
 from fedhet.books import AbstractBooks, Seen
 from fedhet.chores import Chore, Pondering
 from fedhet.limits import Diverged, ScheduleError
@@ -195,8 +196,10 @@ class Server(AbstractBooks):
         self._react(Arrived(job, seconds))
 
     def _ponder(self, update: Update, seconds: float) -> bool:
-        """Whether a layer has a chore with an update first. Only the layer next to the wire sees it as it came."""
-        name, layer = self.method.layers[-1] if self.method.layers else ("", None)
+        """Whether a layer has a chore with an update first: the outermost that does anything to what comes in, which
+        sees it as it came."""
+        acting = [(n, one) for n, one in self.method.layers if type(one).arrive is not AbstractLayer.arrive]
+        name, layer = acting[-1] if acting else ("", None)
         if self.closing or not isinstance(layer, Pondering):
             return False
         asked = layer.ponder(update, self, self.memories.setdefault(name, {}))

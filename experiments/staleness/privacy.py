@@ -27,16 +27,18 @@ from torch import Tensor  # noqa: E402
 from experiments.staleness.run import LR, inversion  # noqa: E402
 from experiments.staleness.world import Method, Rounds, World  # noqa: E402
 from fedhet.tree import FlatTree  # noqa: E402
+from strategies.privacy.noise import Noise  # noqa: E402
 from strategies.staleness.inversion import Inversion  # noqa: E402
 from strategies.staleness.inversion_unique import distance  # noqa: E402
 
 STALE = 20
 SETTINGS = {
-    "all coordinates": {},
-    "the largest 5 %": {"share": 0.05},
-    "noise of 1 rms": {"noise": 1.0},
-    "noise of 3 rms": {"noise": 3.0},
+    "all coordinates": (1.0, 0.0),
+    "the largest 5 %": (0.05, 0.0),
+    "noise of 1 rms": (1.0, 1.0),
+    "noise of 3 rms": (1.0, 3.0),
 }
+"""Share of the coordinates that are matched, and noise that a client adds."""
 
 
 def likeness(images: Tensor, found: Tensor) -> float:
@@ -46,13 +48,13 @@ def likeness(images: Tensor, found: Tensor) -> float:
     return float((a @ b.T).max(1).values.mean())
 
 
-def measure(run: Rounds, layer: Inversion, client: int) -> list[float]:
+def measure(run: Rounds, layer: Inversion, noise: Noise, client: int) -> list[float]:
     """Labels, likeness, chance likeness, error of the late update, error of the estimate."""
     world, view, t = run.world, run.view, run.view.version
     starts = [view.base(t - STALE), view.base(t)]
     assert all(isinstance(s, FlatTree) for s in starts)
     late, true = (world.train(client, s, v, 0) for s, v in zip(starts, (t - STALE, t), strict=True))  # type: ignore[arg-type]
-    sent, memory = layer.send(late, {}), {}
+    sent, memory = noise.send(late, {}), {}
     view.cohort = [sent.job]
     came = layer.arrive(sent, view, memory)
     found, z = memory[f"x/{client}"], memory[f"z/{client}"]
@@ -81,9 +83,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
         run = Rounds(world, Method(fresh=True), STALE, every=given.round)
         run.run(given.round)
         for client in world.slow[: given.clients]:
-            for name, options in SETTINGS.items():
-                layer = replace(inversion(world), accept=1e9, **options)  # type: ignore[arg-type]
-                rows[name].append(measure(run, layer, client))
+            for name, (share, rms) in SETTINGS.items():
+                layer = replace(inversion(world), accept=1e9, share=share)
+                rows[name].append(measure(run, layer, Noise(rms, seed), client))
     print("| what is matched | labels | likeness | by chance | error late | error estimate |\n" + "|---" * 6 + "|")
     for name, values in rows.items():
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]

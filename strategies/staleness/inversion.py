@@ -5,9 +5,9 @@
     3  only for updates unlike all fresh ones; not any more once the late updates err less than the estimates
 
 Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in Federated Learning with Unlimited Staleness",
-arXiv:2309.13536. LOCAL is the
-clients' own procedure, read from the configuration of their work; if it cannot be unrolled, late updates are discounted
-by (1 + versions)^-a and a note in the record says why. Clients do nothing beyond plain averaging (`noise` apart).
+arXiv:2309.13536. LOCAL is the clients' own procedure, read from the configuration of their work; if it cannot be
+unrolled, late updates are discounted by (1 + versions)^-a and a note in the record says why. Clients do nothing beyond
+plain averaging.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Inversion(AbstractLayer):
     seconds_per_iteration: what one costs the server on the run's clock; seconds: the most one update may cost, None for
     no limit. accept: largest share of the update an explanation may miss. stale: versions behind from which an update
     is late. discount, discount_after: exponents for late updates that are not inverted, and for all of them after the
-    switch. noise: Gaussian, added by the client to what it sends, in root mean squares of the update. seed: of that and
-    of first guesses.
+    switch. seed: of first guesses.
     Raises ValueError for values out of range.
     """
 
@@ -62,7 +61,6 @@ class Inversion(AbstractLayer):
     stale: int = 1
     discount: float = 0.5
     discount_after: float = 0.0
-    noise: float = 0.0
     seed: int = 0
     search: Search = field(default_factory=Search)
     unique: Unique = field(default_factory=Unique)
@@ -84,20 +82,11 @@ class Inversion(AbstractLayer):
             raise ValueError(f"share={self.share} is not in (0, 1]; 1 matches all coordinates")
         if self.loss not in ("l1", "l2"):
             raise ValueError(f"loss={self.loss!r} is unknown; use 'l1' or 'l2'")
-        for name in ("seconds_per_iteration", "accept", "discount", "discount_after", "noise"):
+        for name in ("seconds_per_iteration", "accept", "discount", "discount_after"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
         if self.seconds is not None and not self.seconds >= self.seconds_per_iteration:
             raise ValueError(f"seconds={self.seconds} is less than one iteration takes; null is no limit")
-
-    def send(self, update: Update, memory: Memory) -> Update:
-        """Client: with `noise`, blur what is sent, so that less can be read from it."""
-        if self.noise == 0.0:
-            return update
-        clear = flat(update.delta)
-        rng = stream(self.seed, "inversion noise", update.job.client, update.job.turn)
-        blur = torch.from_numpy(rng.standard_normal(clear.numel())).to(clear.dtype)
-        return replace(update, delta=shaped(clear + blur * (self.noise * clear.square().mean().sqrt()), update.delta))
 
     def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
         """When a late update arrives and inversions take time: the search, and its seconds."""

@@ -257,19 +257,6 @@ def test_seconds_bound_the_iterations_of_one_update() -> None:
     assert asked is not None and asked[1] == 1.0
 
 
-def test_noise_blurs_what_a_device_sends_by_its_share() -> None:
-    stand = Stand(noise=0.5)
-    update = stand.update(0)
-    sent = stand.layer.send(update, {})
-    added = flat(sent.delta) - flat(update.delta)
-    assert float(added.square().mean().sqrt() / flat(update.delta).square().mean().sqrt()) == pytest.approx(
-        0.5, rel=0.05
-    )
-    assert torch.equal(flat(stand.layer.send(update, {}).delta), flat(sent.delta))
-    other = replace(update, job=replace(update.job, turn=1))
-    assert not torch.equal(flat(stand.layer.send(other, {}).delta), flat(sent.delta))
-
-
 def test_it_is_no_method_with_a_part_that_hides_single_updates() -> None:
     class Sum(Inversion):
         hides = frozenset({"each"})
@@ -285,7 +272,7 @@ def test_it_is_no_method_with_a_part_that_hides_single_updates() -> None:
     "options",
     [
         {"images": 0}, {"iterations": 0}, {"warm_iterations": 0}, {"stale": 0}, {"share": 0.0}, {"loss": "l3"},
-        {"accept": -1.0}, {"discount": -0.5}, {"noise": float("nan")},
+        {"accept": -1.0}, {"discount": -0.5},
         {"seconds": 0.1, "seconds_per_iteration": 0.2}, {"seconds_per_iteration": -1.0},
     ],
 )  # fmt: skip
