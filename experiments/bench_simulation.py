@@ -136,7 +136,7 @@ def ray(w: dict) -> dict:
         FedAvg(fraction_train=fraction, fraction_evaluate=0.0).start(
             grid,
             ArrayRecord(model.state_dict()),
-            num_rounds=12,
+            num_rounds=min(12, w["rounds"]),
             evaluate_fn=lambda r, a: marks.append(time.perf_counter()),
         )
 
@@ -207,8 +207,10 @@ def main() -> None:
         for name in second:
             second[name].append(measure(name, {**W2, "rounds": 4} if given.quick else W2))
         for name in small:
-            if name != "flower/ray" or turn < 3:
+            if name != "flower/ray":
                 small[name].append(measure(name, w3))
+            elif turn == 0:  # minutes, however few its rounds
+                small[name].append(measure(name, {**w3, "rounds": 5}))
         for label in third:
             third[label].append(measure("fedhet 2 workers", {**w3, "clients": int(label.split()[0].replace(",", ""))}))
         print(f"turn {turn + 1} of {repeats} done", file=sys.stderr)

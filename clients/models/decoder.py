@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clients.models.text import length_of
+
 
 class Attention(nn.Module):
     """Causal self-attention, (n, length, width) to the same."""
@@ -69,10 +71,4 @@ def char_decoder(
     *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
     """A causal character model for sequences of `input_shape[0]` characters."""
-    if len(input_shape) != 1:
-        raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
-    if width < 1 or heads < 1 or width % heads:
-        raise ValueError(f"width={width} must be a positive multiple of heads={heads}")
-    if depth < 1:
-        raise ValueError(f"depth={depth} blocks: at least 1")
-    return CharDecoder(input_shape[0], classes, width, heads, depth)
+    return CharDecoder(length_of(input_shape, width, heads, depth), classes, width, heads, depth)

@@ -38,10 +38,15 @@ def char_transformer(
     *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
     """A causal character model for sequences of `input_shape[0]` characters."""
+    return CharTransformer(length_of(input_shape, width, heads, depth), classes, width, heads, depth)
+
+
+def length_of(input_shape: tuple[int, ...], width: int, heads: int, depth: int) -> int:
+    """The length of a character model's sequences. Raises ValueError for other data, or sizes that make no model."""
     if len(input_shape) != 1:
         raise ValueError(f"this model takes sequences (length,), the data have {tuple(input_shape)}")
     if width < 1 or heads < 1 or width % heads:
         raise ValueError(f"width={width} must be a positive multiple of heads={heads}")
     if depth < 1:
         raise ValueError(f"depth={depth} blocks: at least 1")
-    return CharTransformer(input_shape[0], classes, width, heads, depth)
+    return input_shape[0]

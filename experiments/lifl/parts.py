@@ -2,8 +2,10 @@
 
     python parts.py ROLE ...        roles: aggregator, broker, sidecar, function
 
-Messages are pickled numpy arrays, as with an RPC that copies. An aggregator answers a listening socket; a function gets
-its messages through its sidecar, the sidecar from the broker, which stores and forwards them by topic.
+Messages are pickled numpy arrays, as with an RPC that copies: the way of the rivals, between processes of this
+experiment on a Unix socket of its own, and no way for what comes from elsewhere. An aggregator answers a listening
+socket; a function gets its messages through its sidecar, the sidecar from the broker, which stores and forwards them by
+topic.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def _read(path: Path, name: str) -> bytes:
     except OSError as error:
         raise EnrollError("E317", f"{path}: {error.strerror}") from None
     except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        # no such member, no zip file, packed in a way zipfile cannot read, or encrypted
         raise EnrollError("E115", f"{path}: {error}"[:160]) from None
     if len(content) > MOST:
         raise EnrollError("E113", f"{name} in {path}")

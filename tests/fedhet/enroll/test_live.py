@@ -1,14 +1,13 @@
 """The whole of it with Flower's own processes: serve, join, approve, a SuperNode online; revoked, and gone."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -22,18 +21,10 @@ from fedhet.enroll.flower import SuperLink
 MAIN = "import typer; from fedhet import cli_enroll; app = typer.Typer(); cli_enroll.mount(app); app()"
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def until(condition, seconds, what):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-    return found
+found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
+living = importlib.util.module_from_spec(found)
+found.loader.exec_module(living)
+free_port, until = living.free_port, living.until
 
 
 def nodes(superlink):
