@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402  # after the number of threads
 
 from clients.models.vision import lenet  # noqa: E402
-from experiments.staleness.world import CLASSES, SIDE, STEPS, Method, Rounds, World  # noqa: E402
+from experiments.staleness.world import CLASSES, PER_ROUND, SIDE, STEPS, Method, Rounds, World  # noqa: E402
 from strategies.staleness.discount import Exponential  # noqa: E402
 from strategies.staleness.inversion import Inversion  # noqa: E402
 from strategies.staleness.inversion_local import Procedure  # noqa: E402
@@ -51,7 +51,8 @@ METHODS: dict[str, Callable[[World], Method]] = {
     "direct": lambda world: Method(),
     "discount": lambda world: Method(Exponential(20.0)),
     "first order": lambda world: Method(Taylor(lam=4.0 * STEPS * LR, lr=LR)),
-    "prediction": lambda world: Method(predict=True),
+    "prediction": lambda world: Method(predict=1000),
+    "prediction, one cycle": lambda world: Method(predict=PER_ROUND),
     "tiers": lambda world: Method(tiers=True),
     "inversion, 40 images": lambda world: Method(inversion(world, 40, 100, 30)),
     "inversion, unique only": lambda world: Method(replace(inversion(world), unique=Unique())),

@@ -72,12 +72,12 @@ class World:
 
 @dataclass
 class Method:
-    """How late updates are taken in. `layer` handles them one by one; `predict` sends slow clients an extrapolated
-    model; `tiers` keeps a model for the fast and one for the slow clients, who train together every `stale` rounds."""
+    """How late updates are taken in. `layer` handles them one by one; `predict` sends slow clients a model
+    extrapolated by so many rounds at most; `tiers` keeps a model for the fast and one for the slow clients, who train together every `stale` rounds."""
 
     layer: AbstractLayer = field(default_factory=AbstractLayer)
     fresh: bool = False
-    predict: bool = False
+    predict: int = 0
     tiers: bool = False
 
 
@@ -135,7 +135,7 @@ class Rounds:
         start = self.view.base(version)
         if self.method.predict and version < self.view.version:
             before = self.view.base(max(0, version - PER_ROUND))
-            ahead = self.stale / min(PER_ROUND, max(1, version))
+            ahead = min(self.stale, self.method.predict) / min(PER_ROUND, max(1, version))
             assert isinstance(start, FlatTree) and isinstance(before, FlatTree)
             start = FlatTree(start.schema, start.flat + ahead * (start.flat - before.flat))
         assert isinstance(start, FlatTree)
