@@ -21,7 +21,7 @@ LAST, CYCLE = 10, 10
 
 ORDER = (
     "fresh", "inversion", "inversion, 40 images", "inversion, unique only", "discount", "direct", "first order",
-    "prediction", "tiers",
+    "prediction", "prediction, one cycle", "tiers",
 )  # fmt: skip
 LABELS = {
     "fresh": "nobody late (bound)",
@@ -32,6 +32,7 @@ LABELS = {
     "direct": "direct",
     "first order": "first order, lambda 4",
     "prediction": "predicted weights",
+    "prediction, one cycle": "predicted weights, one cycle ahead at most",
     "tiers": "two tiers",
 }
 Run = Mapping[str, Any]
