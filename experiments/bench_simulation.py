@@ -217,7 +217,7 @@ def main() -> None:
     from importlib.metadata import version
 
     lines = ["# Simulation speed", "", f"`python experiments/bench_simulation.py {' '.join(sys.argv[1:])}`", ""]
-    lines += [__doc__.split("\n\n", 2)[2].strip(), "", f"Medians (least-most) of {repeats} interleaved turns, "]
+    lines += [__doc__.split("\n\n", 2)[2].strip(), "", f"Medians (least-most) of {repeats} interleaved turns on "]
     lines += [
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "
     ]
