@@ -14,12 +14,13 @@ from torch import Tensor
 from fedhet.model import Model
 from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
 
+TRIAL_RATE = 0.05
 ROWS = 48
 """Rows compared in a trial. Where batched products differ at all they do so in a third of the rows or more."""
 
 
 class Batched:
-    """Room for `count` models like this one: `flat` and `grad`, both (count, parameters).
+    """Room for `count` models like this one: `flat`, (count, parameters).
 
     Raises ValueError for a model that is no perceptron.
     """
@@ -30,10 +31,9 @@ class Batched:
             raise ValueError("only perceptrons with the standard loss are trained side by side")
         kind, size = perceptron.dtype, perceptron.size
         self._model, self._shapes = model, perceptron.shapes
-        self.flat, self.grad = torch.zeros(count, size, dtype=kind), torch.zeros(count, size, dtype=kind)
+        self.flat = torch.zeros(count, size, dtype=kind)
         self._weights, self._biases = _views(self.flat, perceptron.shapes)
         self._across = [w.transpose(1, 2) for w in self._weights]
-        self._into, self._bias_into = _views(self.grad, perceptron.shapes)
         self._agrees: dict[int, bool] = {}
 
     def agrees(self, n: int) -> bool:
@@ -58,18 +58,19 @@ class Batched:
         self.flat.normal_(generator=lots).mul_(0.1)
         x = torch.randn(len(self.flat), n, self._shapes[0][1], generator=lots, dtype=self.flat.dtype)
         y = torch.randint(self._shapes[-1][0], (len(self.flat), n), generator=lots)
-        losses = self.gradients(x, y)
-        for row, inputs, targets, loss, gradient in zip(self.flat, x, y, losses, self.grad, strict=True):
-            self._model.flat.copy_(row)
-            alone = self._model.gradient(inputs, targets)
-            if not (torch.equal(alone, loss) and torch.equal(self._model.grad, gradient)):
+        before = self.flat.clone()
+        losses = self.descend(x, y, TRIAL_RATE)
+        for start, row, inputs, targets, loss in zip(before, self.flat, x, y, losses, strict=True):
+            self._model.flat.copy_(start)
+            alone = self._model.descend(inputs, targets, TRIAL_RATE)
+            if not (torch.equal(alone, loss) and torch.equal(self._model.flat, row)):
                 return False
         return True
 
     @torch.no_grad()
-    def gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        """Write every row's gradient of its mean cross-entropy of inputs (count, n, ...) and classes (count, n); the
-        losses, (count,)."""
+    def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
+        """One step of plain gradient descent of every row on its inputs (count, n, ...) and classes (count, n); the
+        losses before it, (count,)."""
         h, last = x.flatten(2), len(self._weights) - 1
         held = [h]
         for i in range(last):
@@ -80,10 +81,10 @@ class Batched:
         g = torch.zeros_like(logs).scatter_(2, y.unsqueeze(2), float(-torch.ones((), dtype=logs.dtype) / y.shape[1]))
         g = SOFTMAX_BACKWARD(g, logs, 2, logs.dtype)
         for i in range(last, -1, -1):
-            torch.bmm(g.transpose(1, 2), held[i], out=self._into[i])
-            torch.sum(g, 1, keepdim=True, out=self._bias_into[i])
-            if i:
-                g = RELU_BACKWARD(torch.bmm(g, self._weights[i]), held[i], 0)
+            below = RELU_BACKWARD(torch.bmm(g, self._weights[i]), held[i], 0) if i else g
+            self._weights[i].baddbmm_(g.transpose(1, 2), held[i], alpha=-rate)
+            self._biases[i].add_(torch.sum(g, 1, keepdim=True), alpha=-rate)
+            g = below
         return losses
 
 

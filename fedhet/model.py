@@ -85,6 +85,22 @@ class Model:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
+        """Take one step of plain gradient descent on one batch; returns the loss before it, detached, shape ().
+
+        What `gradient` and `params.add_(grad, alpha=-rate)` do, to rounding, without laying out the gradient: `grad`
+        holds nothing afterwards.
+        """
+        short = self.perceptron
+        if short is not None and self.params.numel() == short.size and y.dim() == 1 and short.fits(x):
+            return short.descend(x, y, rate)
+        loss = self.loss_of(self.module(x), y)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        for p, g in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+            if g is not None:
+                p.data.add_(g, alpha=-rate)
+        return loss.detach()
+
     @torch.no_grad()
     def predict(self, x: Tensor, batch: int = 1024) -> Tensor:
         """Outputs for all of x in evaluation mode, shape (n, ..., classes); the training flag is put back."""

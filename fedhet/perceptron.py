@@ -6,13 +6,13 @@ For layers h_0 = x, z_i = h_i W_i^T + b_i, h_{i+1} = max(z_i, 0) and the mean cr
     dL/dz_{i-1} = (dL/dz_i W_i) * [h_i > 0].
 
 A step of a small model costs autograd more in nodes and allocations than in arithmetic. The kernels called here are
-those that autograd would call, in its order, and they write into the flat gradient; so whether a model is trained this
-way can be seen on the clock only.
+those that autograd would call, in its order, and they write into the flat gradient; so whether a gradient was taken
+this way can be seen on the clock only. A step of plain descent is taken inside the products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,20 +65,47 @@ class Perceptron:
     @torch.no_grad()
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Write the gradient of the mean cross-entropy of inputs (n, ...) and classes (n,); the loss, shape ()."""
+
+        def write(i: int, g: Tensor, h: Tensor) -> None:
+            torch.mm(g.t(), h, out=self._into[i])
+            torch.sum(g, 0, out=self._bias_into[i])
+
+        return self._through(x, y, write)
+
+    @torch.no_grad()
+    def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
+        """Take one step of plain gradient descent of length `rate`; the loss before it, shape ().
+
+        y holds classes (n,), or each class's share in a sample (n, classes), which for shares of 0 and 1 is the same.
+        The step is taken inside the product, W += -rate g^T h, which spares writing the gradient and reading it again,
+        and rounds once less than gradient and step do.
+        """
+
+        def step(i: int, g: Tensor, h: Tensor) -> None:
+            self._weights[i].addmm_(g.t(), h, alpha=-rate)
+            self._biases[i].add_(torch.sum(g, 0), alpha=-rate)
+
+        return self._through(x, y, step)
+
+    def _through(self, x: Tensor, y: Tensor, visit: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """Forward, and back: `visit(layer, dL/dz, h)` from the last layer to the first, each after its weights served.
+        Returns the loss."""
         h = x.view(len(x), -1)
         held, last = [h], len(self._weights) - 1
         for i in range(last):
             h = torch.addmm(self._biases[i], h, self._across[i]).relu_()
             held.append(h)
         logs = torch.log_softmax(torch.addmm(self._biases[last], h, self._across[last]), 1)
-        loss, total = NLL(logs, y, None, MEAN, IGNORE)
-        g = NLL_BACKWARD(torch.ones_like(loss), logs, y, None, MEAN, IGNORE, total)
+        if y.dim() == 1:
+            loss, total = NLL(logs, y, None, MEAN, IGNORE)
+            g = NLL_BACKWARD(torch.ones_like(loss), logs, y, None, MEAN, IGNORE, total)
+        else:
+            loss, g = -(y * logs).sum(-1).mean(), y / -len(y)
         g = SOFTMAX_BACKWARD(g, logs, 1, logs.dtype)
         for i in range(last, -1, -1):
-            torch.mm(g.t(), held[i], out=self._into[i])
-            torch.sum(g, 0, out=self._bias_into[i])
-            if i:
-                g = RELU_BACKWARD(torch.mm(g, self._weights[i]), held[i], 0)
+            below = RELU_BACKWARD(torch.mm(g, self._weights[i]), held[i], 0) if i else g
+            visit(i, g, held[i])
+            g = below
         result: Tensor = loss
         return result
 

@@ -93,6 +93,10 @@ class AbstractLocal(ABC):
         batches = data.batches(self.batch)
         velocity = torch.zeros_like(params) if self.momentum else None
         total = torch.zeros((), dtype=params.dtype)
+        if velocity is None and adjust is None and not self.weight_decay and self.clip_norm is None:
+            for _ in range(count):
+                total += model.descend(*next(batches), rate)
+            return {"loss": float(total) / count, "steps": float(count), "a_norm": float(count)}
         lever = a_norm = 0.0
         for _ in range(count):
             total += model.gradient(*next(batches))

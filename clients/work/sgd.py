@@ -39,7 +39,6 @@ class Sgd(AbstractLocal):
             x, y = (torch.stack(part) for part in zip(*map(next, batches), strict=True))
             if x.dtype != rows.flat.dtype or y.dim() != 2 or not rows.agrees(x.shape[1]):
                 return None
-            total += rows.gradients(x, y)
-            rows.flat.add_(rows.grad, alpha=-rate)
+            total += rows.descend(x, y, rate)
         # without momentum every gradient has weight 1 in the displacement
         return [{"loss": loss / count, "steps": float(count), "a_norm": float(count)} for loss in total.tolist()]

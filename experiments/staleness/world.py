@@ -72,8 +72,9 @@ class World:
 
 @dataclass
 class Method:
-    """How late updates are taken in. `layer` handles them one by one; `predict` sends slow clients a model
-    extrapolated by so many rounds at most; `tiers` keeps a model for the fast and one for the slow clients, who train together every `stale` rounds."""
+    """How late updates are taken in. `layer` handles them one by one; `predict` sends slow clients a model extrapolated
+    by so many rounds at most; `tiers` keeps a model for the fast and one for the slow clients, who train together every
+    `stale` rounds."""
 
     layer: AbstractLayer = field(default_factory=AbstractLayer)
     fresh: bool = False

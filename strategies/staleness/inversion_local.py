@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhet.model import Model
+from fedhet.perceptron import Perceptron
 
 PLAIN = {"clients.work.sgd.Sgd": "", "clients.work.fedprox.FedProx": "mu"}
 """Works whose steps are known here, with the name of the strength of their pull."""
@@ -92,6 +93,15 @@ def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) ->
     model.flat.copy_(start)
     model.module.train()
     params, grad = model.params, model.grad
+    if not path.decay and not path.pull:
+        short = Perceptron.of(model.module)
+        for k in range(path.steps):
+            at = path.part(k)
+            if short is not None and short.fits(x[at]):
+                short.descend(x[at], shares[at], path.rate)
+            else:
+                model.descend(x[at], shares[at], path.rate)
+        return model.flat - start
     anchor = params.clone() if path.pull else params
     for k in range(path.steps):
         at = path.part(k)

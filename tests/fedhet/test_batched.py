@@ -30,22 +30,22 @@ HIDDEN = (32, 64)
 
 @pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("size", [2, 10, 33])
-def test_gradients_of_rows_are_those_of_each_alone(count: int, size: int) -> None:
+def test_steps_of_rows_are_those_of_each_alone(count: int, size: int) -> None:
     torch.manual_seed(size)
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
     rows = Batched(model, count)
     rows.flat.normal_().mul_(0.1)
     x, y = torch.randn(count, size, 1, 8, 8), torch.randint(0, 10, (count, size))
-    losses = rows.gradients(x, y)
-    exact = rows.agrees(size)
-    rows.gradients(x, y)
-    for row, inputs, targets, loss, gradient in zip(rows.flat, x, y, losses, rows.grad, strict=True):
-        model.flat.copy_(row)
-        alone = model.gradient(inputs, targets)
+    exact, before = rows.agrees(size), rows.flat.clone()
+    losses = rows.descend(x, y, 0.1)
+    for start, row, inputs, targets, loss in zip(before, rows.flat, x, y, losses, strict=True):
+        model.flat.copy_(start)
+        alone = model.descend(inputs, targets, 0.1)
         torch.testing.assert_close(loss, alone)
-        torch.testing.assert_close(gradient, model.grad)
+        torch.testing.assert_close(row, model.flat)
+        assert not torch.equal(row, start)
         if exact:
-            assert torch.equal(loss, alone) and torch.equal(gradient, model.grad)
+            assert torch.equal(loss, alone) and torch.equal(row, model.flat)
 
 
 @pytest.mark.parametrize(("hidden", "size"), [((9,), 1), ((9,), 20), ((31, 17), 3), ((100, 8), 5), ((32, 64), 10)])
@@ -57,11 +57,12 @@ def test_a_size_whose_bits_differ_anywhere_is_not_used(hidden: tuple[int, ...], 
         rows.flat.normal_(generator=lots).mul_(0.1)
         x = torch.randn(4, size, 1, 8, 8, generator=lots)
         y = torch.randint(0, 10, (4, size), generator=lots)
-        rows.gradients(x, y)
-        for row, inputs, targets, gradient in zip(rows.flat, x, y, rows.grad, strict=True):
-            model.flat.copy_(row)
-            model.gradient(inputs, targets)
-            same = same and torch.equal(model.grad, gradient)
+        before = rows.flat.clone()
+        rows.descend(x, y, 0.1)
+        for start, row, inputs, targets in zip(before, rows.flat, x, y, strict=True):
+            model.flat.copy_(start)
+            model.descend(inputs, targets, 0.1)
+            same = same and torch.equal(model.flat, row)
     assert agrees == same
 
 

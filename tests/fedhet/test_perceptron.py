@@ -60,6 +60,46 @@ def test_a_model_takes_the_short_way_and_sees_its_parameters_move() -> None:
     assert torch.equal(after, by_autograd(model, x, y)[0])
 
 
+@pytest.mark.parametrize("hidden", [(), (20, 7)])
+def test_a_step_inside_the_products_is_gradient_and_step_to_rounding(hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    model = Model(mlp(input_shape=(1, 4, 4), classes=3, hidden=hidden).double())
+    x, y = torch.randn(9, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
+    start = model.flat.clone()
+    loss = model.gradient(x, y).clone()
+    expected = start - 0.3 * model.grad
+    assert torch.equal(model.descend(x, y, 0.3), loss)
+    torch.testing.assert_close(model.flat, expected, rtol=1e-14, atol=1e-15)
+    by_class = model.flat.clone()
+    model.flat.copy_(start)
+    hand = Perceptron.of(model.module)
+    assert hand is not None
+    assert hand.descend(x, nn.functional.one_hot(y, 3).double(), 0.3) == pytest.approx(float(loss), rel=1e-14)
+    assert torch.equal(model.flat, by_class)
+
+
+def test_a_step_of_any_other_model_has_the_bits_of_gradient_and_step() -> None:
+    torch.manual_seed(4)
+    model = Model(cnn_cifar(input_shape=(3, 32, 32), classes=10))
+    x, y = torch.randn(6, 3, 32, 32), torch.randint(0, 10, (6,))
+    start = model.flat.clone()
+    model.gradient(x, y)
+    expected = start.add(model.grad, alpha=-0.1)
+    model.descend(x, y, 0.1)
+    assert torch.equal(model.flat, expected) and not torch.equal(expected, start)
+
+
+def test_a_step_moves_nothing_but_what_is_trained() -> None:
+    """A space may show the work the last layer alone; it says so by `params` and `requires_grad`."""
+    model = Model(mlp(input_shape=(1, 4, 4), classes=3, hidden=(5,)))
+    start, last = model.flat.clone(), 5 * 3 + 3
+    for parameter in list(model.module.parameters())[:2]:
+        parameter.requires_grad_(False)
+    model.params, model.grad = model.flat[-last:], model.grad[-last:]
+    model.descend(torch.randn(6, 1, 4, 4), torch.randint(0, 3, (6,)), 0.1)
+    assert torch.equal(model.flat[:-last], start[:-last]) and not torch.equal(model.flat[-last:], start[-last:])
+
+
 def hooked() -> nn.Module:
     module = softmax(input_shape=(1, 4, 4), classes=3)
     module.register_forward_hook(lambda m, i, o: o * 2)
