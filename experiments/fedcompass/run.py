@@ -4,8 +4,9 @@
                                         [--out runs/fedcompass] [--until HH:MM]
 
 PART is `search` (a learning rate per method, on 5 clients of exponential speeds and a seed of its own), `grid` (all 18
-cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10`, or `whole:NAME,NAME` (methods
-or variants on all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds
+cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10` (a perceptron, 10 clients), `cnn`
+(the paper's network with its Adam and 0.003, on the exponential cells), or `whole:NAME,NAME` (methods or variants on all
+cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds
 are in the outer loop, so that whatever is there when the run is stopped is an even table; `table.py` writes it.
 """
 
@@ -30,11 +31,13 @@ from experiments.fedcompass.study import (  # noqa: E402  # after the path and t
     area,
     cells,
     cifar10,
+    cnn,
     mnist,
     record,
 )
 
 SEARCH_SEEDS = (100,)
+PAPERS_RATE = 0.003
 Task = tuple[str, list[str], tuple[int, str, str], float]
 
 
@@ -73,8 +76,12 @@ def tasks(part: str, rates: dict[str, float], clients: tuple[int, ...]) -> Itera
         for cell in cells((10,)):
             for method, texts in METHODS.items():
                 yield method, texts, cell, rates[method]
+    elif part == "cnn":
+        for cell in cells(clients, ("exponential",)):
+            for method, texts in (METHODS | {"unbiased": VARIANTS["unbiased"]}).items():
+                yield method, texts, cell, PAPERS_RATE
     else:
-        raise SystemExit(f"{part!r} is no part: use search, grid, variants, cifar10 or whole:NAME")
+        raise SystemExit(f"{part!r} is no part: use search, grid, variants, cifar10, cnn or whole:NAME")
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -90,7 +97,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     rates = searched(mnist(given.data), given.out, METHODS, 5, SEARCH_SEEDS)
     for part in (p for p in given.parts if p != "search"):
-        bench = cifar10(given.data) if part == "cifar10" else mnist(given.data)
+        bench = {"cifar10": cifar10, "cnn": cnn}.get(part, mnist)(given.data)
         if part == "cifar10":
             rates = searched(bench, given.out, METHODS, 5, SEARCH_SEEDS)
         for seed in given.seeds:

@@ -56,6 +56,7 @@ class Bench:
     folder: Path
     model: Sequence[str]
     seconds: float
+    work: Sequence[str] = ("work=sgd",)
 
     def common(self, clients: int, fleet: str, partition: str) -> list[str]:
         """What the runs of one cell share. Batches are smaller with more clients: a task of 50 steps is one epoch over
@@ -63,7 +64,7 @@ class Bench:
         return [
             "workers=0", "stop.versions=null", f"stop.seconds={self.seconds}", f"data={self.data}",
             f"data.path={self.folder.resolve()}", f"partition={partition}", f"fleet={fleet}",
-            f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, "work=sgd",
+            f"fleet.clients={clients}", "fleet.sec_per_step=0.6", *self.model, *self.work,
             f"work.batch={160 // clients}", "budget.steps=50", "budget.epochs=null", "evaluate.every_seconds=6.0",
             "checkpoint.every_seconds=1e9",
         ]  # fmt: skip
@@ -77,6 +78,12 @@ def mnist(data: Path) -> Bench:
 def cifar10(data: Path) -> Bench:
     """All of CIFAR-10 and a perceptron 3072-100-10, for half as long."""
     return Bench("cifar10", "cifar10", data / "cifar10", ("model=mlp", "model.hidden=[100]"), 200.0)
+
+
+def cnn(data: Path) -> Bench:
+    """The paper's own network and optimizer on the 8,000 images, for a quarter as long: it learns faster, and a step
+    costs fifty times as much."""
+    return Bench("cnn", "mnist", data / "mnist-10k", ("model=cnn_mnist",), 100.0, ("work=adam",))
 
 
 def cells(clients: Sequence[int] = CLIENTS, fleets: Sequence[str] = FLEETS) -> Iterator[tuple[int, str, str]]:
