@@ -70,7 +70,8 @@ class SimulatedWorld:
         return float(forward_flops(self.model().module, self.dataset.input_shape))
 
     def describe(self) -> Mapping[str, Any]:
-        return {"data": self.dataset.name, "fingerprint": self.dataset.fingerprint}
+        told = {"notices": [self.partition.notice]} if self.partition.notice else {}
+        return {"data": self.dataset.name, "fingerprint": self.dataset.fingerprint, **told}
 
 
 def _share_right(output: Tensor, target: Tensor) -> Tensor:

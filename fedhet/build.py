@@ -49,7 +49,9 @@ class World(Protocol):
         """Forward floating-point operations per sample."""
         ...
 
-    def describe(self) -> Mapping[str, Any]: ...
+    def describe(self) -> Mapping[str, Any]:
+        """What is known of the data by name; under "notices", what whoever runs it should hear."""
+        ...
 
 
 def method(cfg: Mapping[str, Any]) -> Method:

@@ -80,6 +80,11 @@ class Experiment:
             config=cfg,
         )
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever runs this should hear, of the method and of the data."""
+        return (*self.method.notices, *self.world.describe().get("notices", ()))
+
     def for_devices(self) -> str:
         """The configuration a device far from here needs, as JSON; the same text for the same experiment."""
         axes = (

@@ -24,7 +24,7 @@ class RunFolderError(ValueError):
 def run(
     cfg: DictConfig, out: Path, *, progress: Progress | None = None, tell: Callable[[str], None] = lambda notice: None
 ) -> Result:
-    """Run one experiment into the empty or absent folder `out`. `tell` hears the method's notices before it starts.
+    """Run one experiment into the empty or absent folder `out`. `tell` hears the notices of method and data before it starts.
 
     Raises ConfigError or Misfit before anything is written; RunFolderError if `out` already holds something.
     """
@@ -34,7 +34,7 @@ def run(
         raise RunFolderError(f"{out} is not empty: choose another folder, or continue it with --resume {out}")
     out.mkdir(parents=True, exist_ok=True)
     record.write_atomic(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    for notice in experiment.method.notices:
+    for notice in experiment.notices:
         tell(notice)
     return _with_report(experiment.run(out, progress=progress))
 

@@ -203,7 +203,7 @@ class Session:
             "bytes_up": self.drive.bytes_up,
             "bytes_down": self.drive.bytes_down,
             **self.tally(),
-            "notices": list(self.experiment.method.notices),
+            "notices": list(self.experiment.notices),
             "updates": server.row(),
             "stopped": server.over,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -8,7 +8,7 @@ experiments of Li et al., "FedCompass", arXiv:2309.14675.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,13 +23,15 @@ class Dirichlet:
     """Each class is divided by shares ~ Dir(alpha, ..., alpha), drawn again until every client has `min_size` samples.
 
     balance: a client that has its even share of all data gets nothing of the classes still to be divided.
-    top_up: keep the first draw, and move samples from the largest clients to those under `min_size`.
+    top_up: if no draw of a thousand is enough, as with many clients and a small alpha, samples are moved from the
+    largest clients to those under `min_size`, and a notice says how many clients were short; without it, that is an
+    error.
     """
 
     alpha: float = 0.5
     min_size: int = 2
     balance: bool = False
-    top_up: bool = False
+    top_up: bool = True
 
     def __post_init__(self) -> None:
         positive("alpha", self.alpha)
@@ -83,14 +85,13 @@ class DualDirichlet:
     W_i I_ij / sum_k W_k I_kj of class j, rounded down, and the last client what is over. `alpha1` null is n.
 
     alpha2 is the concentration in total: 0.5 over ten classes is 0.05 a class, nearly one class per client. Final sizes
-    differ from W. A draw that leaves a client under `min_size` is repeated; with `top_up`, the first is kept and
-    samples are moved from the largest clients.
+    differ from W. A draw that leaves a client under `min_size` is repeated; `top_up` as above.
     """
 
     alpha1: float | None = None
     alpha2: float = 0.5
     min_size: int = 1
-    top_up: bool = False
+    top_up: bool = True
 
     def __post_init__(self) -> None:
         positive("alpha1", 1.0 if self.alpha1 is None else self.alpha1)
@@ -115,17 +116,23 @@ def _redrawn(
     draw: Callable[[np.random.Generator], np.ndarray], purpose: str, dataset: Dataset, clients: int, seed: int,
     least: int, moving: bool,
 ) -> Partition:  # fmt: skip
-    """The first draw that gives everybody `least` samples, or the very first one topped up."""
+    """The first draw that gives everybody `least` samples; if none does, the first of all, topped up."""
     enough(dataset, clients, least)
     for attempt in range(TRIES):
-        rng = stream(seed, purpose, attempt)
-        owner = draw(rng)
-        if moving:
-            owner = top_up(owner, clients, least, rng)
+        owner = draw(stream(seed, purpose, attempt))
         if np.bincount(owner, minlength=clients).min() >= least:
             return Partition.of(dataset, owner, clients)
-    raise DataError(
-        f"partition={purpose}: in each of {TRIES} draws some of the {clients} clients had fewer than min_size={least} "
-        "samples: raise alpha, lower min_size, use fewer clients, or set partition.top_up=true to move samples from "
-        "the largest clients"
+    if not moving:
+        raise DataError(
+            f"partition={purpose}: in each of {TRIES} draws some of the {clients} clients had fewer than "
+            f"min_size={least} samples: raise alpha, lower min_size, use fewer clients, or set partition.top_up=true to "
+            "move samples from the largest clients"
+        )
+    rng = stream(seed, purpose, 0)
+    owner = draw(rng)
+    short = int((np.bincount(owner, minlength=clients) < least).sum())
+    notice = (
+        f"partition={purpose}: no draw gave all {clients} clients min_size={least} samples; {short} of them got theirs "
+        "from the largest clients"
     )
+    return replace(Partition.of(dataset, top_up(owner, clients, least, rng), clients), notice=notice)

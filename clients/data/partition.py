@@ -106,12 +106,14 @@ class Partition:
     """A data set and each client's part of it.
 
     `test` is set where test samples have owners as well. Otherwise a client's accuracy is that of each class weighted
-    by the client's own label mix: its expectation on data like its own, for one pass over the test set.
+    by the client's own label mix: its expectation on data like its own, for one pass over the test set. `notice` says
+    what whoever asked for the partition should hear of it.
     """
 
     dataset: Dataset
     train: Samples
     test: Stored | None = None
+    notice: str = ""
 
     @classmethod
     def of(cls, dataset: Dataset, owner: np.ndarray, clients: int, owner_test: np.ndarray | None = None) -> Partition:

@@ -57,6 +57,8 @@ def card(partition: Partition) -> RenderableType:
     table.add_column()
     for key, value in _facts(facts):
         table.add_row(key, value)
+    if partition.notice:
+        table.add_row("notice", partition.notice)
     shown = picked(partition.clients, ROWS)
     rows = Table(show_edge=False, pad_edge=False, header_style="bold", box=None, padding=(0, 1))
     for name in ("client", "samples"):

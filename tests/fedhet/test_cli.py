@@ -138,6 +138,18 @@ def test_a_semi_asynchronous_method_runs_behind_a_robust_rule(fedhet, preset):
     assert json.loads(out)["versions"] == 3
 
 
+def test_many_clients_of_few_labels_get_their_least_and_the_run_says_so(fedhet):
+    code, out, err = fedhet("run", "strategy=fedavg", "data=digits", "partition=dirichlet", "partition.alpha=0.1",
+                            "fleet=exponential", "fleet.clients=100", "schedule.per_round=10", "seed=3",
+                            "stop.versions=1", "--json")  # fmt: skip
+    assert code == 0
+    (told,) = json.loads(out)["notices"]
+    assert told.startswith("partition=dirichlet: no draw gave all 100 clients min_size=2 samples")
+    assert f"notice: {told}" in err
+    assert "largest clients" in fedhet("partition", "show", "partition=dirichlet", "partition.alpha=0.1",
+                                       "fleet.clients=100", "seed=3")[1]  # fmt: skip
+
+
 def test_a_folder_that_holds_something_is_not_touched(fedhet, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -117,16 +118,18 @@ def test_balance_keeps_dirichlet_sizes_below_an_even_share_plus_one_class(datase
 
 def test_a_draw_that_leaves_somebody_short_is_repeated_or_topped_up_as_asked(dataset):
     with pytest.raises(DataError, match=r"partition\.top_up=true"):
-        Dirichlet(0.01, min_size=15).split(dataset, 50, 0)
-    assert Dirichlet(0.01, min_size=15, top_up=True).split(dataset, 50, 0).counts.min() == 15
-    assert DualDirichlet(min_size=20, top_up=True).split(dataset, 50, 0).counts.tolist() == [20] * 50
+        Dirichlet(0.01, min_size=15, top_up=False).split(dataset, 50, 0)
+    topped = Dirichlet(0.01, min_size=15).split(dataset, 50, 0)
+    assert topped.counts.min() == 15 and topped.counts.sum() == 1000
+    assert re.search(r"no draw gave all 50 clients min_size=15 samples; \d+ of them", topped.notice)
+    assert DualDirichlet(min_size=20).split(dataset, 50, 0).counts.tolist() == [20] * 50
     with pytest.raises(DataError, match=r"min_size=21 for 50 clients needs 1050 samples.*at most 20"):
         Dirichlet(min_size=21).split(dataset, 50, 0)
 
 
 def test_top_up_changes_nothing_where_nobody_is_short(dataset):
     plain, topped = (Dirichlet(0.5, min_size=1, top_up=t).split(dataset, 5, 0) for t in (False, True))
-    assert np.array_equal(used(plain), used(topped))
+    assert np.array_equal(used(plain), used(topped)) and not topped.notice
 
 
 def test_client_mixes_fill_even_sizes_with_few_classes(dataset):
