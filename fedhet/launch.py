@@ -24,7 +24,7 @@ class RunFolderError(ValueError):
 def run(
     cfg: DictConfig, out: Path, *, progress: Progress | None = None, tell: Callable[[str], None] = lambda notice: None
 ) -> Result:
-    """Run one experiment into the empty or absent folder `out`. `tell` hears the notices of method and data before it starts.
+    """Run one experiment into the empty or absent folder `out`. `tell` hears its notices before it starts.
 
     Raises ConfigError or Misfit before anything is written; RunFolderError if `out` already holds something.
     """

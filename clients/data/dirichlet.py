@@ -125,8 +125,8 @@ def _redrawn(
     if not moving:
         raise DataError(
             f"partition={purpose}: in each of {TRIES} draws some of the {clients} clients had fewer than "
-            f"min_size={least} samples: raise alpha, lower min_size, use fewer clients, or set partition.top_up=true to "
-            "move samples from the largest clients"
+            f"min_size={least} samples: raise alpha, lower min_size, use fewer clients, or set "
+            "partition.top_up=true to move samples from the largest clients"
         )
     rng = stream(seed, purpose, 0)
     owner = draw(rng)
