@@ -78,7 +78,7 @@ def tasks(part: str, rates: dict[str, float], clients: tuple[int, ...]) -> Itera
                 yield method, texts, cell, rates[method]
     elif part == "cnn":
         for cell in cells(clients, ("exponential",)):
-            for method, texts in (METHODS | {"unbiased": VARIANTS["unbiased"]}).items():
+            for method, texts in METHODS.items():
                 yield method, texts, cell, PAPERS_RATE
     else:
         raise SystemExit(f"{part!r} is no part: use search, grid, variants, cifar10, cnn or whole:NAME")
