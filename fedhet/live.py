@@ -148,7 +148,9 @@ class _Crowd:
                 self.members.observe(client, seen.seconds_per_step)
 
     def _welcome(self, client: ClientId) -> None:
-        if client in self.session.server.roster and client not in self.session.gate.suspended:
+        """Somebody came; unless it was shut out again since then, in the registry or by the gate."""
+        here = client in self.nodes.of_client and client in self.session.server.roster
+        if here and client not in self.session.gate.suspended:
             self._introduce(client)
             self.session.heard.joined(client, self.clock.now())
 

@@ -5,6 +5,7 @@ In a federation the registry says whose a node is, and a node that says otherwis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,12 +80,12 @@ class Nodes:
         return bool(self._asked)
 
     def told(self, client: ClientId) -> dict[str, Any]:
-        """The fields of its profile that a client's node told, where they are positive numbers."""
+        """The fields of its profile that a client's node told, where they are positive numbers and finite."""
         given = self.config.get(client, {})
         return {
             name: kind(given[name])
             for name, kind in TELLS.items()
-            if isinstance(given.get(name), (int, float)) and given[name] > 0
+            if isinstance(given.get(name), (int, float)) and 0 < given[name] < math.inf
         }
 
     def _ask(self, nodes: list[int]) -> None:

@@ -211,6 +211,8 @@ class Server(AbstractBooks):
         return True
 
     def _react(self, event: Event) -> None:
+        if self.over:  # one who is shut out can lose several jobs, and the first of them may have been the run's last
+            return
         for command in self.method.schedule.react(event, self):
             self._carry_out(command)
         if self.limits.tasks is not None and self.landed >= self.limits.tasks and not self.closing:

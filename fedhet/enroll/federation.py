@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,16 +92,14 @@ class Federation:
         chain, leaf = self.authority.issue(client.csr, client.node, days, now)  # outside the lock: a signer may be slow
         with self.registry.transaction() as session:
             row = rows.by_name(session, client.node)
-            rows.move(row, tables.ACTIVE, now)
+            rows.move(row, tables.ACTIVE, now, of=(tables.PENDING,))
             rows.grant(session, row, leaf, chain, client.csr)
             self.audit.append(actor or me(), "approve", row.name, node=row.node, serial=leaf.serial)
         return self.registry.client(client.node)
 
     def reject(self, name: str, reason: str, actor: str = "") -> Client:
         """Refuse a pending or invited device. Raises E210 or E211."""
-        if self.registry.client(name).state not in (tables.PENDING, tables.INVITED):
-            raise EnrollError("E211", f"{name} is not waiting; a client is revoked")
-        return self._change(name, tables.REVOKED, "reject", reason, actor)
+        return self._change(name, tables.REVOKED, "reject", reason, actor, of=(tables.PENDING, tables.INVITED))
 
     def suspend(self, name: str, reason: str = "", actor: str = "") -> Client:
         """Shut a client out until it is resumed. Raises E210 or E211."""
@@ -109,9 +107,7 @@ class Federation:
 
     def resume(self, name: str, actor: str = "") -> Client:
         """Let a suspended client in again. Raises E210 or E211."""
-        if self.registry.client(name).state != tables.SUSPENDED:
-            raise EnrollError("E211", f"{name} is not suspended")
-        return self._change(name, tables.ACTIVE, "resume", "", actor)
+        return self._change(name, tables.ACTIVE, "resume", "", actor, of=(tables.SUSPENDED,))
 
     def revoke(self, name: str, reason: str, actor: str = "") -> Client:
         """End a client for good, at its next message: its certificates go on the deny list. Raises E210 or E211."""
@@ -126,11 +122,13 @@ class Federation:
         """The deny list as a signed revocation list, PEM."""
         return self.authority.crl(self.registry.denied(self.clock()), self.clock())
 
-    def _change(self, name: str, state: str, action: str, reason: str, actor: str) -> Client:
+    def _change(
+        self, name: str, state: str, action: str, reason: str, actor: str, of: Collection[str] = tables.LIVING
+    ) -> Client:  # fmt: skip
         now = self.clock()
         with self.registry.transaction() as session:
             row = rows.by_name(session, name)
-            rows.move(row, state, now, reason)
+            rows.move(row, state, now, reason, of)
             denied = rows.deny(session, row, now, reason) if state in (tables.REVOKED, tables.LEFT) else []
             self.audit.append(actor or me(), action, row.name, node=row.node, reason=reason, serials=denied)
             number = row.number

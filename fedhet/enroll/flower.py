@@ -28,6 +28,8 @@ from fedhet.enroll.processes import Program, flower_environment
 
 NAME = "federation"
 """The connection's name in Flower's config.toml."""
+COMMAND_S = 120.0
+"""Seconds a `flwr` command may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,14 @@ class SuperLink:
         return self._command(*arguments).stdout
 
     def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["flwr", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=120, check=False, start_new_session=True,
-        )  # fmt: skip
+        try:
+            return subprocess.run(
+                ["flwr", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
+                stdin=subprocess.DEVNULL, timeout=COMMAND_S, check=False, start_new_session=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            told = " ".join(arguments[:2])
+            raise EnrollError("E308", f"flwr {told} did not end within {COMMAND_S:g} s") from None
 
     def _loopback(self, now: float) -> None:
         """A certificate for 127.0.0.1 and localhost with a root of its own, whose key is thrown away."""
@@ -176,8 +182,11 @@ def reconcile(federation: Federation, link: SuperLink) -> list[str]:
         if client.flower_node is None and client.flower_public:
             known = [c.flower_node for c in federation.registry.clients() if c.flower_node is not None]
             node = link.register(client.flower_public, client.name, known)
-            federation.registry.set_flower_node(client.number, node)
-            done.append(f"registered {client.name} as {node}")
+            if federation.registry.set_flower_node(client.number, node, client.flower_public):
+                done.append(f"registered {client.name} as {node}")
+            else:  # its keys were replaced meanwhile; the new one's turn is next
+                link.unregister(node)
+                done.append(f"unregistered {node}, whose key was replaced")
     for client in federation.registry.clients(tables.REVOKED, tables.LEFT):
         if client.flower_node is not None:
             link.unregister(client.flower_node)

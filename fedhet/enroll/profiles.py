@@ -48,7 +48,7 @@ def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tupl
 
 
 def believed(client: Client) -> Profile | None:
-    """What a schedule is told, or None as long as no speed is known."""
+    """What a schedule is told, or None as long as no speed is known. A claim of 0 is no claim."""
     speed = client.observed.get("sec_per_step") or client.measured.get("step_us", 0) / 1e6
     if not speed:
         return None
@@ -60,9 +60,9 @@ def believed(client: Client) -> Profile | None:
         num_examples=int(told.get("examples", 0)),
         max_rank=int(told.get("max_rank", 0)),
         sec_per_step=float(speed),
-        memory_bytes=float(told.get("memory_bytes", math.inf)),
-        uplink_bytes_per_s=float(links.get("uplink_bytes_per_s", math.inf)),
-        downlink_bytes_per_s=float(links.get("downlink_bytes_per_s", math.inf)),
+        memory_bytes=float(told.get("memory_bytes") or math.inf),
+        uplink_bytes_per_s=float(links.get("uplink_bytes_per_s") or math.inf),
+        downlink_bytes_per_s=float(links.get("downlink_bytes_per_s") or math.inf),
         latency_s=client.measured.get("latency_us", 0) / 1e6,
     )
 

@@ -126,10 +126,16 @@ class Registry:
         with self._reading() as session:
             return [(s, at) for s, at in session.execute(query.where(CertificateRow.not_after > now)) if at]
 
-    def set_flower_node(self, number: int, node: str | None) -> None:
-        """Note under which node id the SuperLink knows a client, or that it does not."""
+    def set_flower_node(self, number: int, node: str | None, key: str | None = None) -> bool:
+        """Note under which node id the SuperLink knows a client, or that it does not; whether it was noted.
+
+        With `key` only if that is still the key of the client's SuperNode.
+        """
+        query = update(ClientRow).where(ClientRow.number == number)
+        if key is not None:
+            query = query.where(ClientRow.flower_public == key)
         with self.transaction() as session:
-            session.execute(update(ClientRow).where(ClientRow.number == number).values(flower_node=node))
+            return bool(session.execute(query.values(flower_node=node)).rowcount)  # type: ignore[attr-defined]
 
     def retired(self) -> list[str]:
         """Nodes of the SuperLink whose keys were replaced and which are still to be taken away."""

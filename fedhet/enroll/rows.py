@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedhet.enroll.tables import (
     ACTIVE,
     INVITED,
     LEFT,
+    LIVING,
     MOVES,
     PENDING,
     REVOKED,
@@ -134,8 +135,10 @@ def apply(session: Session, row: ClientRow, applicant: Applicant, now: float) ->
         raise EnrollError("E114", applicant.node[:12]) from None
 
 
-def move(row: ClientRow, state: str, now: float, reason: str = "") -> None:
-    """Change a client's state. Raises EnrollError E211 for a move that there is not."""
+def move(row: ClientRow, state: str, now: float, reason: str = "", of: Collection[str] = LIVING) -> None:
+    """Change a client's state. Raises EnrollError E211 for a move that there is not, or that is not from one `of`."""
+    if row.state in LIVING and row.state not in of:
+        raise EnrollError("E211", f"{row.name} is {row.state}, not {' or '.join(of)}")
     if (row.state, state) not in MOVES:
         raise EnrollError("E211", f"{row.name} is {row.state} and cannot become {state}")
     row.state, row.reason, row.changed = state, reason, now

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -33,6 +36,7 @@ class Server:
     ready: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
     _stop: threading.Event = field(default_factory=threading.Event)
+    _fault: Exception | None = None
 
     def __post_init__(self) -> None:
         if self.insecure and not link.is_loopback(self.host):
@@ -71,18 +75,21 @@ class Server:
         if config.ssl is not None:
             config.ssl.minimum_version = link.TLS
         self.federation.audit.append("server", "serve", f"{self.host}:{self.port}")
-        keeper = threading.Thread(target=self._keep, args=(config,), name="keeper")
+        server = uvicorn.Server(config)
+        keeper = threading.Thread(target=self._keep, args=(server,), name="keeper")
         keeper.start()
         try:
-            uvicorn.Server(config).run()
+            server.run()
         finally:
             self._stop.set()
             keeper.join()
             self.federation.audit.append("server", "stop", f"{self.host}:{self.port}")
             self.federation.close()
+        if self._fault is not None:
+            raise self._fault
 
-    def _keep(self, config: uvicorn.Config) -> None:
-        """All of Flower's processes start and end in this one thread (see Supervisor)."""
+    def _keep(self, server: uvicorn.Server) -> None:
+        """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
         looked = due = self.federation.clock()
         try:
             while not self._stop.wait(0.2):
@@ -90,19 +97,29 @@ class Server:
                     log.warning("%s ended with %s; it is started again", name, self.supervisor.codes[name])
                 now = self.federation.clock()
                 if now >= due and self._flower_listens():
-                    due = now + (1.0 if self._reconcile() else 10.0)
+                    due = now + (1.0 if self._try(self._reconcile) else 10.0)
                 if now > looked + HOUSEKEEPING_S:
                     looked = now
-                    self.federation.authority.renew_server(now)
-                    if config.ssl is not None:
-                        config.ssl.load_cert_chain(self._certificate)
+                    self._try(partial(self._renew, now, server.config.ssl))
+        except Exception as error:
+            self._fault = error  # raised where the server is run
         finally:
             self.supervisor.stop()
+            server.should_exit = True
 
-    def _reconcile(self) -> bool:
+    def _reconcile(self) -> None:
+        for line in flower.reconcile(self.federation, self.superlink):
+            log.info("%s", line)
+
+    def _renew(self, now: float, door: ssl.SSLContext | None) -> None:
+        self.federation.authority.renew_server(now)
+        if door is not None:
+            door.load_cert_chain(self._certificate)
+
+    def _try(self, work: Callable[[], None]) -> bool:
+        """Whether it could be done; what Flower or a signer refuses now is tried again later."""
         try:
-            for line in flower.reconcile(self.federation, self.superlink):
-                log.info("%s", line)
+            work()
         except EnrollError as error:
             self.failure = error.line
             log.error("%s", error.line)

@@ -46,14 +46,14 @@ class Signing:
         return self.app(message, context)
 
 
-def run(door, monkeypatch, members, folder, schedule, versions=6, wrong=(), before_pull=None, **more):
+def run(door, monkeypatch, members, folder, schedule, versions=6, wrong=(), before_pull=None, wanted=4, **more):
     claim_identity(1)
     e = small.experiment(schedule, versions=versions)
     app = Signing(door, monkeypatch, small.counting_app(e, []), wrong)
     grid = small.SmallGrid(app, small.contexts(folder))
     if before_pull is not None:
         grid.before_pull = before_pull
-    result = live(e, folder / "run", grid, wanted=4, poll=1e-4, members=members, **more)
+    result = live(e, folder / "run", grid, wanted=wanted, poll=1e-4, members=members, **more)
     return result.row, read_rows(folder / "run" / "events.jsonl")
 
 
@@ -125,6 +125,35 @@ def test_a_revocation_between_two_looks_at_the_registry_does_not_end_the_run(doo
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2), versions=8)
     assert row["versions"] == 8 and crowd.state(2) == "revoked"
     assert [r for r in rows if r["event"] == "left" and r["client"] == 2]
+
+
+def test_one_that_is_revoked_while_it_comes_in_gets_no_work(door, crowd, monkeypatch, tmp_path):
+    nodes, here = crowd.nodes, []
+
+    def online(grid):
+        here.extend([12] if grid.pushed > 10 else [])
+        return [10, 11, 13, *here[:1]]
+
+    def revoked_after_the_look():
+        book = nodes()
+        if here and crowd.state(2) == "active":
+            door.federation.revoke("c2", "stolen")
+        return book
+
+    monkeypatch.setattr(crowd, "nodes", revoked_after_the_look)
+    monkeypatch.setattr(small.SmallGrid, "get_node_ids", online)
+    monkeypatch.setattr("fedhet.live.WATCH", 0.0)
+    row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2), versions=12, wanted=3)
+    assert row["versions"] == 12 and crowd.state(2) == "revoked"
+    assert not [r for r in rows if r["event"] in ("joined", "assign") and r["client"] == 2]
+
+
+def test_what_a_node_tells_that_is_no_number_is_not_believed(crowd):
+    nodes = Nodes(Answering({}), None)
+    nodes.config[0] = {"sec_per_step": float("inf"), "num_examples": float("inf"), "max_rank": float("nan")}
+    assert nodes.told(0) == {}
+    nodes.config[0] = {"sec_per_step": -1.0, "num_examples": 7.0, "memory_bytes": 0, "max_rank": "8"}
+    assert nodes.told(0) == {"num_examples": 7}
 
 
 class Answering:

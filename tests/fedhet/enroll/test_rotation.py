@@ -60,6 +60,24 @@ def test_the_superlink_gets_the_new_key_and_loses_the_old_node(door):
     assert flower.reconcile(door.federation, superlink) == []
 
 
+def test_keys_that_are_replaced_while_the_superlink_learns_the_old_ones_are_learned_next(door):
+    device, superlink = door.member("a"), Link()
+    lines = []
+
+    def register(line, name, known):
+        lines.append(line)
+        if len(lines) == 1:
+            device.rotate()
+        return str(80 + len(lines))
+
+    superlink.register = register
+    flower.reconcile(door.federation, superlink)
+    flower.reconcile(door.federation, superlink)
+    assert superlink.calls == [("unregister", "81")], "the old key's node"
+    assert lines[1] == device.identity.flower_public != lines[0]
+    assert door.federation.registry.client("a").flower_node == "82"
+
+
 @pytest.mark.parametrize("at", ["before", "after", "settling"])
 def test_an_interrupted_rotation_is_finished_by_the_next_one(door, monkeypatch, at):
     device = door.member("a")
