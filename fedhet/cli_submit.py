@@ -18,11 +18,10 @@ from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.output import say, spoken
 from fedhet.enroll.submit import Submission
 from fedhet.errors import InputError
+from fedhet.journal import occupied
 from fedhet.progress import Bar
 
 CHOICES = ("ask", "detach", "stop")
-LIVES = 20
-"""How often a run whose process was killed is started again by who follows it."""
 
 
 def submit(
@@ -35,16 +34,18 @@ def submit(
         raise InputError("--resume goes on in its own folder with its own configuration: leave out --out and overrides")
     with spoken(as_json):
         link = SuperLink.served(home)
-        there = running.crowd(home, link)
-        wanted = running.enough(there, least)
-        if resume is None:
-            path = _prepare(texts, folder, out, there.expected)
-        else:
+        if resume is not None:
             path = resume.resolve()
             if not (path / "config.yaml").is_file():
                 raise EnrollError("E306", f"{path} is not a run folder: it has no config.yaml")
             if (path / "result.json").is_file():
                 return _end(path, as_json)
+            if occupied(path):  # it goes on already
+                return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
+        there = running.crowd(home, link)
+        wanted = running.enough(there, least)
+        if resume is None:
+            path = _prepare(texts, folder, out, there.expected)
         if not as_json:
             online = f"{len(there.online)} of {len(there.active)} clients are online"
             print(f"{online}; the run begins with {wanted}", file=sys.stderr)
@@ -94,7 +95,6 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
 def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
     cfg: DictConfig = OmegaConf.load(made.folder / "config.yaml")  # type: ignore[assignment]
     limits: Mapping[str, Any] = OmegaConf.to_container(cfg["stop"])  # type: ignore[assignment]
-    lives = LIVES
     while True:
         try:
             with Bar(str(cfg["strategy"])) as show:
@@ -109,11 +109,11 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
                 say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
                 raise typer.Exit(130) from None
         except EnrollError as error:
-            if error.data.get("killed") and lives:
-                lives -= 1
-                print("the run's process was killed; it goes on from its journal", file=sys.stderr)
-                made = made.again()
-                continue
+            if error.data.get("killed"):
+                print("the run's process was killed; the server starts it again from its journal", file=sys.stderr)
+                if (next_life := made.again()) is not None:
+                    made = next_life
+                    continue
             if not as_json and "log" in error.data:
                 print(error.data["log"], file=sys.stderr)
             raise

@@ -82,11 +82,17 @@ class Target:
         self._stack.callback(process.terminate)
         return process
 
-    def submit(self, run: str, texts: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Begin a run, or go on with it if there is one already."""
+    def submit(self, run: str, texts: Sequence[str], *, detach: bool) -> subprocess.Popen[bytes]:
+        """Begin a run, or go on with it if there is one already; and follow it, or `detach` and leave it alone."""
         out = self.folder / run
         given = ["--resume", str(out)] if (out / "config.yaml").is_file() else [*texts, "--out", str(out)]
-        return self.start(run, "submit", *given, "--on-interrupt", "detach", "--json")
+        how = ["--detach"] if detach else ["--on-interrupt", "detach"]
+        return self.start(run, "submit", *given, *how, "--json")
+
+    def state(self, pid: int) -> Path:
+        """The folder of the client whose node this process is."""
+        words = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
+        return Path(os.fsdecode(words[words.index(b"fedhet.enroll.node") + 1]))
 
     def processes(self, role: str) -> list[int]:
         """The process ids of a role, ours alone."""
@@ -98,6 +104,11 @@ class Target:
                 if known and mark in command + (entry / "environ").read_bytes().decode(errors="replace"):
                     found.append(int(entry.name))
         return sorted(found)
+
+    def name(self, run: str) -> str:
+        """The name that a run has for good, from its journal."""
+        with contextlib.closing(sqlite3.connect(self.folder / run / "journal.db", timeout=10)) as db:
+            return str(db.execute("SELECT id FROM run").fetchone()[0])
 
     def accepted(self, run: str) -> int:
         """Updates the run's journal holds."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import random
 import signal
@@ -22,15 +23,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from experiments.reliability.audit import Ledger, audit  # noqa: E402  # after the path and the number of threads
+from experiments.reliability import memory  # noqa: E402  # after the path and the number of threads
+from experiments.reliability.audit import Ledger, audit  # noqa: E402
 from experiments.reliability.federation import Target, until  # noqa: E402
 from fedhet.result import Result  # noqa: E402
 
 COMMON = ["data=digits", "partition=iid", "model=mlp", "budget.epochs=null", "budget.steps=10"]
+ALPHA = 0.05
+"""Of FedDyn."""
 METHODS = {
     "FedBuff": ["strategy=fedbuff", "schedule.size=2", "checkpoint.every_seconds=1e9"],
     "FedCompass": ["strategy=fedcompass", "schedule.q_min=5", "schedule.q_max=20", "checkpoint.every_seconds=3.0"],
-    "FedDyn": ["strategy=feddyn", "checkpoint.every_seconds=1e9"],
+    "FedDyn": ["strategy=feddyn", f"work.alpha={ALPHA}", "checkpoint.every_seconds=1e9"],
 }
 """With and without checkpoints, which cut the journal's payloads short."""
 RECOVERY_S = 900.0
@@ -40,10 +44,12 @@ CUT_S = 4.0
 
 @dataclass
 class Soak:
-    """What happened. `blows` are (role, seconds until an update was accepted again)."""
+    """What happened. `blows` are (role, seconds until an update was accepted again); `memories` says of each client
+    that was killed and keeps one whether its memory went on from its disk."""
 
     blows: list[tuple[str, float]] = field(default_factory=list)
     runs: list[tuple[str, Ledger]] = field(default_factory=list)
+    memories: list[bool] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -65,16 +71,24 @@ def plan(kills: int, cuts: int, rng: random.Random) -> list[str]:
 def soak(
     folder: Path, blows: Sequence[str], *, clients: int = 3, seed: int = 0, tasks: int = 60, methods: Sequence[str] = ()
 ) -> Soak:
-    """Hit a federation until all blows are dealt and the last run has ended. Raises Stuck if it does not recover."""
+    """Hit a federation until all blows are dealt and the last run has ended. Raises Stuck if it does not recover.
+
+    Methods take turns, each with its share of the blows. Every other run is detached, the first one too: nobody follows
+    it, and the server alone sees to it that it goes on.
+    """
     rng, done, left, began = random.Random(seed), Soak(), list(blows), time.monotonic()
     names = list(methods or METHODS)
+    share = math.ceil(len(left) / len(names))
     with contextlib.ExitStack() as stack:
         target = Target(folder, clients, stack)
         while left or not done.runs:
             method = names[len(done.runs) % len(names)]
             run = f"run{len(done.runs)}"
             limits = [f"fleet.clients={clients}", f"stop.tasks={tasks}", "stop.versions=null", f"seed={seed}"]
-            _one_run(target, run, [*METHODS[method], *COMMON, *limits], left, rng, done)
+            turn = left[:share]
+            mine = list(turn)
+            _one_run(target, run, [*METHODS[method], *COMMON, *limits], mine, rng, done, len(done.runs) % 2 == 0)
+            del left[: len(turn) - len(mine)]
             done.runs.append((method, audit(target.folder / run)))
             print(f"{time.monotonic() - began:7.1f} s  {run} {method}: {done.runs[-1][1]}", flush=True)
         done.seconds = time.monotonic() - began
@@ -82,24 +96,31 @@ def soak(
 
 
 def _one_run(
-    target: Target, run: str, texts: Sequence[str], left: list[str], rng: random.Random, done: Soak
+    target: Target, run: str, texts: Sequence[str], left: list[str], rng: random.Random, done: Soak, detach: bool
 ) -> None:  # fmt: skip
     """Submit a run and deal blows until it ends. An operator whose command fails gives it again."""
-    process, result = target.submit(run, texts), target.folder / run / "result.json"
+    process, result = target.submit(run, texts, detach=detach), target.folder / run / "result.json"
 
     def alive(mark: int) -> bool:
         nonlocal process
-        if process.poll() is not None and not result.is_file():
-            process = target.submit(run, texts)
+        ended = process.poll()
+        if ended is not None and not (detach and ended == 0) and not result.is_file():
+            process = target.submit(run, texts, detach=detach)
         return result.is_file() or target.accepted(run) > mark
 
     until(lambda: alive(1), RECOVERY_S, f"the first updates of {run}")
     while left and not result.is_file():
         time.sleep(rng.uniform(0.0, 1.5))
-        mark, struck = _strike(target, left[0], run, rng)
+        mark, struck, client = _strike(target, left[0], run, rng)
         if not struck:
             continue
         role, at = left.pop(0), time.monotonic()
+        if client is not None and "strategy=feddyn" in texts:
+            name = target.name(run)
+            before = memory.kept(client, name)
+            after = memory.next_after(before, client, name, result.is_file, RECOVERY_S) if before.job else None
+            if after is not None:
+                done.memories.append(memory.grew(before, after, ALPHA))
         until(lambda mark=mark: alive(mark), RECOVERY_S, f"recovery of {run} from the loss of {role}")
         ended = target.accepted(run) <= mark  # the blow came too late to be overcome: the run was over
         done.blows.append((role, float("nan") if ended else time.monotonic() - at))
@@ -108,18 +129,20 @@ def _one_run(
     process.wait(RECOVERY_S)
 
 
-def _strike(target: Target, role: str, run: str, rng: random.Random) -> tuple[int, bool]:
-    """One blow; the number of updates accepted before it, and whether there was anything to hit."""
+def _strike(target: Target, role: str, run: str, rng: random.Random) -> tuple[int, bool, Path | None]:
+    """One blow; the number of updates accepted before it, whether there was anything to hit, and the client hit."""
     if role == "network":
         mark = target.accepted(run)
         target.relay.cut(CUT_S)
-        return mark, True
+        return mark, True, None
     pids = target.processes(role)
     mark = target.accepted(run)
     if not pids:
-        return mark, False
-    os.kill(rng.choice(pids), signal.SIGKILL)
-    return mark, True
+        return mark, False, None
+    pid = rng.choice(pids)
+    client = target.state(pid) if role == "client" else None
+    os.kill(pid, signal.SIGKILL)
+    return mark, True, client
 
 
 def table(done: Soak, command: str) -> str:
@@ -135,6 +158,9 @@ def table(done: Soak, command: str) -> str:
         timed = [seconds for seconds in took if seconds == seconds]
         if timed:
             lines.append(f"| {role} | {len(took)} | {statistics.median(timed):.1f} | {max(timed):.1f} |")
+    if done.memories:
+        lines += ["", f"Killed clients of FedDyn whose memory went on from their own disk: {sum(done.memories)} of "
+                  f"{len(done.memories)}."]  # fmt: skip
     lines += ["", "| run | accepted | combined | dropped | waiting at the end | failed jobs | lost | twice | "
               "model from the journal alone |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for number, (method, one) in enumerate(done.runs):
@@ -165,7 +191,8 @@ def main() -> int:
     print(text)
     if given.table:
         given.table.write_text(text)
-    return int(bool(done.lost or done.doubled or any(one.again is False for _, one in done.runs)))
+    wrong = done.lost or done.doubled or any(one.again is False for _, one in done.runs) or not all(done.memories)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.processes import Supervisor
+from fedhet.enroll.runs import Runs
 from fedhet.enroll.service import service
 
 log = logging.getLogger("fedhet.enroll")
@@ -91,13 +92,14 @@ class Server:
     def _keep(self, server: uvicorn.Server) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
         looked = due = self.federation.clock()
+        runs = Runs(self.superlink)
         try:
             while not self._stop.wait(0.2):
                 for name in self.supervisor.step():
                     log.warning("%s ended with %s; it is started again", name, self.supervisor.codes[name])
                 now = self.federation.clock()
                 if now >= due and self._flower_listens():
-                    due = now + (1.0 if self._try(self._reconcile) else 10.0)
+                    due = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
                 if now > looked + HOUSEKEEPING_S:
                     looked = now
                     self._try(partial(self._renew, now, server.config.ssl))

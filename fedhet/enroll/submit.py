@@ -5,11 +5,12 @@ The ServerApp writes the run folder itself; Flower is asked only whether the run
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,14 @@ from fedhet.record import read_rows, write_atomic
 T = TypeVar("T")
 TICKET = "submitted.json"
 """In a run folder: which run of which federation it is."""
+RUNS = "runs"
+"""In a federation's folder: a file for each run that was submitted and is not known to be over, with its folder."""
 AWAY_S = 120.0
 """Seconds for which a SuperLink may be away while a run is followed."""
 LAST_WORDS_S = 5.0
 """Seconds within which a server process that ended by itself is known to have."""
+AGAIN_S = 180.0
+"""Seconds for which a server may take to start a killed run again."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
 VANISHED = "No heartbeat"
@@ -76,11 +81,12 @@ def enough(there: Crowd, least: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run of a federation and its folder."""
+    """A run of a federation and its folder. It begins when `wanted` clients are there."""
 
     link: SuperLink
     folder: Path
     run_id: int
+    wanted: int = 1
 
     @classmethod
     def begin(cls, link: SuperLink, folder: Path, wanted: int) -> Submission:
@@ -92,20 +98,28 @@ class Submission:
             app.mkdir()
             (app / "pyproject.toml").write_text(bundle.pyproject(poll=0.2))
             answer = link.flwr("run", str(app), NAME, "--run-config", text)
-        made = cls(link, folder, int(answer["run-id"]))
-        ticket = {"run_id": made.run_id, "home": str(link.folder.parent.resolve())}
+        made, home = cls(link, folder, int(answer["run-id"]), wanted), link.folder.parent.resolve()
+        ticket = {"run_id": made.run_id, "home": str(home), "wanted": wanted}
         files.write_file(folder / TICKET, json.dumps(ticket) + "\n", 0o644)
+        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        files.write_file(files.private_folder(home / RUNS) / f"{name}.run", str(folder))
         return made
 
     @classmethod
     def of(cls, folder: Path) -> Submission:
         """The run that was submitted with this folder. Raises EnrollError E306 or E312."""
-        try:
-            ticket = json.loads((folder / TICKET).read_text())
-            home, run_id = Path(ticket["home"]), int(ticket["run_id"])
-        except FileNotFoundError:
-            raise EnrollError("E306", f"{folder} holds no submitted run: it has no {TICKET}") from None
-        return cls(SuperLink.served(home), folder, run_id)
+        ticket = _ticket(folder)
+        if ticket is None:
+            raise EnrollError("E306", f"{folder} holds no submitted run: it has no {TICKET}")
+        return cls(SuperLink.served(Path(ticket["home"])), folder, int(ticket["run_id"]), int(ticket["wanted"]))
+
+    @classmethod
+    def entered(cls, link: SuperLink) -> Iterator[tuple[Path, Submission | None]]:
+        """What says that a run was submitted and is not known to be over, and the run; None if its folder is gone."""
+        for entry in sorted((link.folder.parent / RUNS).glob("*.run")):
+            folder = Path(entry.read_text())
+            ticket = _ticket(folder)
+            yield entry, None if ticket is None else cls(link, folder, int(ticket["run_id"]), int(ticket["wanted"]))
 
     @property
     def done(self) -> bool:
@@ -114,13 +128,24 @@ class Submission:
 
     def status(self) -> tuple[str, str]:
         """Flower's word for it (pending, starting, running, or finished:... with how) and what it says to that."""
-        answer = self._patiently(lambda: self.link.flwr("list", NAME, "--run-id", str(self.run_id)))
-        run = answer["runs"][0]
-        return str(run["status"]), str(run.get("status-details", ""))
+        return self._patiently(self.asked)
 
-    def again(self) -> Submission:
-        """Start the run anew with its folder, where its journal leads it to where it was."""
-        return self._patiently(lambda: self.begin(self.link, self.folder, 1))
+    def asked(self) -> tuple[str, str]:
+        """The same, without patience. Raises EnrollError E308, or E315 for a run that this SuperLink never had."""
+        runs = self.link.flwr("list", NAME, "--run-id", str(self.run_id)).get("runs", [])
+        if not runs:
+            raise EnrollError("E315", f"the SuperLink knows no run {self.run_id}")
+        return str(runs[0]["status"]), str(runs[0].get("status-details", ""))
+
+    def again(self) -> Submission | None:
+        """The run as the server has started it anew, from its journal; None if it has not within a time."""
+        end = time.monotonic() + AGAIN_S
+        while time.monotonic() < end:
+            ticket = _ticket(self.folder)
+            if self.done or (ticket is not None and int(ticket["run_id"]) != self.run_id):
+                return replace(self, run_id=int(ticket["run_id"]) if ticket else self.run_id)
+            time.sleep(0.5)
+        return None
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """A call that outlasts a SuperLink which died and is being started again. Raises EnrollError E308."""
@@ -180,9 +205,10 @@ class Submission:
                 seen, looked = len(rows), time.monotonic()  # it lives, nobody need be asked
             elif time.monotonic() - looked > LOOK_S:
                 status, told = self.status()
-                looked = time.monotonic()
-                if status.startswith("finished") and not self.done:
-                    raise EnrollError("E314", status, log=self.last_words(), killed=VANISHED in told)
+                looked, killed = time.monotonic(), VANISHED in told
+                over = status.startswith("finished") and not (killed and occupied(self.folder))
+                if over and not self.done:
+                    raise EnrollError("E314", status, log=self.last_words(), killed=killed)
         rows = read_rows(metrics) if metrics.is_file() else []
         for row in rows[max(0, min(seen, len(rows) - 1)) :]:
             show({**progress(row, most), "share": 1.0 if row is rows[-1] else None})
@@ -203,6 +229,14 @@ def prepare(folder: Path, resolved: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plain = {**resolved, "transport": {"name": "flower"}}
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def _ticket(folder: Path) -> dict[str, Any] | None:
+    try:
+        ticket = json.loads((folder / TICKET).read_text())
+    except FileNotFoundError:
+        return None
+    return {"wanted": 1, **ticket}
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -6,9 +6,15 @@ import threading
 import time
 
 import pytest
+import torch
+from flwr.app import RecordDict
 
+from experiments.reliability import memory
 from experiments.reliability.relay import Relay
 from experiments.reliability.soak import plan, soak
+from fedhet import wire
+from fedhet.keep import Kept
+from fedhet.message import parcel
 
 
 def test_blows_are_spread_evenly_and_follow_the_seed():
@@ -49,9 +55,22 @@ def test_a_relay_passes_bytes_until_it_is_cut_and_afterwards_again():
     target.close()
 
 
+def test_a_memory_that_starts_anew_is_told_from_one_that_went_on():
+    def after(own, sent):
+        answer = RecordDict({"payload": parcel(wire.encode({"a": sent[:2], "b": sent[2:]}))})
+        return Kept("2 0 1", answer, {"work": {"linear": own}})
+
+    own, sent = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
+    before = Kept("1 0 0", None, {"work": {"linear": own}})
+    assert memory.grew(before, after(own - 0.1 * sent, sent), 0.1)
+    assert not memory.grew(before, after(-0.1 * sent, sent), 0.1), "it was lost"
+    assert not memory.grew(before, after(own - 0.2 * sent, sent), 0.1), "it moved twice"
+
+
 @pytest.mark.transport
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_counts_twice_when_server_client_and_superlink_are_killed(tmp_path):
+    """Of a detached run: nobody sees to it that it goes on but the server."""
     done = soak(tmp_path / "soak", ["server", "client", "superlink"], clients=2, tasks=24, methods=("FedBuff",))
     assert [role for role, _ in done.blows] == ["server", "client", "superlink"]
     assert done.lost == done.doubled == 0

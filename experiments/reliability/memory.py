@@ -1,0 +1,44 @@
+"""Whether a client's memory went on from where it was on its disk when its process was killed.
+
+FedDyn's client keeps g, which each job moves by what it sends. Both stand in the file that the device keeps of a run,
+so two such files in a row tell whether the second grew out of the first:
+
+    g_after = g_before - alpha * sent
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fedhet import wire
+from fedhet.keep import Keep, Kept
+
+LOOK_S = 0.02
+
+
+def kept(state: Path, run: str) -> Kept:
+    """What a client's disk holds of a run. Empty before its first job."""
+    return Keep(state / "work" / "runs").read(run)
+
+
+def next_after(before: Kept, state: Path, run: str, over: Callable[[], bool], seconds: float) -> Kept | None:
+    """What the disk holds after the next job; None if the run is over before there is one."""
+    end = time.monotonic() + seconds
+    while (found := kept(state, run)).job == before.job:
+        if over() or time.monotonic() > end:
+            return None
+        time.sleep(LOOK_S)
+    return found
+
+
+def grew(before: Kept, after: Kept, alpha: float) -> bool:
+    """Whether the memory afterwards is the one before, moved by what was sent."""
+    assert after.answer is not None
+    sent = wire.open_tree(bytearray(after.answer.array_records["payload"]["tree"].data))
+    step = torch.cat([leaf.flatten() for leaf in sent.values()])
+    own, new = before.memories["work"]["linear"], after.memories["work"]["linear"]
+    return bool(own.any()) and torch.allclose(new, own - alpha * step, rtol=1e-5, atol=1e-7)
