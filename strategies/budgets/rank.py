@@ -24,8 +24,9 @@ class AbstractRank(ABC):
     """Steps as in `Fixed`, and a rank that fits.
 
     steps, or epochs with batch: local work. batch, positions: samples a step and positions in a sample (the characters
-    of a sequence, 1 for one vector), for what a step computes and stores. max_rank: the largest rank anybody gets.
-    base_bytes: memory a job takes whatever its rank, best measured once at rank 1; None: the bytes of the model sent.
+    of a sequence, 1 for one vector), for what a step computes and stores. max_rank: the largest rank anybody gets, no
+    more than the space's. base_bytes: memory a job takes whatever its rank, best measured once at rank 1; None: the
+    bytes of the model sent.
     bytes_per_parameter: of each trained number; 16 are weight, gradient and Adam's two moments in float32.
     activation_bytes: kept for the backward pass for each position, rank and factor.
 
@@ -37,7 +38,7 @@ class AbstractRank(ABC):
     batch: int = 32
     positions: int = 1
     width: float = 1.0
-    max_rank: int = 64
+    max_rank: int = 8
     base_bytes: float | None = None
     bytes_per_parameter: float = 16.0
     activation_bytes: float = 4.0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedhet import tree
 from fedhet.client import KEPT
+from fedhet.compose import Misfit
 from fedhet.model import Model
 from fedhet.streams import stream
 from fedhet.tree import Leaf, Schema
@@ -50,7 +51,7 @@ class AbstractLora(ABC):
     and sent as they are, by name, end of name or regular expression; every other weight stays as it is.
     dropout: before A, while training. seed: of initial values.
 
-    Raises ValueError for values out of range, and for a budget whose rank is above `rank`.
+    Raises ValueError for values out of range, and Misfit for a budget whose rank is above `rank`.
     """
 
     rank: int = 8
@@ -188,10 +189,13 @@ class AbstractLora(ABC):
         return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def rank_of(self, job: Job) -> int:
-        """A job's rank. Raises ValueError if its budget is above the space's."""
+        """A job's rank. Raises Misfit if its budget is above the space's."""
         rank = job.budget.rank
         if rank > self.rank:
-            raise ValueError(f"the budget gives client {job.client} rank {rank}; space.rank={self.rank} is the largest")
+            raise Misfit(
+                f"the budget gives client {job.client} rank {rank}, above space.rank={self.rank}: set "
+                f"space.rank={rank}, or let the budget give less (budget.max_rank, budget.rank, budget.ranks)"
+            )
         return rank or self.rank
 
     def rank_at(self, layer: str, shape: Shape, rank: int) -> int:

@@ -85,7 +85,7 @@ def by_hand(rank: int, batch: int = 8, positions: int = 5) -> float:
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 8, 16, 32])
 def test_memory_figures_by_hand(give: Give, rank: int) -> None:
-    policy = ByMemory(steps=3, batch=8, positions=5)
+    policy = ByMemory(steps=3, batch=8, positions=5, max_rank=64)
     assert give(policy, memory_bytes=by_hand(rank)) == Budget(3, rank)
     assert give.rank(policy, memory_bytes=by_hand(rank) - 1) == rank // 2
     assert give(policy, memory_bytes=by_hand(2 * rank) - 1).rank == rank
@@ -138,15 +138,15 @@ def test_compute_figures_by_hand(give: Give) -> None:
 
 def test_steps_are_cut_only_as_far_as_allowed(give: Give) -> None:
     policy = ByTime(steps=100, min_steps=5, compute_seconds=3.0)
-    assert give(policy, sec_per_step=0.3) == Budget(10, 64)
-    assert give(policy, sec_per_step=0.6) == Budget(5, 64)
+    assert give(policy, sec_per_step=0.3) == Budget(10, 8)
+    assert give(policy, sec_per_step=0.6) == Budget(5, 8)
     assert give.rank(policy, sec_per_step=0.61) == 0
-    assert give(ByTime(steps=2, min_steps=5, compute_seconds=3.0), sec_per_step=1.5) == Budget(2, 64)
+    assert give(ByTime(steps=2, min_steps=5, compute_seconds=3.0), sec_per_step=1.5) == Budget(2, 8)
 
 
 def test_declared_seconds_a_sample_count_the_batch(give: Give) -> None:
     policy = ByTime(steps=10, batch=4, compute_seconds=4.0)
-    assert give(policy, sec_per_sample=0.1).rank == 64 and give.rank(policy, sec_per_sample=0.101) == 0
+    assert give(policy, sec_per_sample=0.1).rank == 8 and give.rank(policy, sec_per_sample=0.101) == 0
 
 
 LIMITS = {

@@ -5,14 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import nn
 
-from fedhet import config
+from fedhet import build, config, origin
+from fedhet.compose import Misfit
 from fedhet.experiment import Experiment
+from fedhet.limits import Limits
+from fedhet.model import Model
 from fedhet.record import read_rows
+from fedhet.roster import Clients
+from fedhet.server import Server
 
 FLEET = ("fleet=homogeneous", "fleet.clients=4", "fleet.sec_per_step=0.01", "partition=iid", "workers=0")
 STEPS = ("budget.epochs=null", "budget.steps=10", "work.batch=16")
+
+
+ADAPTERS = [p.stem for p in (origin.conf() / "space").glob("*.yaml") if "\nrank: " in p.read_text()]
+WITH_RANKS = sorted(
+    path.stem
+    for path in (origin.conf() / "strategy").glob("*.yaml")
+    if any(f"override /space: {space}\n" in path.read_text() for space in ADAPTERS)
+)
+"""Published methods whose space has adapters."""
 
 
 def experiment(*given: str) -> Experiment:
@@ -68,3 +84,22 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None
     again = experiment(*given).run(tmp_path / "run", resume=True).row
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert (again["bytes_up"], again["bytes_down"]) == (whole["bytes_up"], whole["bytes_down"])
+
+
+@pytest.mark.parametrize("method", WITH_RANKS)
+def test_budgets_of_ranks_and_adapters_go_together_as_they_are(method: str) -> None:
+    assert len(WITH_RANKS) >= 9
+    for given in ("budget=by_memory", "budget=by_time", "budget=by_time space.rank=3"):
+        parts = build.method(config.resolved(config.compose([f"strategy={method}", *given.split()])))
+        state = parts.space.begin(Model(nn.Linear(6, 10)))
+        clients = Clients.from_columns(2, {"sec_per_step": 0.1}).with_examples(np.array([5, 5]))
+        server = Server(parts, state, clients, Limits(versions=1), 0, lambda t, name, fields: None)
+        server.start()
+        rank = 3 if "rank" in given else 8
+        assert [send.job.budget.rank for send in server.settle(0.0)] == [rank, rank]
+
+
+def test_a_rank_above_the_adapters_is_refused_with_both_keys(tmp_path: Path) -> None:
+    given = ("strategy=flora", "budget=by_memory", "budget.max_rank=16", "model=mlp_small", "data=digits")
+    with pytest.raises(Misfit, match=r"rank 16, above space.rank=8: set space.rank=16, or .*budget.max_rank"):
+        experiment(*given, "stop.versions=1").run(tmp_path / "run")
