@@ -60,6 +60,7 @@ METHODS = {
     "zero-padding, increments": Method("padded_lora", ("space.target=increment",), equal=False),
     "FlexLoRA, increments": Method("flex", ("space.target=increment",), equal=False),
     "FLoRA, one start a round": Method("stacked_lora", ("space.same_start=true",), unequal=False, rates=(0.01, 0.03)),
+    "FLoRA, sampled rows": Method("stacked_lora", ("space.pool=2",), rates=(0.01, 0.03)),
     "FedIT as in public code": Method("padded_lora", unequal=False, rule="first_only"),
     "full": Method("full", unequal=False, rates=(0.003, 0.01)),
 }

@@ -15,6 +15,7 @@ A device's model is W + s B A, s being alpha, alpha / r or alpha / sqrt(r).
                 products: measured and summed as the matrices they stand for, of any ranks, no coordinates
     averaged    AbstractAveraged, updates that are increments of padded factors: plain vectors
     fresh       adapters that begin anew with every job
+    sampling    more rows of an adapter than are sent, the best of them chosen while they are trained
     warm        adapters that live on: factors cut to a client's rank and back
     truncating  adapters that begin with the best part of a product a rank can hold
 

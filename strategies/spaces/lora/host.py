@@ -26,6 +26,8 @@ from strategies.spaces.lora.names import FROZEN, WHOLE, A, B, layer_of
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
+    from strategies.spaces.lora.sampling import Sampler
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -38,8 +40,8 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Of the adapter inside peft."""
-        return "r" + "_".join(map(str, self.ranks))
+        """Of the adapter inside peft, whose keys take no dots."""
+        return "_".join(f"r{r}s{s}" for r, s in zip(self.ranks, self.scalings, strict=True)).replace(".", "p")
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Panel:
     grad: Tensor
     starts: Mapping[str, Pair] = field(default_factory=dict)
     """The products the adapters were filled with, scaling 1, by layer."""
+    sampler: Sampler | None = None
+    """What chooses among the adapters' rows while they are trained, if anything does."""
 
 
 class LoraHost(nn.Module):
@@ -73,6 +77,8 @@ class LoraHost(nn.Module):
         self._panels: dict[Kind, Panel] = {}
 
     def forward(self, *args: object, **given: object) -> object:
+        if self.training and self.panel is not None and self.panel.sampler is not None:
+            self.panel.sampler.step()
         return self.inner(*args, **given)
 
     def load(self, base: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None, mark: bytes = b"") -> None:
@@ -122,6 +128,9 @@ class LoraHost(nn.Module):
         panel = self._panels.get(kind)
         if panel is None:
             panel = self._panels[kind] = self._make(kind)
+        if panel.sampler is not None:
+            panel.sampler.close()
+            panel.sampler = None
         for name, part in self.inner_layers():
             part.set_adapter(kind.name)
             for letter, factor in panel.factors[name].items():
