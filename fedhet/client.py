@@ -50,7 +50,7 @@ class Device:
         model.extras.clear()
         model.extras.update(memories.pop("space", {}))
         method.space.install(model, payload, job)
-        memories["space"] = {name: leaf for name, leaf in model.extras.items() if name.startswith(KEPT)}
+        memories["space"] = _kept(model)
         memory = memories.setdefault("work", {})
         # Dropout and other randomness inside modules reads torch's global stream: give each job its own, and put the
         # caller's back. (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)
@@ -64,6 +64,7 @@ class Device:
         if bad:
             raise ValueError(f"training diverged: {bad[0]} is {metrics[bad[0]]}")
         update = Update(job, method.space.extract(model, payload), float(len(shard)), metrics=metrics)
+        memories["space"] = _kept(model)
         return self._send(update, memories)
 
     def together(
@@ -111,3 +112,8 @@ class Device:
         for name in [n for n, m in memories.items() if not m]:
             del memories[name]
         return update
+
+
+def _kept(model: Model) -> Memory:
+    """What a space has left for the client's next job."""
+    return {name: leaf for name, leaf in model.extras.items() if name.startswith(KEPT)}

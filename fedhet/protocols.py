@@ -203,7 +203,7 @@ class Space(Protocol):
         ...
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        """delta = after - before, with `payload` the before."""
+        """delta = after - before, with `payload` the before. What is kept for the client may change here, too."""
         ...
 
 

@@ -54,6 +54,7 @@ METHODS = {
     "FlexLoRA": Method("flex"),
     "FedEx-LoRA": Method("fedex", unequal=False),
     "HetLoRA weights": Method("padded_lora", ("space.by_norm=true",), equal=False),
+    "HetLoRA": Method("padded_lora", ("space.by_norm=true", "space.decay=0.99", "space.penalty=0.01"), equal=False),
     "FFA-LoRA": Method("ffa", rates=(0.03,)),
     "RoLoRA": Method("rolora", unequal=False),
     "FLoRIST 0.95": Method("florist"),

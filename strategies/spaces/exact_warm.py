@@ -68,7 +68,7 @@ class ExactWarm(AbstractProducts):
         host.overwrite(frozen)
         begin_cut(self, panel, starts, job)
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return bring_ends(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

@@ -57,7 +57,7 @@ class FedEx(AbstractProducts):
     def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         install_pairs(panel, factors_of(payload))
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return tree_of(ends(panel, scaling_on=B), {})
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

@@ -44,7 +44,7 @@ class Ffa(AbstractAveraged):
     def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         install_pairs(panel, self._pairs(model, payload))
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

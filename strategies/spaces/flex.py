@@ -59,7 +59,7 @@ class Flex(AbstractProducts):
     def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         begin_cut(self, panel, factors_of(payload), job)
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return bring_ends(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

@@ -6,14 +6,15 @@ Instruction Tuning", arXiv:2305.05644. The product of averages is not the averag
 Unequal ranks: every client trains the first r_i rows and columns; what comes back is padded to the largest rank. Cho et
 al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv:2401.06432, averages padded
 factors themselves, so rows that few clients hold shrink by the weight of those who do, in both factors, version after
-version; and weighs clients by the Frobenius norm of B_i A_i. Their tail penalty and the pruning of ranks are local
-training and not part of this space.
+version; and weighs clients by the Frobenius norm of B_i A_i. Their clients press down the last rows of their adapters
+and give them up once they shrink, see `lora.pruning`; the server does not know, so such rows are sent as zeros.
 
 Up: r_i (d + k) numbers a layer; down: the same. The base weights go to a client once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,18 @@ import numpy as np
 from torch import Tensor
 
 from fedhet import tree
+from fedhet.client import KEPT
 from fedhet.model import Model
 from fedhet.types import Job, Tree
 from strategies.spaces.lora.averaged import AbstractAveraged, increments, install_pairs, padded
 from strategies.spaces.lora.factors import norm
 from strategies.spaces.lora.host import Panel
 from strategies.spaces.lora.names import WHOLE, A, B, pairs
+from strategies.spaces.lora.pruning import Pruner, shortened
 from strategies.spaces.lora.warm import as_factors, cut, factors_of
+
+RANKS = "lora/ranks"
+"""What a client keeps: the rank of each layer after what it gave up."""
 
 NORM = "lora/norm"
 """An update's leaf that tells how long its product is."""
@@ -37,15 +43,30 @@ NORM = "lora/norm"
 class PaddedLora(AbstractAveraged):
     """target: "absolute" averages padded factors, "increment" adds the mean of padded increments, so that nothing
     shrinks. by_norm: the shares a rule gives to clients are dealt anew in proportion to ||s_i B_i A_i||; their sum
-    stays. The rest as for all adapters, see `AbstractLora`."""
+    stays. decay, penalty, min_rank: with a decay below 1 a client gives up the rows of a layer beyond decay * r, down
+    to min_rank, after a job in which they shrank, and presses them down by the penalty. The rest as for all adapters,
+    see `AbstractLora`. Raises ValueError for values out of range, and for a decay where increments are averaged."""
 
     target: str = "absolute"
     by_norm: bool = False
+    decay: float = 1.0
+    penalty: float = 0.0
+    min_rank: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target not in ("absolute", "increment"):
             raise ValueError(f"target={self.target!r} must be absolute or increment")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must be in (0, 1]; 1 gives up no row")
+        if not 0 <= self.penalty < math.inf:
+            raise ValueError(f"penalty={self.penalty} must be 0 or more")
+        if self.penalty and self.decay == 1:
+            raise ValueError(f"penalty={self.penalty} needs a decay below 1, such as 0.99: it is on the rows beyond")
+        if self.min_rank < 1:
+            raise ValueError(f"min_rank={self.min_rank} must be at least 1")
+        if self.decay < 1 and self.target == "increment":
+            raise ValueError(f"decay={self.decay}: a row given up is a zero in an average: set target=absolute")
 
     def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
         return as_factors(self.cut_for(state, job))
@@ -54,9 +75,22 @@ class PaddedLora(AbstractAveraged):
         return (A, B)
 
     def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
-        install_pairs(panel, factors_of(payload))
+        sent = factors_of(payload)
+        if self.decay == 1:
+            install_pairs(panel, sent)
+            return
+        ranks = {name: pair.rank for name, pair in sent.items()}
+        kept = model.extras.get(KEPT + RANKS)
+        if kept is not None:
+            ranks = {n: min(r, int(k)) for (n, r), k in zip(ranks.items(), kept.tolist(), strict=True)}
+        install_pairs(panel, {name: shortened(pair, ranks[name]) for name, pair in sent.items()})
+        panel.starts = sent
+        panel.follower = Pruner(panel, ranks, self.decay, self.penalty, self.min_rank)
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+        if isinstance(panel.follower, Pruner):
+            panel.follower.close()
+            model.extras[KEPT + RANKS] = panel.flat.new_tensor(list(panel.follower.pruned().values()))
         return increments(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

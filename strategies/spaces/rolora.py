@@ -57,7 +57,7 @@ class RoLora(AbstractAveraged):
             model.extras[KEPT + FACTOR + name] = leaf.contiguous()
         install_pairs(panel, pairs(factors))
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

@@ -13,6 +13,7 @@ A device's model is W + s B A, s being alpha, alpha / r or alpha / sqrt(r).
     host        LoraHost: the adapters of one module on a device (peft), one panel of flat buffers per rank
     base        AbstractLora, the hyper-parameters and what all spaces do alike; AbstractProducts, updates that are
                 products: measured and summed as the matrices they stand for, of any ranks, no coordinates
+    pruning     rows that a client presses down and gives up once they shrink
     averaged    AbstractAveraged, updates that are increments of padded factors: plain vectors
     fresh       adapters that begin anew with every job
     sampling    more rows of an adapter than are sent, the best of them chosen while they are trained

@@ -109,7 +109,7 @@ class AbstractLora(ABC):
         """Fill the adapters of a device before its work."""
 
     @abstractmethod
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         """The factors' part of an update, in the order of `expects`."""
 
     # Server
@@ -178,7 +178,7 @@ class AbstractLora(ABC):
         if host.panel is None:
             raise ValueError("the model has no adapters yet: install a payload before extracting an update")
         whole = {WHOLE + n: host.bases[n].detach() - host.held[WHOLE + n] for n in host.whole}
-        return {**self.brought(host.panel, dict(payload.items())), **whole}
+        return {**self.brought(model, host.panel), **whole}
 
     # Both
 

@@ -68,7 +68,7 @@ class AbstractFresh(AbstractProducts):
         wide = host.activate(model, replace(panel.kind, ranks=more))
         self._begin(wide, job)
         draws = partial(stream, self.seed, "rows", job.client, job.turn)
-        wide.sampler = Sampler(wide, ranks, Plan(job.budget.steps, self.every, self.explore, draws))
+        wide.follower = Sampler(wide, ranks, Plan(job.budget.steps, self.every, self.explore, draws))
 
     @torch.no_grad()
     def _begin(self, panel: Panel, job: Job) -> None:
@@ -79,15 +79,16 @@ class AbstractFresh(AbstractProducts):
             factor[A].copy_(drawn.view(factor[A].shape))
             factor[B].zero_()
 
-    def brought(self, panel: Panel, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         """The products as they are after the job, with s on A, once."""
-        if panel.sampler is not None:
-            panel.sampler.close()
+        sampler = panel.follower if isinstance(panel.follower, Sampler) else None
+        if sampler is not None:
+            sampler.close()
         brought: dict[str, Tensor] = {}
         for (name, factor), s in zip(panel.factors.items(), panel.kind.scalings, strict=True):
             a, b = factor[A].detach().flatten(1), factor[B].detach().flatten(1)
-            if panel.sampler is not None:
-                kept = panel.sampler.kept(name)
+            if sampler is not None:
+                kept = sampler.kept(name)
                 a, b = a[kept], b[:, kept]
             brought[f"{name}.{A}"], brought[f"{name}.{B}"] = a * s, b.clone(memory_format=torch.contiguous_format)
         return brought

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ from strategies.spaces.lora.names import FROZEN, WHOLE, A, B, layer_of
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
-
-    from strategies.spaces.lora.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,18 @@ class Kind:
         return "_".join(f"r{r}s{s}" for r, s in zip(self.ranks, self.scalings, strict=True)).replace(".", "p")
 
 
+class Follower(Protocol):
+    """What goes along with the training of one job."""
+
+    def step(self) -> None:
+        """Called before every forward pass of training."""
+        ...
+
+    def close(self) -> None:
+        """Called when the job is over, more than once if need be: takes its hooks away."""
+        ...
+
+
 @dataclass
 class Panel:
     """One kind's adapters: live factors by layer and name, and the flat buffer of everything that is trained."""
@@ -55,8 +65,8 @@ class Panel:
     grad: Tensor
     starts: Mapping[str, Pair] = field(default_factory=dict)
     """The products the adapters were filled with, scaling 1, by layer."""
-    sampler: Sampler | None = None
-    """What chooses among the adapters' rows while they are trained, if anything does."""
+    follower: Follower | None = None
+    """What goes along with the training of one job, if anything does."""
 
 
 class LoraHost(nn.Module):
@@ -77,8 +87,8 @@ class LoraHost(nn.Module):
         self._panels: dict[Kind, Panel] = {}
 
     def forward(self, *args: object, **given: object) -> object:
-        if self.training and self.panel is not None and self.panel.sampler is not None:
-            self.panel.sampler.step()
+        if self.training and self.panel is not None and self.panel.follower is not None:
+            self.panel.follower.step()
         return self.inner(*args, **given)
 
     def load(self, base: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None, mark: bytes = b"") -> None:
@@ -128,9 +138,9 @@ class LoraHost(nn.Module):
         panel = self._panels.get(kind)
         if panel is None:
             panel = self._panels[kind] = self._make(kind)
-        if panel.sampler is not None:
-            panel.sampler.close()
-            panel.sampler = None
+        if panel.follower is not None:
+            panel.follower.close()
+            panel.follower = None
         for name, part in self.inner_layers():
             part.set_adapter(kind.name)
             for letter, factor in panel.factors[name].items():
