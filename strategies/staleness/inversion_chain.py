@@ -1,119 +1,155 @@
 """Second derivatives of plain chains (convolution, rectifier, 2 x 2 maximum, linear) without a graph.
 
 The chain's own forward and backward keep what its derivative along a direction needs; see `inversion_stages`. The same
-numbers as automatic differentiation up to rounding, in less than half its time on small networks, where nearly all of
-it goes into matrix products.
+numbers as automatic differentiation up to rounding, in less than half its time on small convolutional networks, where
+most of it goes into matrix products. The images stay what they are along a path, so their patches are cut once, and
+derivatives by the patches are added up over the steps before they are put back.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from strategies.staleness.inversion_stages import Affine, Flat, Maxima, Note, Rectify, Stage
-from strategies.staleness.inversion_unroll import Tape
+from strategies.staleness.inversion_patches import Maxima, Patches
+from strategies.staleness.inversion_room import Room
+from strategies.staleness.inversion_stages import Affine, Dense, Flat, Note, Rectify, Stage
+from strategies.staleness.inversion_unroll import Part, Tape
+
+PIECE = 64
+"""Images that go through convolutions at a time: their columns are large. Linear layers take any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some images of a batch: the first layer's columns, the derivative by them so far, and the images' shape with the
+    images last."""
+
+    columns: Tensor
+    sums: Tensor
+    shape: Sequence[int]
+    note: Note
 
 
 @dataclass
 class Chain:
-    """A `Second` for one module whose stages are known. The first layer's patches are cut once per input."""
+    """A `Second` for one module whose stages are known: flattenings, the first layer, and the rest."""
 
+    flat: bool
+    head: Affine
     stages: Sequence[Stage]
-    piece: int = 64
-    """Samples at a time, so that what is kept of a step does not grow with the number of images."""
-    _cut: tuple[Tensor | None, list[tuple[Tensor, Tensor | None]]] = field(default=(None, []))
+    room: Room
+    piece: int
+    """Images at a time."""
 
     @classmethod
     def of(cls, module: nn.Module) -> Chain | None:
         """The chain a module is, or None if it is none that this file knows."""
-        if not isinstance(module, nn.Sequential):
-            return None
-        stages: list[Stage] = []
-        at = 0
-        for part in module:
-            stage = _stage(part, at)
-            if stage is None:
+        parts = _in_order(module) if isinstance(module, nn.Sequential) else []
+        flat = bool(parts) and isinstance(_stage(parts[0], None, None, 0, Room()), Flat)
+        room, at, stages = Room(), 0, list[Stage]()
+        for before, part, after in zip([None, *parts], parts, [*parts[1:], None], strict=False):
+            if (part is parts[0] and flat) or (isinstance(before, nn.MaxPool2d) and isinstance(part, nn.ReLU)):
+                continue  # it is what the chain begins with, or part of the maxima
+            stage = _stage(part, before, after, at, room)
+            if stage is None or (isinstance(stage, Affine) and stages and isinstance(stages[-1], Affine)):
                 return None
             stages.append(stage)
             at += sum(p.numel() for p in part.parameters())
-        for i in range(len(stages) - 1):  # a maximum of rectified values is a rectified maximum, a quarter of the work
-            if isinstance(stages[i], Rectify) and isinstance(stages[i + 1], Maxima):
-                stages[i], stages[i + 1] = stages[i + 1], stages[i]
-        return cls(stages)
+        if not stages or not isinstance(stages[0], Affine):
+            return None
+        return cls(flat, stages[0], stages[1:], room, PIECE if isinstance(stages[0].products, Patches) else sys.maxsize)
 
-    def gradient(self, w: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tape]:
+    @torch.inference_mode()
+    def prepare(self, x: Tensor) -> Part:
+        pieces = []
+        for some in torch.split(x, self.piece):
+            a, note = some.movedim(0, -1).contiguous(), Note()
+            a = a.view(-1, len(some)) if self.flat else a
+            columns = self.head.products.cut(a, 1.0, note)
+            pieces.append(Piece(columns, self.head.products.blank(columns, note), a.shape, note))
+        return x.shape, pieces
+
+    @torch.inference_mode()
+    def images(self, part: Part) -> Tensor:
+        shape, pieces = part
+        ends = [self.head.products.put_back(one.sums, one.shape).movedim(-1, 0).clone() for one in pieces]
+        for one in pieces:
+            self.room.free(one.note)
+        return torch.cat(ends).reshape(shape)
+
+    @torch.inference_mode()
+    def gradient(self, w: Tensor, part: Part, shares: Tensor) -> tuple[Tensor, Tape]:
         g = torch.zeros_like(w)
-        pieces = zip(self._cut_up(x), torch.split(shares, self.piece), strict=True)
-        tapes = [self._gradient(w, a, cut, s.t(), g, len(x)) for (a, cut), s in pieces]
-        return g, (w, x.shape, tapes)
+        pieces = zip(part[1], torch.split(shares, self.piece), strict=True)
+        return g, (w, len(shares), [self._gradient(w, one, s.t(), g, len(shares)) for one, s in pieces])
 
-    def pull(self, tape: Tape, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        w, shape, tapes = tape
-        h = torch.zeros_like(w)
-        ends = [self._pull(w, v, h, shape[0], *one) for one in tapes]
-        by_x, by_shares = torch.cat([x for x, _ in ends], -1), torch.cat([s for _, s in ends], -1)
-        return h, by_x.movedim(-1, 0).reshape(shape), by_shares.t()
+    @torch.inference_mode()
+    def pull(self, tape: Tape, v: Tensor, *, deeper: bool) -> tuple[Tensor | None, Tensor]:
+        w, count, tapes = tape
+        h = torch.zeros_like(w) if deeper else None
+        return h, torch.cat([self._pull(v, h, count, *one) for one in tapes], 1).t()
 
-    def _gradient(self, w: Tensor, a: Tensor, cut: Tensor | None, s: Tensor, g: Tensor, count: int) -> tuple[Any, ...]:
-        notes: list[Note] = [{} for _ in self.stages]
-        if cut is not None:
-            notes[0]["columns"] = cut
+    def _gradient(self, w: Tensor, piece: Piece, s: Tensor, g: Tensor, count: int) -> tuple[Any, ...]:
+        first, *notes = [Note() for _ in range(len(self.stages) + 1)]
+        a = self.head.enter(piece.columns, w, first)
         for stage, note in zip(self.stages, notes, strict=True):
             a = stage.forward(a, w, note)
         p, whole = a.softmax(0), s.sum(0)
         d = (p * whole - s) / count
-        first = self._first
-        for i in reversed(range(first, len(self.stages))):
-            d = self.stages[i].backward(d, w, g, notes[i], deeper=i > first)
-        return p, whole, notes
+        for stage, note in zip(reversed(self.stages), reversed(notes), strict=True):
+            d = stage.backward(d, g, note)
+        self.head.weigh(d, g, first)
+        return piece, p, whole, first, notes
 
-    def _pull(self, w: Tensor, v: Tensor, h: Tensor, count: int, p: Tensor, whole: Tensor, notes: list[Note]) -> Any:
-        """The derivatives of one piece by its images and label shares, (*input_shape, n) and (classes, n)."""
-        ra: Tensor | None = None
+    def _pull(
+        self, v: Tensor, h: Tensor | None, count: int, piece: Piece, p: Tensor, whole: Tensor, first: Note,
+        notes: Sequence[Note],
+    ) -> Tensor:  # fmt: skip
+        """The derivative of one piece by its label shares, (classes, n)."""
+        ra = self.head.enter_along(v, first)
         for stage, note in zip(self.stages, notes, strict=True):
-            ra = stage.along(ra, w, v, note)
-        assert ra is not None
+            ra = stage.along(ra, v, note)
         mean = (p * ra).sum(0)
         rd = p * (ra - mean) * (whole / count)
         for stage, note in zip(reversed(self.stages), reversed(notes), strict=True):
-            rd = stage.back_along(rd, w, v, h, note)
-        return rd, (mean - ra) / count
-
-    @property
-    def _first(self) -> int:
-        """The first stage with parameters: nothing before it needs a gradient of the path."""
-        return next(i for i, stage in enumerate(self.stages) if isinstance(stage, Affine))
-
-    def _cut_up(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """The input piece by piece with the first layer's patches; all steps of a path ask for the same input."""
-        if self._cut[0] is not x:
-            first = self.stages[0]
-            conv = first if isinstance(first, Affine) and first.kernel is not None else None
-            pieces = [part.movedim(0, -1).contiguous() for part in torch.split(x, self.piece)]
-            for _, old in self._cut[1]:
-                if conv and old is not None:
-                    conv.room.give(old)
-            self._cut = (x, [(a, conv.unfold(a) if conv else None) for a in pieces])
-        return self._cut[1]
+            rd = stage.back_along(rd, h, note)
+        self.head.leave_along(rd, h, piece.sums, first)
+        for note in (first, *notes):
+            self.room.free(note)
+        return (mean - ra) / count
 
 
-def _stage(part: nn.Module, at: int) -> Stage | None:
+def _in_order(module: nn.Sequential) -> list[nn.Module]:
+    """The parts, maxima right behind what they are taken of: the order of maxima and rectifiers does not matter."""
+    parts = list(module)
+    for i in range(len(parts) - 1):
+        if isinstance(parts[i], nn.ReLU) and isinstance(parts[i + 1], nn.MaxPool2d):
+            parts[i], parts[i + 1] = parts[i + 1], parts[i]
+    return parts
+
+
+def _stage(part: nn.Module, before: nn.Module | None, after: nn.Module | None, at: int, room: Room) -> Stage | None:
     match part:
         case nn.Linear():
-            return Affine(part.out_features, part.in_features, at, _bias(part, at))
-        case nn.Conv2d(groups=1, dilation=(1, 1), padding_mode="zeros", padding=(int() as ph, int() as pw)):
-            kernel, stride = (part.kernel_size[0], part.kernel_size[1]), (part.stride[0], part.stride[1])
-            return Affine(part.out_channels, part.weight[0].numel(), at, _bias(part, at), kernel, stride, (ph, pw))
+            return Affine(Dense(part.out_features, part.in_features, at, _bias(part, at)))
+        case nn.Conv2d(
+            groups=1, dilation=(1, 1), stride=(1, 1), padding_mode="zeros", padding=(int() as ph, int() as pw)
+        ):
+            kernel, pooled = (part.kernel_size[0], part.kernel_size[1]), isinstance(after, nn.MaxPool2d)
+            sizes = part.out_channels, part.in_channels, kernel, (ph, pw), at, _bias(part, at)
+            return Affine(Patches(*sizes, whole=before is None, pooled=pooled, room=room))
         case nn.ReLU():
             return Rectify()
         case nn.Flatten(start_dim=1, end_dim=-1):
             return Flat()
         case nn.MaxPool2d(dilation=1, padding=0, ceil_mode=False) if part.kernel_size == part.stride == 2:
-            return Maxima()
+            return Maxima(isinstance(after, nn.ReLU), room) if isinstance(before, nn.Conv2d) else None
     return None
 
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+Shape = tuple[int, ...]
 
 
 @dataclass
 class Room:
     """Large buffers that are used again: fresh memory costs more than what is computed in it."""
 
-    free: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict)
+    spare: dict[Shape, list[Tensor]] = field(default_factory=dict)
+    passing: dict[tuple[str, Shape], Tensor] = field(default_factory=dict)
 
-    def take(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A buffer of this shape with anything in it."""
-        spare = self.free.get((rows, columns))
-        return spare.pop() if spare else like.new_empty(rows, columns)
+    def keep(self, note: dict[str, Any], shape: Sequence[int], like: Tensor) -> Tensor:
+        """A buffer with anything in it, until the note is freed."""
+        free = self.spare.setdefault(tuple(shape), [])
+        buffer = free.pop() if free else like.new_empty(tuple(shape))
+        note.setdefault("kept", []).append(buffer)
+        return buffer
 
-    def give(self, buffer: Tensor) -> None:
-        """It will not be read any more."""
-        self.free.setdefault(tuple(buffer.shape), []).append(buffer)
+    def free(self, note: dict[str, Any]) -> None:
+        """What was kept with this note will not be read any more."""
+        for buffer in note.pop("kept", ()):
+            self.spare[tuple(buffer.shape)].append(buffer)
+
+    def scratch(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """A buffer with anything in it, until the next one of this name and shape is asked for."""
+        key = name, tuple(shape)
+        if key not in self.passing:
+            self.passing[key] = like.new_empty(tuple(shape))
+        return self.passing[key]

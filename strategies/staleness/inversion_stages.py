@@ -9,122 +9,160 @@ Multiplication by the Hessian", Neural Computation 6(1), 1994). Beside forward a
 
 with u the unfolding into columns of patches and u^T its transpose. A linear layer is the same without u; rectifiers and
 maxima keep what they chose. Activations are (channels, height, width, n), or (units, n) behind a flattening: with the
-images side by side, patches are cut and put back in long rows.
+images side by side, patches are cut and put back in long rows. Convolutions and maxima: `inversion_patches`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-
-from strategies.staleness.inversion_room import Room
+from torch import Tensor
 
 Note = dict[str, Any]
 """What one stage keeps of one step."""
 
+Terms = Sequence[tuple[Tensor, Tensor]]
+"""Pairs of factors whose products are added up."""
+
 
 class Stage(Protocol):
-    """`w` and `v`: parameters and direction as one vector. `note`: this stage's of this step. g, h: added to."""
+    """`w` and `v`: parameters and direction as one vector. `note`: this stage's of this step. g, h: added to.
+
+    Forward comes first, then backward, along and back_along; the last three find in the note what was kept.
+    """
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor: ...
-    def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor: ...
-    def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None: ...
-    def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor: ...
+    def backward(self, d: Tensor, g: Tensor, note: Note) -> Tensor: ...
+    def along(self, ra: Tensor, v: Tensor, note: Note) -> Tensor: ...
+    def back_along(self, rd: Tensor, h: Tensor | None, note: Note) -> Tensor: ...
+
+
+class Products(Protocol):
+    """How a layer W a + b lies in the vector of parameters, and which products it is made of."""
+
+    def matrix(self, w: Tensor) -> Tensor:
+        """W, and b if there is one, as they are multiplied."""
+        ...
+
+    def cut(self, a: Tensor, one: float, note: Note) -> Tensor:
+        """What they are multiplied with, for as long as the note is kept. `one` goes with b: 0 for movements R a."""
+        ...
+
+    def apply(self, terms: Terms) -> Tensor:
+        """The layer's output: the products of matrices and columns."""
+        ...
+
+    def weigh(self, terms: Terms, g: Tensor) -> None:
+        """The layer's part of a gradient: products of output derivatives and columns, added to g."""
+        ...
+
+    def spread(self, terms: Terms, into: Tensor | None = None) -> Tensor:
+        """Products of transposed matrices and output derivatives: derivatives by columns, added to `into` if given."""
+        ...
+
+    def blank(self, columns: Tensor, note: Note) -> Tensor:
+        """Zeros to which derivatives by these columns can be added, for as long as the note is kept."""
+        ...
+
+    def put_back(self, columns: Tensor, shape: Sequence[int]) -> Tensor:
+        """The transpose of `cut`, for inputs of this shape; to be read at once."""
+        ...
 
 
 @dataclass(frozen=True)
 class Affine:
-    """W a + b on patches of `kernel` if that is given, else on whole columns. `at` is where W lies in the vector,
-    `bias` where b does."""
+    """W a + b."""
+
+    products: Products
+
+    def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
+        note["shape"] = a.shape
+        return self.enter(self.products.cut(a, 1.0, note), w, note)
+
+    def enter(self, columns: Tensor, w: Tensor, note: Note) -> Tensor:
+        """Forward from columns that were cut before."""
+        note["columns"], note["w"] = columns, self.products.matrix(w)
+        return self.products.apply([(note["w"], columns)])
+
+    def backward(self, d: Tensor, g: Tensor, note: Note) -> Tensor:
+        self.weigh(d, g, note)
+        return self.products.put_back(self.products.spread([(note["w"], d)]), note["shape"])
+
+    def weigh(self, d: Tensor, g: Tensor, note: Note) -> None:
+        """Backward as far as the layer's own parameters."""
+        note["d"] = d
+        self.products.weigh([(d, note["columns"])], g)
+
+    def along(self, ra: Tensor, v: Tensor, note: Note) -> Tensor:
+        note["v"], note["r"] = self.products.matrix(v), self.products.cut(ra, 0.0, note)
+        return self.products.apply([(note["v"], note["columns"]), (note["w"], note["r"])])
+
+    def enter_along(self, v: Tensor, note: Note) -> Tensor:
+        """`along` from an input that does not move."""
+        note["v"] = self.products.matrix(v)
+        return self.products.apply([(note["v"], note["columns"])])
+
+    def back_along(self, rd: Tensor, h: Tensor | None, note: Note) -> Tensor:
+        if h is not None:
+            self.products.weigh([(rd, note["columns"]), (note["d"], note["r"])], h)
+        columns = self.products.spread([(note["w"], rd), (note["v"], note["d"])])
+        return self.products.put_back(columns, note["shape"])
+
+    def leave_along(self, rd: Tensor, h: Tensor | None, into: Tensor, note: Note) -> None:
+        """`back_along` for an input that does not move: the derivative by its columns is added to `into`."""
+        if h is not None:
+            self.products.weigh([(rd, note["columns"])], h)
+        self.products.spread([(note["w"], rd), (note["v"], note["d"])], into)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The products of a linear layer: W at `at`, (out, width), and b at `bias`."""
 
     out: int
     width: int
     at: int
     bias: int | None
-    kernel: tuple[int, int] | None = None
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    room: Room = field(default_factory=Room)
 
-    def _matrix(self, w: Tensor) -> Tensor:
+    def _weight(self, w: Tensor) -> Tensor:
         return w[self.at : self.at + self.out * self.width].view(self.out, self.width)
 
-    def _plus(self, a: Tensor, w: Tensor) -> Tensor:
-        return a if self.bias is None else a.add_(w[self.bias : self.bias + self.out, None])
+    def matrix(self, w: Tensor) -> Tensor:
+        return w
 
-    def _add(self, g: Tensor, columns: Tensor, d: Tensor) -> None:
-        self._matrix(g).addmm_(d, columns.t())
+    def cut(self, a: Tensor, one: float, note: Note) -> Tensor:
+        return a
 
-    def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
-        if "columns" not in note:
-            note["columns"] = note["own"] = self.unfold(a)
-        note["shape"] = a.shape
-        return self._shaped(self._plus(self._matrix(w) @ note["columns"], w), a.shape)
-
-    def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
-        note["d"] = d = d.reshape(self.out, -1)
-        self._add(g, note["columns"], d)
+    def apply(self, terms: Terms) -> Tensor:
+        w, a = terms[0]
+        out = self._weight(w) @ a
         if self.bias is not None:
-            g[self.bias : self.bias + self.out] += d.sum(1)
-        return self._fold(self._matrix(w).t(), d, note["shape"]) if deeper else d
+            out += w[self.bias : self.bias + self.out, None]
+        for w, a in terms[1:]:
+            out.addmm_(self._weight(w), a)
+        return out
 
-    def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor:
-        moved = self._plus(self._matrix(v) @ note["columns"], v)
-        if ra is not None:
-            note["r columns"] = self.unfold(ra)
-            moved.addmm_(self._matrix(w), note["r columns"])
-        return self._shaped(moved, note["shape"])
-
-    def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor:
-        rd = rd.reshape(self.out, -1)
-        self._add(h, note["columns"], rd)
-        if "r columns" in note:
-            self._add(h, note["r columns"], note["d"])
+    def weigh(self, terms: Terms, g: Tensor) -> None:
+        for d, a in terms:
+            self._weight(g).addmm_(d, a.t())
         if self.bias is not None:
-            h[self.bias : self.bias + self.out] += rd.sum(1)
-        if self.kernel is not None:
-            for name in {"own", "r columns"} & set(note):
-                self.room.give(note[name])
-        both = torch.cat([self._matrix(w), self._matrix(v)]).t()
-        return self._fold(both, torch.cat([rd, note["d"]]), note["shape"])
+            g[self.bias : self.bias + self.out] += terms[0][0].sum(1)
 
-    def _shaped(self, rows: Tensor, shape: Any) -> Tensor:
-        return rows if self.kernel is None else rows.view(self.out, *self._after(shape), shape[-1])
+    def spread(self, terms: Terms, into: Tensor | None = None) -> Tensor:
+        out = into
+        for w, d in terms:
+            out = self._weight(w).t() @ d if out is None else out.addmm_(self._weight(w).t(), d)
+        assert out is not None
+        return out
 
-    def _after(self, shape: Any) -> tuple[int, int]:
-        assert self.kernel is not None
-        high = (shape[1] + 2 * self.padding[0] - self.kernel[0]) // self.stride[0] + 1
-        return high, (shape[2] + 2 * self.padding[1] - self.kernel[1]) // self.stride[1] + 1
+    def blank(self, columns: Tensor, note: Note) -> Tensor:
+        return torch.zeros_like(columns)
 
-    def unfold(self, a: Tensor) -> Tensor:
-        """Columns of patches: (channels * k * k, height * width * n)."""
-        if self.kernel is None:
-            return a
-        if any(self.padding):
-            a = nn.functional.pad(a, (0, 0) + (self.padding[1],) * 2 + (self.padding[0],) * 2)
-        patches = a.unfold(1, self.kernel[0], self.stride[0]).unfold(2, self.kernel[1], self.stride[1])
-        patches = patches.permute(0, 4, 5, 1, 2, 3)
-        columns = self.room.take(self.width, patches.numel() // self.width, a)
-        columns.view(patches.shape).copy_(patches)
+    def put_back(self, columns: Tensor, shape: Sequence[int]) -> Tensor:
         return columns
-
-    def _fold(self, matrix: Tensor, d: Tensor, shape: Any) -> Tensor:
-        """The transpose of `unfold` on matrix @ d: every patch is added back to where it was cut out."""
-        if self.kernel is None:
-            return matrix @ d
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
-        high, wide = self._after(shape)
-        columns = torch.mm(matrix, d, out=self.room.take(self.width, d.shape[1], d))
-        parts = columns.view(shape[0], kh, kw, high, wide, shape[3])
-        whole: Tensor = d.new_zeros(shape[0], shape[1] + 2 * ph, shape[2] + 2 * pw, shape[3])
-        for i in range(kh):
-            for j in range(kw):
-                whole[:, i : i + sh * (high - 1) + 1 : sh, j : j + sw * (wide - 1) + 1 : sw] += parts[:, i, j]
-        self.room.give(columns)
-        return whole[:, ph : ph + shape[1], pw : pw + shape[2]]
 
 
 @dataclass(frozen=True)
@@ -135,53 +173,15 @@ class Rectify:
         note["mask"] = mask = (a > 0).to(a.dtype)
         return a * mask
 
-    def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
+    def backward(self, d: Tensor, g: Tensor | None, note: Note) -> Tensor:
         kept: Tensor = d * note["mask"]
         return kept
 
-    def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None:
-        return None if ra is None else ra * note["mask"]
+    def along(self, ra: Tensor, v: Tensor, note: Note) -> Tensor:
+        return self.backward(ra, None, note)
 
-    def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor:
-        return self.backward(rd, w, h, note, deeper=True)
-
-
-@dataclass(frozen=True)
-class Maxima:
-    """The maximum of every 2 x 2 square, the first one of equals; a last odd row or column is left out."""
-
-    def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
-        note["shape"] = a.shape
-        corners = _corners(a)
-        top, left = torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3])
-        most, left_out, masks = torch.maximum(top, left), None, []
-        for corner in corners:
-            hit = corner == most
-            if left_out is not None:
-                hit &= left_out
-            left_out = ~hit if left_out is None else left_out & ~hit
-            masks.append(hit.to(a.dtype))
-        note["masks"] = masks
-        return most
-
-    def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
-        shape = note["shape"]
-        whole = d.new_empty(shape) if shape[1] % 2 == shape[2] % 2 == 0 else d.new_zeros(shape)
-        for corner, mask in zip(_corners(whole), note["masks"], strict=True):
-            torch.mul(d, mask, out=corner)
-        return whole
-
-    def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None:
-        if ra is None:
-            return None
-        first, *others = zip(_corners(ra), note["masks"], strict=True)
-        kept: Tensor = first[0] * first[1]
-        for corner, mask in others:
-            kept.addcmul_(corner, mask)
-        return kept
-
-    def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor:
-        return self.backward(rd, w, h, note, deeper=True)
+    def back_along(self, rd: Tensor, h: Tensor | None, note: Note) -> Tensor:
+        return self.backward(rd, None, note)
 
 
 @dataclass(frozen=True)
@@ -192,17 +192,11 @@ class Flat:
         note["shape"] = a.shape
         return a.reshape(-1, a.shape[-1])
 
-    def backward(self, d: Tensor, w: Tensor, g: Tensor, note: Note, *, deeper: bool) -> Tensor:
+    def backward(self, d: Tensor, g: Tensor | None, note: Note) -> Tensor:
         return d.reshape(note["shape"])
 
-    def along(self, ra: Tensor | None, w: Tensor, v: Tensor, note: Note) -> Tensor | None:
-        return None if ra is None else self.forward(ra, w, {})
+    def along(self, ra: Tensor, v: Tensor, note: Note) -> Tensor:
+        return ra.reshape(-1, ra.shape[-1])
 
-    def back_along(self, rd: Tensor, w: Tensor, v: Tensor, h: Tensor, note: Note) -> Tensor:
-        return self.backward(rd, w, h, note, deeper=True)
-
-
-def _corners(a: Tensor) -> list[Tensor]:
-    """The four interleaved quarters of the 2 x 2 squares, row by row; views."""
-    high, wide = a.shape[1] // 2 * 2, a.shape[2] // 2 * 2
-    return [a[:, i:high:2, j:wide:2] for i in (0, 1) for j in (0, 1)]
+    def back_along(self, rd: Tensor, h: Tensor | None, note: Note) -> Tensor:
+        return self.backward(rd, None, note)

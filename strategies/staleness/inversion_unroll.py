@@ -26,6 +26,9 @@ from fedhet.model import Model
 from fedhet.tree import FlatTree
 from strategies.staleness.inversion_local import Path, soft_cross_entropy
 
+Part = Any
+"""What a `Second` makes of the images of a batch, once for all steps on them."""
+
 Tape = Any
 """What a `Second` keeps of a step for its derivative."""
 
@@ -33,12 +36,21 @@ Tape = Any
 class Second(Protocol):
     """Gradients of the mean loss at w (parameters as one vector), and derivatives of those gradients."""
 
-    def gradient(self, w: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tape]:
+    def prepare(self, x: Tensor) -> Part:
+        """A batch of images, (n, *input_shape)."""
+        ...
+
+    def gradient(self, w: Tensor, part: Part, shares: Tensor) -> tuple[Tensor, Tape]:
         """g(w; x, shares) and the tape of this step."""
         ...
 
-    def pull(self, tape: Tape, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The derivatives of <g, v> by w, x and shares."""
+    def pull(self, tape: Tape, v: Tensor, *, deeper: bool) -> tuple[Tensor | None, Tensor]:
+        """The derivatives of <g, v> by w, None unless there are `deeper` steps, and by shares. That by the images is
+        added up in the part."""
+        ...
+
+    def images(self, part: Part) -> Tensor:
+        """What was added up, (n, *input_shape). The part is used up."""
         ...
 
 
@@ -48,17 +60,26 @@ class Autograd:
 
     model: Model
 
-    def gradient(self, w: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tape]:
+    def prepare(self, x: Tensor) -> Part:
+        return x, torch.zeros_like(x)
+
+    def gradient(self, w: Tensor, part: Part, shares: Tensor) -> tuple[Tensor, Tape]:
+        x, by_x = part
         leaves = [t.detach().requires_grad_() for t in (w, x, shares)]
         params = dict(FlatTree(self.model.schema, leaves[0]))
         loss = soft_cross_entropy(functional_call(self.model.module, params, (leaves[1],)), leaves[2])
         (g,) = torch.autograd.grad(loss, leaves[:1], create_graph=True)
-        return g.detach(), (leaves, g)
+        return g.detach(), (leaves, g, by_x)
 
-    def pull(self, tape: Tape, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        leaves, g = tape
-        by_w, by_x, by_shares = torch.autograd.grad(g, leaves, v)
-        return by_w, by_x, by_shares
+    def pull(self, tape: Tape, v: Tensor, *, deeper: bool) -> tuple[Tensor | None, Tensor]:
+        leaves, g, by_x = tape
+        *by_w, dx, by_shares = torch.autograd.grad(g, leaves if deeper else leaves[1:], v)
+        by_x += dx
+        return (by_w[0] if deeper else None), by_shares
+
+    def images(self, part: Part) -> Tensor:
+        by_x: Tensor = part[1]
+        return by_x
 
 
 @dataclass(frozen=True)
@@ -75,20 +96,21 @@ class Objective:
     def __call__(self, x: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
         """Loss relative to standing still, and its gradients by the images and by the label logits."""
         shares = logits.softmax(-1)
-        w, tapes = self._forward([(x[at], shares[at]) for at in self.path.parts])
+        batches = [(self.second.prepare(x[at]), shares[at]) for at in self.path.parts]
+        w, tapes = self._forward(batches)
         loss, v = self._distance(w - self.start)
-        by_x, by_shares = torch.zeros_like(x), torch.zeros_like(shares)
+        by_shares = torch.zeros_like(shares)
         rate, extra = self.path.rate, self.path.decay + self.path.pull
         for k in reversed(range(self.path.steps)):
-            hv, dx, ds = self.second.pull(tapes.pop(), v)
-            at = self.path.part(k)
-            by_x[at].add_(dx, alpha=-rate)
-            by_shares[at].add_(ds, alpha=-rate)
-            v = (v * (1.0 - rate * extra)).add_(hv, alpha=-rate)
+            hv, ds = self.second.pull(tapes.pop(), v, deeper=k > 0)
+            by_shares[self.path.part(k)].add_(ds, alpha=-rate)
+            if hv is not None:
+                v = (v * (1.0 - rate * extra)).add_(hv, alpha=-rate)
+        by_x = torch.cat([self.second.images(part) for part, _ in batches]).mul_(-rate)
         by_logits = shares * (by_shares - (by_shares * shares).sum(-1, keepdim=True))
         return loss, by_x, by_logits
 
-    def _forward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tape]]:
+    def _forward(self, batches: Sequence[tuple[Part, Tensor]]) -> tuple[Tensor, list[Tape]]:
         """The end of the path, and the tapes of its steps."""
         w, rate, tapes = self.start, self.path.rate, list[Tape]()
         for k in range(self.path.steps):

@@ -95,16 +95,48 @@ def test_written_out_derivatives_are_those_of_automatic_differentiation(
     chain = Chain.of(model.module)
     assert chain is not None
     chain.piece = piece
-    w, x, s, v = model.flat.clone(), points(5, *shape), points(5, 4).softmax(-1), points(len(model.flat), seed=2)
-    (g, tape), (g2, tape2) = chain.gradient(w, x, s), Autograd(model).gradient(w, x, s)
-    torch.testing.assert_close(g, g2, rtol=1e-10, atol=1e-13)
-    for a, b in zip(chain.pull(tape, v), Autograd(model).pull(tape2, v), strict=True):
+    compare(model, chain, points(5, *shape))
+
+
+def compare(model: Model, chain: Chain, x: Tensor) -> None:
+    """All derivatives of a chain against those of automatic differentiation, float64."""
+    w, s, v = model.flat.clone(), points(len(x), 4).softmax(-1), points(len(model.flat), seed=2)
+    ends = []
+    for second in (chain, Autograd(model)):
+        part = second.prepare(x)
+        (g, tape), (_, again) = second.gradient(w, part, s), second.gradient(2 * w, part, s)
+        none, by_shares = second.pull(again, v, deeper=False)
+        by_w, also = second.pull(tape, v, deeper=True)
+        assert none is None
+        ends.append((g, by_w, by_shares, also, second.images(part)))
+    for a, b in zip(*ends, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rectified", [True, False])
+def test_of_equal_corners_the_first_is_the_maximum_and_a_rectifier_has_no_slope_at_zero(rectified: bool) -> None:
+    torch.manual_seed(4)
+    behind = [nn.MaxPool2d(2), nn.ReLU()] if rectified else [nn.MaxPool2d(2)]
+    module = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *behind, nn.Flatten(), nn.Linear(12, 4)).double()
+    with torch.no_grad():
+        module[0].bias[0] = 0.0
+    chain = Chain.of(module)
+    assert chain is not None
+    x = torch.cat([torch.zeros(2, 1, 4, 4, dtype=torch.float64), points(2, 1, 4, 4)])
+    x[3, 0, :2] = 0.0
+    compare(Model(module, soft_cross_entropy), chain, x)
+
+
 def test_a_module_with_a_stage_of_another_kind_is_no_chain() -> None:
-    for stage in (nn.Tanh(), nn.MaxPool2d(3), nn.Conv2d(2, 2, 3, groups=2), nn.MaxPool2d(2, ceil_mode=True)):
-        assert Chain.of(nn.Sequential(nn.Flatten(), stage)) is None
+    assert Chain.of(nn.Sequential(nn.Flatten(), nn.Linear(3, 4))) is not None
+    for stage in (nn.Tanh(), nn.MaxPool2d(2), nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3, groups=2)):
+        assert Chain.of(nn.Sequential(stage, nn.Flatten(), nn.Linear(3, 4))) is None
+    first = nn.Conv2d(2, 2, 3)
+    for stage in (nn.MaxPool2d(3), nn.MaxPool2d(2, ceil_mode=True), nn.Conv2d(2, 2, 3), nn.Tanh()):
+        assert Chain.of(nn.Sequential(first, stage, nn.ReLU(), nn.Flatten(), nn.Linear(3, 4))) is None
+    strided = nn.Conv2d(2, 2, 3, stride=2)
+    assert Chain.of(nn.Sequential(first, nn.ReLU(), strided, nn.Flatten(), nn.Linear(3, 4))) is None
+    assert Chain.of(nn.Sequential(nn.ReLU(), nn.Linear(3, 4))) is None
 
 
 @settings(deadline=None)
