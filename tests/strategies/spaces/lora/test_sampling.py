@@ -42,8 +42,8 @@ class Watch:
         device.module.inner_layers()[0][1].register_forward_pre_hook(self._note)
 
     def _note(self, part: Any, given: Any) -> None:
-        if part.training and self.panel.sampler is not None:
-            for name, rows in self.panel.sampler.layers.items():
+        if part.training and self.panel.follower is not None:
+            for name, rows in self.panel.follower.layers.items():
                 self.seen.append((name, rows.kept.clone(), rows.a.clone(), rows.b.clone()))
 
 
@@ -92,13 +92,13 @@ def test_as_many_rows_as_the_rank_take_part_and_the_others_neither_add_nor_move(
             changes, back = changes + int((kept != was).any()), back + int((kept & ~was).sum())
     assert changes > 2 and back > 2, "something is meant to be chosen"
     for name, factor in device.module.panel.factors.items():
-        grad, kept = factor["lora_B"].grad, device.module.panel.sampler.layers[name].kept
+        grad, kept = factor["lora_B"].grad, device.module.panel.follower.layers[name].kept
         assert grad[:, kept].any() and not grad[:, ~kept].any()
 
 
 def test_a_row_comes_back_as_it_was_set_aside(small_world: Any) -> None:
     device, _ = watched(StackedLora(rank=2, pool=2, every=100), small_world(2), WORK["momentum"], 2, 4)
-    sampler = device.module.panel.sampler
+    sampler = device.module.panel.follower
     rows = next(iter(sampler.layers.values()))
     a, b = rows.a.clone(), rows.b.clone()
     assert bool(b[:, :2].any())
@@ -137,12 +137,12 @@ def test_the_server_s_sum_is_exact_whatever_rows_each_client_kept(federation: An
 def test_choices_are_the_seed_s_and_differ_between_clients(small_world: Any) -> None:
     space = StackedLora(rank=2, pool=3, every=2, explore=0.5)
     first, again, other = (
-        trained(space, small_world(4), WORK["adam"], client=c)[0].module.panel.sampler for c in (1, 1, 2)
+        trained(space, small_world(4), WORK["adam"], client=c)[0].module.panel.follower for c in (1, 1, 2)
     )
     kept = [[s.kept(n).tolist() for n in s.layers] for s in (first, again, other)]
     assert kept[0] == kept[1] != kept[2]
     settled = trained(StackedLora(rank=2, pool=3, every=2, explore=0.0), small_world(4), WORK["adam"])[0]
-    assert all(settled.module.panel.sampler.kept(n).tolist() == [0, 1] for n in settled.module.panel.sampler.layers)
+    assert all(settled.module.panel.follower.kept(n).tolist() == [0, 1] for n in settled.module.panel.follower.layers)
 
 
 def test_the_best_stay_and_the_tried_are_drawn_from_the_rest() -> None:
