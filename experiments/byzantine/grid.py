@@ -58,7 +58,7 @@ LARGE_RULES = (
     "ARC + NNM + geometric median",
 )  # fmt: skip
 OPTIMISED_RULES = (*LARGE_RULES, "geometric median", "NNM + geometric median")
-LARGE_ATTACKS = ("label flip", "ALIE, z = 1.5")
+LARGE_ATTACKS = ("none", "label flip", "sign flip x10", "ALIE, z = 1.5")
 ASYNC_ATTACKS = ("none", "label flip", "sign flip x10", "ALIE, z = 1.5")
 SCHEDULES: Mapping[str, tuple[str, ...]] = {
     "FedBuff, K = 10": ("strategy=fedbuff", "schedule.size=10"),
