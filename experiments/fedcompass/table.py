@@ -167,6 +167,20 @@ def figure(runs: dict[str, dict[Cell, dict[int, Run]]], path: Path) -> None:
     picture.savefig(path, dpi=110)
 
 
+def other(folder: Path, bench: str, title: str, goal: float) -> list[str]:
+    """The tables of another data set or model, from whatever is finished; nothing if nothing is."""
+    runs = load(folder, bench)
+    if not even(runs, METHODS):
+        return []
+    names = [*METHODS, *(n for n in VARIANTS if n in runs)]
+    rates = {n: sorted({r["rate"] for by in runs[n].values() for r in by.values()}) for n in names}
+    return [
+        f"## {title}, to {goal:.0%}", "",
+        "Learning rates: " + ", ".join(f"{n} {'/'.join(f'{x:g}' for x in rates[n])}" for n in names) + ".", "",
+        *times(runs, names, goal), "", *tops(runs, names), "",
+    ]  # fmt: skip
+
+
 def report(folder: Path, results: Path, goal: float) -> str:
     """The whole results file; the figure is written beside it."""
     runs = load(folder, "mnist")
@@ -216,6 +230,8 @@ def report(folder: Path, results: Path, goal: float) -> str:
     if whole:
         parts += ["## Those that ran on all laws of speeds", "", *times(runs, [OURS, *whole], goal), ""]
         parts += [*tops(runs, [OURS, *whole]), ""]
+    parts += other(folder, "cnn", "The convolutional network, its Adam, 80 seconds with half the steps", 0.5)
+    parts += other(folder, "cifar10", "CIFAR-10, a perceptron, 200 seconds", 0.35)
     return "\n".join(parts)
 
 
