@@ -29,10 +29,10 @@ def submit(
     out: Path | None, folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Check all that can be checked, start the run, follow it."""
-    _known(on_interrupt)
-    if resume is not None and (texts or out is not None):
-        raise InputError("--resume goes on in its own folder with its own configuration: leave out --out and overrides")
     with spoken(as_json):
+        _known(on_interrupt)
+        if resume is not None and (texts or out is not None):
+            raise InputError("--resume goes on in its own folder and configuration: leave out --out and overrides")
         link = SuperLink.served(home)
         if resume is not None:
             path = resume.resolve()
@@ -57,8 +57,8 @@ def submit(
 
 def follow(folder: Path, on_interrupt: str, as_json: bool) -> None:
     """Follow a run that goes on, or show one that is done."""
-    _known(on_interrupt)
     with spoken(as_json):
+        _known(on_interrupt)
         if (folder / "result.json").is_file():
             return _end(folder, as_json)
         return _follow(Submission.of(folder.resolve()), on_interrupt, as_json)

@@ -104,8 +104,17 @@ def invite(
 def approve(home: Path, names: Sequence[str], as_json: bool) -> None:
     """Let devices in."""
     with _opened(home, as_json) as federation:
-        done = [federation.approve(name) for name in names]
-        say(as_json, [c.to_dict() for c in done], *(f"{c.name} is client {c.number}" for c in done))
+        done: list[Client] = []
+        try:
+            for name in names:
+                done.append(federation.approve(name))
+                if not as_json:
+                    print(f"{done[-1].name} is client {done[-1].number}")
+        except EnrollError as error:
+            error.data["approved"] = [c.name for c in done]  # the others before it are in
+            raise
+        if as_json:
+            say(True, [c.to_dict() for c in done])
 
 
 def change(home: Path, verb: str, name: str, reason: str, as_json: bool) -> None:

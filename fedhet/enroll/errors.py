@@ -57,6 +57,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E315": (409, "the run does not go on any more", "its folder says how it ended: fedhet follow"),
     "E317": (400, "a file cannot be read", "check its path"),
     "E318": (409, "a port is taken", "end what listens there, or choose others: --port, --flower-port"),
+    "E319": (400, "an option or override is not one that there is", "see the message, or the command with --help"),
     "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),
 }
 

@@ -51,7 +51,7 @@ class Federation:
         """Found a federation that devices reach at "host:port"; `hosts` are further names of the server."""
         host, _, port = endpoint.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise EnrollError("E306", f"the endpoint {endpoint!r} is not of the form host:port")
+            raise EnrollError("E319", f"the endpoint {endpoint!r} is not of the form host:port")
         files.private_folder(folder)
         names = list(dict.fromkeys([host.strip("[]"), *hosts]))
         Authority.create(folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root,
@@ -69,9 +69,9 @@ class Federation:
         self, name: str = "", device_class: str = "edge", *, hours: float | None = None,
         labels: Mapping[str, str] | None = None, actor: str = "",
     ) -> tuple[str, Token]:  # fmt: skip
-        """A client's name and the token that lets one device become it. Raises EnrollError E104 or E302."""
+        """A client's name and the token that lets one device become it. Raises EnrollError E104 or E319."""
         if device_class not in self.policy.client_days:
-            raise EnrollError("E302", f"there is no class {device_class!r}: {sorted(self.policy.client_days)}")
+            raise EnrollError("E319", f"there is no class {device_class!r}: {sorted(self.policy.client_days)}")
         token = Token.new(self.authority.about.endpoint, self.authority.fingerprint)
         name, now = name or f"{device_class}-{token.id[:8]}", self.clock()
         check_name(name)

@@ -11,13 +11,22 @@ from typing import Any
 import typer
 
 from fedhet.enroll.errors import EnrollError
+from fedhet.errors import InputError
 
 
 @contextmanager
 def spoken(as_json: bool) -> Iterator[None]:
-    """Turn an EnrollError into its line or object, and into typer.Exit with its code."""
+    """Turn an EnrollError into its line or object, and into typer.Exit with its code.
+
+    An input that makes no sense ends any command with 2 and its line; as an object it has the code E319.
+    """
     try:
         yield
+    except InputError as error:
+        if not as_json:
+            raise
+        print(json.dumps({"error": EnrollError("E319", str(error)).to_dict()}))
+        raise typer.Exit(2) from None
     except EnrollError as error:
         if as_json:
             print(json.dumps({"error": error.to_dict()}))

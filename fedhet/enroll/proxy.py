@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from base64 import b64decode
 from binascii import Error
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
 from functools import lru_cache
 
 import httpx
@@ -19,10 +21,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedhet.enroll import admission, identity
 from fedhet.enroll.errors import EnrollError
@@ -34,6 +36,11 @@ HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding
 """Headers that concern one connection and are not passed on."""
 SILENCE_S = 60.0
 """How long a sender may fall silent in the middle of a message."""
+LEAST_RATE = 100.0
+"""Bytes per second that a message must come with on the whole, after so much time for a start."""
+AT_ONCE = 32
+"""Messages of one node that may be under way: nobody who is slow, or wants to be, holds what the others need."""
+CONNECTIONS = 1000
 PATIENCE = httpx.Timeout(60.0, connect=5.0)
 
 
@@ -43,10 +50,11 @@ def door(
     """The public application. `url` is the SuperLink's, `most_bytes` the largest request that is forwarded."""
 
     messages = Window(federation.policy.messages_per_minute, 60.0)
+    under_way: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        limits = httpx.Limits(max_connections=200)
+        limits = httpx.Limits(max_connections=CONNECTIONS)
         async with httpx.AsyncClient(
             base_url=url, verify=trust, timeout=PATIENCE, limits=limits, trust_env=False
         ) as client:
@@ -58,27 +66,30 @@ def door(
             line = openssh_of(request.headers.get(KEY_HEADER, ""))
             await run_in_threadpool(admission.fleet_key, federation, line)
             messages.take(line, federation.clock())
+            if under_way[line] >= AT_ONCE:
+                raise EnrollError("E112", f"{AT_ONCE} messages of this node are under way")
         except EnrollError as error:
             # 401 is the answer on which a SuperNode ends itself; on others it tries for ever.
             return JSONResponse(error.to_dict(), error.status if error.code == "E112" else 401)
-        return await forward(request)
+        return _Held(forward(request, _capped(request, most_bytes)), under_way, line)
 
     async def health(request: Request) -> Response:
-        return await forward(request)
+        return await forward(request, None)
 
-    async def forward(request: Request) -> Response:
+    async def forward(request: Request, body: AsyncIterator[bytes] | None) -> Response:
         length = request.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > most_bytes:
             return JSONResponse(EnrollError("E113", f"at most {most_bytes} bytes").to_dict(), 413)
-        headers = [(k, v) for k, v in request.headers.items() if k not in HOP]
+        dropped = HOP if body is not None else HOP | {"content-length"}
+        headers = [(k, v) for k, v in request.headers.items() if k not in dropped]
         upstream: httpx.AsyncClient = request.app.state.upstream
-        outgoing = upstream.build_request(
-            request.method, request.url.path, headers=headers, content=_capped(request, most_bytes)
-        )
+        outgoing = upstream.build_request(request.method, request.url.path, headers=headers, content=body)
         try:
             answer = await upstream.send(outgoing, stream=True)
         except EnrollError as error:
             return JSONResponse(error.to_dict(), error.status)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
         except httpx.HTTPError:
             return JSONResponse(EnrollError("E307", "the SuperLink does not answer").to_dict(), 503)
         back = {k: v for k, v in answer.headers.items() if k not in HOP}
@@ -117,9 +128,28 @@ def _whole_path(app: ASGIApp) -> ASGIApp:
     return whole
 
 
+class _Held(Response):
+    """A response that counts as under way from here until its last byte is sent."""
+
+    def __init__(self, made: Awaitable[Response], under_way: Counter[str], line: str) -> None:
+        super().__init__()
+        self._made, self._under_way, self._line = made, under_way, line
+        under_way[line] += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await (await self._made)(scope, receive, send)
+        finally:
+            self._under_way[self._line] -= 1
+            if not self._under_way[self._line]:
+                del self._under_way[self._line]
+
+
 async def _capped(request: Request, most: int) -> AsyncIterator[bytes]:
-    size, parts = 0, aiter(request.stream())
+    size, parts, begun = 0, aiter(request.stream()), time.monotonic()
     while True:
+        if size < LEAST_RATE * (time.monotonic() - begun - SILENCE_S):
+            raise EnrollError("E115", f"it comes with less than {LEAST_RATE:g} bytes per second")
         try:
             async with asyncio.timeout(SILENCE_S):
                 part = await anext(parts, None)

@@ -1,5 +1,6 @@
 """The commands, as a person or a script uses them."""
 
+import contextlib
 import json
 import socket
 import stat
@@ -10,8 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from fedhet import cli_enroll
-from fedhet.enroll import device_commands
+from fedhet.enroll import certificates, device_commands, identity, rows
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import Federation
+from fedhet.enroll.identity import Identity
 
 MEASURED = {"step_us": 900, "step_iqr_us": 400, "repeats": 9, "batch": 32, "noisy": 1}
 
@@ -42,7 +45,8 @@ def test_a_federation_is_founded_once(fedhet, tmp_path):
     assert fedhet("audit", "verify", "--json")["lines"] == 1
     again = EnrollError("E306").exit_code
     assert code_of(fedhet("ca", "init", "--endpoint", "localhost:9", "--json", code=again)) == "E306"
-    assert code_of(fedhet("ca", "init", "--endpoint", "nowhere", "--json", code=again)) == "E306"
+    wrong = EnrollError("E319").exit_code
+    assert code_of(fedhet("ca", "init", "--endpoint", "nowhere", "--json", code=wrong)) == "E319"
 
 
 def test_commands_without_a_federation_or_a_client_say_so(fedhet):
@@ -75,8 +79,8 @@ def test_invitations_for_many_go_to_a_private_file(fedhet, tmp_path):
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert [c["state"] for c in fedhet("clients", "list", "--json")] == ["invited"] * 3
     assert len(fedhet("enroll", "invite", "--count", 2, "--json")) == 2
-    refusal = fedhet("enroll", "invite", "--class", "mainframe", "--json", code=EnrollError("E302").exit_code)
-    assert code_of(refusal) == "E302"
+    refusal = fedhet("enroll", "invite", "--class", "mainframe", "--json", code=EnrollError("E319").exit_code)
+    assert code_of(refusal) == "E319"
 
 
 def joined_offline(fedhet, tmp_path):
@@ -146,6 +150,24 @@ def test_suspending_resuming_and_revoking_follow_the_states(fedhet, tmp_path):
     fedhet("ca", "rotate")
     actions = [row["action"] for row in fedhet("audit", "show", "--json")]
     assert actions == ["found", "invite", "enrol", "approve", "suspend", "resume", "revoke", "rotate"]
+
+
+def test_an_approval_of_several_tells_who_is_in_although_one_is_not(fedhet, tmp_path):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("enroll", "invite", "--name", "a")
+    with contextlib.closing(Federation(tmp_path / "op")) as federation, federation.registry.transaction() as session:
+        row = rows.by_name(session, "a")
+        own = Identity.create(tmp_path / "own")
+        csr = certificates.request(identity.new_tls_key(), own.node_id)
+        rows.apply(session, row, rows.Applicant(own.node_id, own.public, own.flower_public, csr), 0.0)
+    answer = fedhet("enroll", "approve", "a", "nobody", "--json", code=EnrollError("E210").exit_code)
+    assert code_of(answer) == "E210" and answer["error"]["data"] == {"approved": ["a"]}
+    assert fedhet("clients", "show", "a", "--json")["state"] == "active"
+
+
+def test_an_input_that_makes_no_sense_is_an_object_too(fedhet, tmp_path):
+    for words in (["--on-interrupt", "dance"], ["--resume", tmp_path, "strategy=fedavg"]):
+        assert code_of(fedhet("submit", *words, "--json", code=2)) == "E319"
 
 
 def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):

@@ -1,6 +1,7 @@
 """The public door: what passes to the SuperLink, what does not, and from which client."""
 
 import contextlib
+import socket
 import threading
 from base64 import b64encode
 
@@ -17,6 +18,19 @@ from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.service import service
 
 
+def key_of(device):
+    pem = device.identity.node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return b64encode(pem).decode()
+
+
+def wait_for(condition):
+    for _ in range(200):
+        if condition():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(condition)
+
+
 class Behind:
     """A stand-in for the SuperLink that notes what reaches it, and a door in front of it."""
 
@@ -27,8 +41,7 @@ class Behind:
 
     def post(self, path, device=None, content=b"protobuf", **headers):
         if device is not None:
-            pem = device.identity.node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-            headers["flwr-public-key"] = b64encode(pem).decode()
+            headers["flwr-public-key"] = key_of(device)
         return self.client.post(path, content=content, headers=headers)
 
     def fleet(self, device):
@@ -163,3 +176,65 @@ def test_many_messages_at_once_pass(door, behind):
     for thread in threads:
         thread.join()
     assert results == [200] * 20
+
+
+class Slow:
+    """Raw TLS connections that send the head of a message and then, at most, a byte now and then."""
+
+    def __init__(self, behind, root):
+        self.context, self.open = link.trusting(root), []
+        self.port = int(behind.url.rpartition(":")[2])
+
+    def __call__(self, head, body=b"x"):
+        raw = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        made = self.context.wrap_socket(raw, server_hostname="127.0.0.1")
+        made.sendall(head + body)
+        self.open.append(made)
+        return made
+
+    def close(self):
+        for each in self.open:
+            each.close()
+        self.open.clear()
+
+
+@pytest.fixture
+def slow(door, behind):
+    made = Slow(behind, (door.federation.folder / "ca" / "root.pem").read_bytes())
+    yield made
+    made.close()
+
+
+def test_who_sends_a_byte_a_second_holds_nobody_but_itself_up(door, behind, slow, monkeypatch):
+    monkeypatch.setattr(proxy, "AT_ONCE", 3)
+    a, b = door.member("a"), door.member("b")
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\nflwr-public-key: "
+    for _ in range(proxy.AT_ONCE):
+        slow(head + key_of(a).encode() + b"\r\n\r\n")
+    for _ in range(20):
+        slow(b"POST /v1/fleet/push-object HTTP/1.1\r\nho", b"s")  # strangers who never get to their point
+    wait_for(lambda: behind.fleet(a) == "E112")
+    assert [behind.fleet(b) for _ in range(5)] == [200] * 5
+    for each in slow.open[: proxy.AT_ONCE]:
+        each.sendall(b"y")
+    assert behind.fleet(a) == "E112" and behind.fleet(b) == 200
+    slow.close()
+    wait_for(lambda: behind.fleet(a) == 200)
+
+
+def test_a_question_of_health_waits_for_no_body(behind, slow):
+    asking = slow(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n")
+    assert asking.recv(100).startswith(b"HTTP/1.1 200")
+    assert behind.seen[-1][1:3] == ("/health", b"")
+
+
+def test_a_message_that_comes_too_slowly_is_given_up(door, behind, slow, monkeypatch):
+    monkeypatch.setattr(proxy, "SILENCE_S", 0.2)
+    device = door.member("a")
+    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\nflwr-public-key: "
+    sender = slow(head + key_of(device).encode() + b"\r\n\r\n")
+    with contextlib.suppress(OSError):  # it may be hung up on in the middle
+        for _ in range(40):
+            threading.Event().wait(0.05)
+            sender.sendall(b"y")
+    assert b"E115" in sender.recv(4000) + sender.recv(4000), "its head and its body"

@@ -122,6 +122,8 @@ def test_a_method_runs_on_enrolled_clients(tmp_path):
     with living.federation(tmp_path, 2) as there:
         wrong = there.fedhet("submit", "--wait-for", 3, code=83)
         assert wrong["error"]["code"] == "E313"
+        wrong = there.fedhet("submit", "strategy=fedavg", "stop.version=3", code=2)["error"]
+        assert wrong["code"] == "E319" and "nearest: stop.versions" in wrong["detail"]
         out = tmp_path / "run"
         row = there.fedhet("submit", "strategy=fedavg", "stop.versions=3", "--out", out)
         assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 3, 2, "flower")
