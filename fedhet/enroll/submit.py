@@ -170,15 +170,20 @@ class Submission:
         """The end of the ServerApp's log."""
         return self.link.text("log", str(self.run_id), NAME, "--show")[-WORDS:].strip()
 
-    def _vanished(self) -> bool:
-        """Whether a process that is gone left without a word: what raises, or is stopped, is known to Flower soon."""
+    def _last_status(self) -> tuple[str, str]:
+        """Of a process that is gone: what raises, or is stopped, is known to Flower soon; else it was killed."""
         end = time.monotonic() + LAST_WORDS_S
         while time.monotonic() < end:
             status, told = self.status()
             if status.startswith("finished"):
-                return VANISHED in told
+                return status, told
             time.sleep(0.5)
-        return True
+        return "its process is gone", VANISHED
+
+    def _ended(self, status: str, told: str) -> EnrollError:
+        if "stopped" in status:
+            return EnrollError("E315", f"it is {status}")
+        return EnrollError("E314", status, log=self.last_words(), killed=VANISHED in told)
 
     def follow(
         self,
@@ -188,15 +193,15 @@ class Submission:
     ) -> None:
         """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run.
 
-        Raises EnrollError E314 if the run ends without a result: `data` has the end of its log, and under "killed"
-        whether its process just vanished.
+        Raises EnrollError E315 if the run was stopped, E314 if it ends without a result otherwise: `data` has the end
+        of its log, and under "killed" whether its process just vanished.
         """
         looked, seen, metrics, lived = time.monotonic(), 0, self.folder / "metrics.jsonl", False
         while not self.done:
             nap(0.2)
             here = occupied(self.folder)
             if lived and not here and not self.done:  # Flower notices after a minute only
-                raise EnrollError("E314", "its process is gone", log=self.last_words(), killed=self._vanished())
+                raise self._ended(*self._last_status())
             lived = lived or here
             rows = read_rows(metrics) if metrics.is_file() else []
             for row in rows[seen:]:
@@ -205,10 +210,10 @@ class Submission:
                 seen, looked = len(rows), time.monotonic()  # it lives, nobody need be asked
             elif time.monotonic() - looked > LOOK_S:
                 status, told = self.status()
-                looked, killed = time.monotonic(), VANISHED in told
-                over = status.startswith("finished") and not (killed and occupied(self.folder))
+                looked = time.monotonic()
+                over = status.startswith("finished") and not (VANISHED in told and occupied(self.folder))
                 if over and not self.done:
-                    raise EnrollError("E314", status, log=self.last_words(), killed=killed)
+                    raise self._ended(status, told)
         rows = read_rows(metrics) if metrics.is_file() else []
         for row in rows[max(0, min(seen, len(rows) - 1)) :]:
             show({**progress(row, most), "share": 1.0 if row is rows[-1] else None})

@@ -116,6 +116,14 @@ def test_a_run_that_failed_says_why(tmp_path, monkeypatch, details, killed):
     assert caught.value.data["log"].endswith("ValueError: no such file") and len(caught.value.data["log"]) <= 1500
 
 
+def test_a_run_that_was_stopped_did_not_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "LOOK_S", -1.0)
+    made = Submission(Told(tmp_path, "finished:stopped"), tmp_path, 1)
+    with pytest.raises(EnrollError, match="fedhet submit --resume") as caught:
+        made.follow(lambda row: None, {}, lambda seconds: None)
+    assert caught.value.code == "E315"
+
+
 @pytest.mark.transport
 @pytest.mark.slow
 def test_a_method_runs_on_enrolled_clients(tmp_path):
