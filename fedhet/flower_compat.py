@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+PUSHES = 3
+"""How often a reply is sent whose objects a SuperLink does not take."""
+
+
 def claim_identity(run_id: int) -> None:
     """Let this process create request messages for a run, as a ServerApp's process may."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
@@ -81,28 +85,44 @@ class FleetNode:
         return message
 
     def push(self, reply: Message, seconds: float) -> bool:
-        """Send a reply that took so many seconds; False if its run has ended."""
+        """Send a reply that took so many seconds; False if its run has ended.
+
+        A SuperLink that died in the middle forgot what the objects were for: the same reply is announced again, or the
+        server would wait for them until Flower gives them up, which takes three minutes.
+        """
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+        from flwr.supercore.run import RunNotRunningException
+
+        set_message_id(reply, reply.object_id)
+        tries = PUSHES
+        while True:
+            try:
+                self._push_whole(reply, seconds)
+            except RunNotRunningException:
+                return False
+            except ObjectPushError:
+                tries -= 1
+                if not tries:
+                    raise
+            else:
+                return True
+
+    def _push_whole(self, reply: Message, seconds: float) -> None:
         from flwr.supercore.inflatable.inflatable_object import (
             get_all_nested_objects,
             get_object_tree,
             no_object_id_recompute,
         )
         from flwr.supercore.inflatable.inflatable_utils import push_objects
-        from flwr.supercore.run import RunNotRunningException
 
-        set_message_id(reply, reply.object_id)
         run_id = reply.metadata.run_id
-        try:
-            with no_object_id_recompute():
-                wanted, session = self._send(reply, get_object_tree(reply), seconds)
-                push_objects(
-                    get_all_nested_objects(reply),
-                    lambda object_id, content: self._push_object(run_id, session, object_id, content),
-                    object_ids_to_push=wanted,
-                )
-        except RunNotRunningException:
-            return False
-        return True
+        with no_object_id_recompute():
+            wanted, session = self._send(reply, get_object_tree(reply), seconds)
+            push_objects(
+                get_all_nested_objects(reply),
+                lambda object_id, content: self._push_object(run_id, session, object_id, content),
+                object_ids_to_push=wanted,
+            )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedhet.enroll import node
 from fedhet.enroll.node import Node, pause
-from fedhet.flower_compat import ErrorCode, claim_identity, set_message_id
+from fedhet.flower_compat import PUSHES, ErrorCode, FleetNode, claim_identity, set_message_id
 
 
 class Ended(Exception):
@@ -107,6 +109,40 @@ def test_questions_are_frequent_again_after_work():
     with pytest.raises(Ended):
         Node(counting, {"place": ""}, clock, nap).work(carrier)
     assert naps[99] > 0.5 and naps[100:] == [0.1, 0.1]
+
+
+class Forgetful:
+    """A SuperLink that dies in the middle of an upload so many times: it knows the session no more afterwards."""
+
+    def __init__(self, deaths):
+        self.deaths, self.session, self.held, self.announced = deaths, 0, {}, []
+
+    def announce(self, reply, tree, seconds):
+        self.session += 1
+        self.announced.append(reply.metadata.message_id)
+        wanted = {obj.object_id for obj in iterate_object_tree(tree)} - set(self.held)
+        return wanted, f"session {self.session}"
+
+    def take(self, run_id, session, object_id, content):
+        if self.deaths and len(self.held) >= 1:
+            self.deaths -= 1
+            raise ObjectPushError(object_id, run_id, session)
+        assert session == f"session {self.session}"
+        self.held[object_id] = content
+
+
+def test_an_upload_that_a_dying_superlink_forgot_is_made_again():
+    reply = Message(RecordDict({"told": ConfigRecord({"a": 1.0}), "more": MetricRecord({"b": 2})}), reply_to=request())
+    link = Forgetful(deaths=1)
+    sender = FleetNode(7, lambda: None, link.announce, lambda *_: b"", link.take, lambda *_: None)
+    assert sender.push(reply, 0.1)
+    assert link.announced == [reply.metadata.message_id] * 2, "the same reply: it counts once"
+    assert set(link.held) == set(get_all_nested_objects(reply))
+    link = Forgetful(deaths=10**6)
+    sender = FleetNode(7, lambda: None, link.announce, lambda *_: b"", link.take, lambda *_: None)
+    with pytest.raises(ObjectPushError):
+        sender.push(reply, 0.1)
+    assert len(link.announced) == PUSHES
 
 
 def test_an_earlier_life_is_ended_once_the_server_answers(monkeypatch):
