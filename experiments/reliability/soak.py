@@ -184,7 +184,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     blows = plan(given.kills, given.cuts, random.Random(given.seed))
     done = soak(given.out, blows, clients=given.clients, seed=given.seed, tasks=given.tasks)
-    command = f"python experiments/reliability/soak.py --kills {given.kills} --cuts {given.cuts} --seed {given.seed}"
+    numbers = f"--kills {given.kills} --cuts {given.cuts} --seed {given.seed} --tasks {given.tasks}"
+    command = f"python experiments/reliability/soak.py {numbers}"
     text = table(done, command)
     packages = Result.read(given.out / "run0").row["packages"]
     text += "\nVersions: " + ", ".join(f"{name} {number}" for name, number in sorted(packages.items())) + ".\n"
