@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -25,6 +26,13 @@ from fedhet.wire import MalformedUpdate
 
 TTL = 12 * 3600.0
 """Seconds a message may live on a real grid when no job timeout is set."""
+
+
+Packed = tuple[Tree | None, ArrayRecord, str]
+"""A payload, its record, and its hash if records are sealed."""
+
+Place = tuple[tuple[Any, ...], ...]
+"""Of each leaf its name, address, dtype, shape and strides."""
 
 
 @dataclass
@@ -52,7 +60,7 @@ class Drive:
     bytes_down: int = 0
     _pending: dict[str, JobId] = field(default_factory=dict)
     _deadlines: dict[JobId, float] = field(default_factory=dict)
-    _packed: tuple[Tree | None, ArrayRecord, str] = field(default_factory=lambda: (None, ArrayRecord(), ""))
+    _packed: Packed = field(default_factory=lambda: (None, ArrayRecord(), ""))
 
     def __post_init__(self) -> None:
         self.tell = self.server
@@ -165,8 +173,9 @@ class Drive:
 
     def _messages(self, sends: list[Send], made: list[tuple[Job, Message]]) -> Iterator[Message]:
         """A message for each send, made when the grid asks for it: work on the first begins before the last exists."""
+        alike: dict[Place, Packed] = {}
         for send in sends:
-            parcel, sha256 = self._pack(send.payload)
+            _, parcel, sha256 = self._pack(send.payload, alike)
             content = records.request(
                 send.job,
                 parcel,
@@ -183,14 +192,21 @@ class Drive:
             made.append((send.job, message))
             yield message
 
-    def _pack(self, payload: Tree) -> tuple[ArrayRecord, str]:
-        """A payload as one record. The same tree object, sent to many, is encoded once."""
-        tree, parcel, sha256 = self._packed
-        if tree is not payload:
-            data = wire.encode(payload)
-            parcel, sha256 = records.parcel(data), wire.digest(data) if self.seal else ""
-            self._packed = (payload, parcel, sha256)
-        return parcel, sha256
+    def _pack(self, payload: Tree, alike: dict[Place, Packed]) -> Packed:
+        """A payload as one record. The same tree object, sent to many, is encoded once, and so are trees of one instant
+        whose leaves are the same parts of the same tensors (`alike` keeps them, so no place is used twice)."""
+        if self._packed[0] is not payload:
+            place = _place(payload)
+            if place not in alike:
+                data = wire.encode(payload)
+                alike[place] = payload, records.parcel(data), wire.digest(data) if self.seal else ""
+            self._packed = (payload, *alike[place][1:])
+        return self._packed
+
+
+def _place(payload: Tree) -> Place:
+    """Where a tree's numbers lie, and how: equal only for equal trees while both exist."""
+    return tuple((n, x.data_ptr(), x.dtype, tuple(x.shape), x.stride()) for n, x in payload.items())
 
 
 def _reason(reply: Message) -> str:
