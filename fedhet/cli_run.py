@@ -54,10 +54,11 @@ def run_in(cfg: DictConfig, out: Path, name: str | None = None) -> Result:
     from fedhet import launch
 
     with failures(out), Bar(name or str(cfg["strategy"])) as show:
-        return launch.run(cfg, out, progress=show, tell=_notice)
+        return launch.run(cfg, out, progress=show, tell=notice)
 
 
-def _notice(text: str) -> None:
+def notice(text: str) -> None:
+    """What a method wants to be said plainly, before it starts."""
     print(f"notice: {text}", file=sys.stderr, flush=True)
 
 

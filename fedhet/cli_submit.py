@@ -86,9 +86,11 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
     if "fleet.clients" not in given and "clients" in cfg["fleet"]:
         cfg = config.compose([*texts, f"fleet.clients={expected}"], folder)
     resolved = config.resolved(cfg)
-    Experiment.of({**resolved, "transport": {"name": "flower"}})
+    experiment = Experiment.of({**resolved, "transport": {"name": "flower"}})
     path = (out or cli_run.new_folder(cfg)).resolve()
     running.prepare(path, resolved)
+    for notice in experiment.method.notices:
+        cli_run.notice(notice)
     return path
 
 

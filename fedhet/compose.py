@@ -48,7 +48,7 @@ class Method:
             if missing:
                 raise Misfit(
                     f"{type(part).__name__} needs {sorted(missing)}, but space {type(self.space).__name__}"
-                    f"{_with(self.layers)} offers {sorted(offered) or 'nothing'}"
+                    f"{_with(self.layers)} offers {sorted(offered) or 'nothing'}{_hidden(self.layers, missing)}"
                 )
 
     @property
@@ -65,3 +65,11 @@ class Method:
 def _with(layers: Sequence[tuple[str, Layer]]) -> str:
     names = [type(layer).__name__ for _, layer in layers]
     return f" with layers {names}" if names else ""
+
+
+def _hidden(layers: Sequence[tuple[str, Layer]], missing: frozenset[str]) -> str:
+    """Which layers take away what is missing."""
+    told = [
+        f"{type(layer).__name__} hides {sorted(layer.hides & missing)}" for _, layer in layers if layer.hides & missing
+    ]
+    return f": {', '.join(told)}" if told else ""

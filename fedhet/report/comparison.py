@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedhet.report import figures
 from fedhet.report.chart import Axis, legend, line_chart
-from fedhet.report.compare import Summary, common_target, comparison_rows
+from fedhet.report.compare import Summary, common_target, comparison_rows, label
 from fedhet.report.files import Row
 from fedhet.report.markup import Html, tag
 from fedhet.report.ranking import ranking, times
@@ -50,7 +50,9 @@ def _head(rows: Sequence[Row], target: float) -> Html:
     seeds = len({str(row.data.get("seed")) for row in rows})
     chips = (figures.plural(len(rows), "run"), figures.plural(seeds, "seed"), f"target {figures.level(target)}")
     words = tag("p", *(tag("span", chip) for chip in chips), cls="chips")
-    return tag("header", tag("p", "fedhet", cls="brand"), tag("h1", "Comparison"), words)
+    told = dict.fromkeys(f"Notice, {label(row)}: {notice}" for row in rows for notice in row.texts("notices"))
+    notices = [tag("p", text) for text in told]
+    return tag("header", tag("p", "fedhet", cls="brand"), tag("h1", "Comparison"), words, *notices)
 
 
 def _tiles(table: Sequence[Summary], target: float) -> Html:
@@ -70,8 +72,8 @@ def _tiles(table: Sequence[Summary], target: float) -> Html:
 
 def _accuracy(rows: Sequence[Row], colors: dict[str, tuple[str, bool]], target: float) -> Html:
     shown, goal = curves(rows, colors, "t"), (target, f"target {figures.level(target)}")
-    x, y, label = Axis("time", "time on the run's clock"), Axis("share"), "Accuracy over time"
-    chart = line_chart(shown, x, y, width=1100, height=360, label=label, target=goal)
+    x, y, name = Axis("time", "time on the run's clock"), Axis("share"), "Accuracy over time"
+    chart = line_chart(shown, x, y, width=1100, height=360, label=name, target=goal)
     words = "Mean over the runs of a strategy; the band is one standard deviation to each side."
     return card("Accuracy", words, legend(shown), chart)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedhet import cli
+from fedhet import cli, cli_submit
 from fedhet.enroll import submit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
@@ -62,6 +62,16 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     with pytest.raises(EnrollError) as caught:
         submit.prepare(tmp_path / "run", {"seed": 1})
     assert caught.value.code == "E306" and len(list((tmp_path / "run").iterdir())) == 1
+
+
+def test_the_operator_is_told_what_a_method_does_to_the_clients_before_it_is_submitted(tmp_path, capsys):
+    words = ["strategy=gradient_inversion", "fleet=linear_grid", "model=mlp"]
+    path = cli_submit._prepare(words, None, tmp_path / "run", 3)
+    told = capsys.readouterr()
+    assert told.err.startswith("notice: the server reconstructs data") and told.out == ""
+    assert (path / "config.yaml").is_file()
+    cli_submit._prepare(["strategy=fedavg"], None, tmp_path / "plain", 3)
+    assert capsys.readouterr().err == ""
 
 
 class Told(SuperLink):

@@ -146,6 +146,15 @@ def test_names_in_a_comparison_are_text(fake_run, tmp_path):
     assert page.count("<script>") == 1 and "&lt;script&gt;x" in page
 
 
+def test_what_a_method_wants_to_be_said_stands_on_the_page_once_a_strategy(fake_run, tmp_path):
+    folders = [fake_run("a"), fake_run("b", seed=1), fake_run("c", "plain")]
+    for folder in folders[:2]:
+        row = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**row, "notices": ["it looks at data"]}))
+    page = write_comparison(folders, tmp_path / "c.html").read_text()
+    assert page.count("it looks at data") == 1 and f"Notice, {row['strategy']}: it looks at data" in page
+
+
 def test_a_broken_run_is_named(fake_run, tmp_path):
     good, bad = fake_run("good"), fake_run("bad")
     (bad / "metrics.jsonl").write_text('{"t":0}\n{"t":-1}\n')

@@ -264,7 +264,7 @@ def test_it_is_no_method_with_a_part_that_hides_single_updates() -> None:
 
     layer = Stand().layer
     hiding = Sum(layer.model, layer.procedure)
-    with pytest.raises(Misfit, match="Inversion needs"):
+    with pytest.raises(Misfit, match=r"Inversion needs \['each'\].*: Sum hides \['each'\]"):
         Method(Sync(), Full(), Mean(), Sgd(), Fixed(1), staleness=(layer,), privacy=(hiding,))
 
 
