@@ -2,10 +2,11 @@
 
     python experiments/staleness/privacy.py --data DIR [--seeds 0 1 2] [--round 50]
 
-For clients that hold one class each the server's reconstruction is read in two ways: labels, the share of its images
+For clients that hold one class each the server's reconstruction is read in three ways: labels, the share of its images
 whose most likely label is one the client has; likeness, the mean over the client's images of the correlation with the
-most similar reconstructed image, against the same for images of other clients (what chance gives). Beside them stand
-what the inversion is for: the errors of the late update and of the estimate.
+most similar reconstructed image, against the same for images of other clients (what chance gives); classified, the
+share of reconstructed images that a network trained on the test images takes for a class of the client's. Beside them
+stand what the inversion is for: the errors of the late update and of the estimate.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402  # after the number of threads
 from torch import Tensor  # noqa: E402
 
+from clients.models.build import build  # noqa: E402
+from clients.models.vision import lenet  # noqa: E402
 from experiments.staleness.run import LR, inversion  # noqa: E402
-from experiments.staleness.world import Method, Rounds, World  # noqa: E402
+from experiments.staleness.world import CLASSES, Method, Rounds, World  # noqa: E402
+from fedhet.model import Model  # noqa: E402
 from fedhet.tree import FlatTree  # noqa: E402
 from strategies.privacy.noise import Noise  # noqa: E402
 from strategies.staleness.inversion import Inversion  # noqa: E402
@@ -48,8 +52,18 @@ def likeness(images: Tensor, found: Tensor) -> float:
     return float((a @ b.T).max(1).values.mean())
 
 
-def measure(run: Rounds, layer: Inversion, noise: Noise, client: int) -> list[float]:
-    """Labels, likeness, chance likeness, error of the late update, error of the estimate."""
+def judge(world: World, epochs: int = 20, batch: int = 50) -> Model:
+    """A classifier that has nothing to do with the federation: another start, trained on the test images."""
+    model = build(lenet, tuple(world.x.shape[1:]), CLASSES, world.seed + 1000)
+    for _ in range(epochs):
+        for x, y in zip(torch.split(world.x_test, batch), torch.split(world.y_test, batch), strict=True):
+            model.gradient(x, y)
+            model.params.add_(model.grad, alpha=-LR)
+    return model
+
+
+def measure(run: Rounds, layer: Inversion, noise: Noise, client: int, other_eyes: Model) -> list[float]:
+    """Labels, likeness, chance likeness, classified, error of the late update, error of the estimate."""
     world, view, t = run.world, run.view, run.view.version
     starts = [view.base(t - STALE), view.base(t)]
     assert all(isinstance(s, FlatTree) for s in starts)
@@ -60,10 +74,10 @@ def measure(run: Rounds, layer: Inversion, noise: Noise, client: int) -> list[fl
     found, z = memory[f"x/{client}"], memory[f"z/{client}"]
     own, other = world.shards[client], world.shards[(client + 1) % len(world.shards)]
     labels = set(world.y[own].tolist())
-    right = sum(int(label) in labels for label in z.argmax(1)) / len(z)
+    right, seen = (sum(int(c) in labels for c in t.argmax(1)) / len(z) for t in (z, other_eyes.predict(found)))
     flat = [u.delta.flat for u in (late, true, came)]  # type: ignore[attr-defined]
     return [
-        right, likeness(world.x[own], found), likeness(world.x[other], found),
+        right, likeness(world.x[own], found), likeness(world.x[other], found), seen,
         distance(flat[0], flat[1]), distance(flat[2], flat[1]),
     ]  # fmt: skip
 
@@ -82,11 +96,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
         world = World(given.data, seed, LR)
         run = Rounds(world, Method(fresh=True), STALE, every=given.round)
         run.run(given.round)
+        eyes = judge(world)
         for client in world.slow[: given.clients]:
             for name, (share, rms) in SETTINGS.items():
                 layer = replace(inversion(world), accept=1e9, share=share)
-                rows[name].append(measure(run, layer, Noise(rms, seed), client))
-    print("| what is matched | labels | likeness | by chance | error late | error estimate |\n" + "|---" * 6 + "|")
+                rows[name].append(measure(run, layer, Noise(rms, seed), client, eyes))
+    heads = ["what is matched", "labels", "likeness", "by chance", "classified", "error late", "error estimate"]
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for name, values in rows.items():
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         print(f"| {name} | " + " | ".join(f"{m:.3f}" for m in means) + " |")

@@ -25,6 +25,7 @@ import torch  # noqa: E402  # after the number of threads
 
 from clients.models.vision import lenet  # noqa: E402
 from experiments.staleness.world import CLASSES, PER_ROUND, SIDE, STEPS, Method, Rounds, World  # noqa: E402
+from strategies.privacy.noise import Noise  # noqa: E402
 from strategies.staleness.discount import Exponential  # noqa: E402
 from strategies.staleness.inversion import Inversion  # noqa: E402
 from strategies.staleness.inversion_local import Procedure  # noqa: E402
@@ -56,6 +57,8 @@ METHODS: dict[str, Callable[[World], Method]] = {
     "tiers": lambda world: Method(tiers=True),
     "inversion, 40 images": lambda world: Method(inversion(world, 40, 100, 30)),
     "inversion, unique only": lambda world: Method(replace(inversion(world), unique=Unique())),
+    "inversion, largest 5 %": lambda world: Method(replace(inversion(world), share=0.05)),
+    "inversion, noise of 1 rms": lambda world: Method(inversion(world), noise=Noise(1.0, world.seed)),
 }
 """`fresh` is the bound: nobody is late."""
 
@@ -66,7 +69,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's Parquet files")
     parser.add_argument("--stale", type=int, nargs="+", default=[40, 20, 10], help="rounds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:-2], choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:-4], choices=list(METHODS))
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "staleness")
     given = parser.parse_args(None if arguments is None else list(arguments))
@@ -77,7 +80,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
         for seed in given.seeds:
             for name in given.methods:
                 late = 0 if name == "fresh" else stale
-                path = given.out / f"{name.replace(' ', '-').replace(',', '')}-{late}-{given.rounds}-{seed}.json"
+                path = (
+                    given.out
+                    / f"{name.replace(' ', '-').replace(',', '').replace('-%', '')}-{late}-{given.rounds}-{seed}.json"
+                )
                 if path.is_file():
                     continue
                 if seed not in started:

@@ -20,14 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 LAST, CYCLE = 10, 10
 
 ORDER = (
-    "fresh", "inversion", "inversion, 40 images", "inversion, unique only", "discount", "direct", "first order",
-    "prediction", "prediction, one cycle", "tiers",
+    "fresh", "inversion", "inversion, 40 images", "inversion, unique only", "inversion, largest 5 %",
+    "inversion, noise of 1 rms", "discount", "direct", "first order", "prediction", "prediction, one cycle", "tiers",
 )  # fmt: skip
 LABELS = {
     "fresh": "nobody late (bound)",
     "inversion": "inversion",
     "inversion, 40 images": "inversion, 40 images, 100/30 iterations",
     "inversion, unique only": "inversion, unique updates only",
+    "inversion, largest 5 %": "inversion, the largest 5 % of coordinates",
+    "inversion, noise of 1 rms": "inversion, noise of 1 rms on late updates",
     "discount": "discount 2^(-late/20)",
     "direct": "direct",
     "first order": "first order, lambda 4",

@@ -26,6 +26,7 @@ from fedhet.streams import stream
 from fedhet.testing import FakeView
 from fedhet.tree import FlatTree, add, weighted_sum
 from fedhet.types import Budget, Job, Memory, Tree, Update
+from strategies.privacy.noise import Noise
 from strategies.rules.mean import Mean
 from strategies.spaces.full import Full
 from strategies.staleness.tiers import tier_weights
@@ -74,12 +75,13 @@ class World:
 class Method:
     """How late updates are taken in. `layer` handles them one by one; `predict` sends slow clients a model extrapolated
     by so many rounds at most; `tiers` keeps a model for the fast and one for the slow clients, who train together every
-    `stale` rounds."""
+    `stale` rounds; `noise` is what slow clients put on what they send."""
 
     layer: AbstractLayer = field(default_factory=AbstractLayer)
     fresh: bool = False
     predict: int = 0
     tiers: bool = False
+    noise: Noise = field(default_factory=lambda: Noise(0.0))
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Rounds:
         block = range(t % PER_ROUND * PER_ROUND, (t % PER_ROUND + 1) * PER_ROUND)
         late = set(self.world.slow) if t >= self.delay and not self.method.fresh else set()
         updates = [self._answer(client, t - self.stale if client in late else t) for client in block]
+        updates = [self.method.noise.send(u, {}) if u.job.client in late else u for u in updates]
         if self.method.tiers and late:
             self._mix([u for u in updates if u.job.client not in late])
         else:
