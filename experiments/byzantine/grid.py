@@ -30,7 +30,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "ARC + NNM + trimmed mean": ("=robust", "@.rule=trimmed_mean", *MIXINGS, ".rule.f={f}"),
     "ARC + NNM + geometric median": ("=robust", "@.rule=geometric_median", *MIXINGS),
 }  # fmt: skip
-"""Words relative to where the rule stands: `=` chooses it, `@.x=` chooses a part of it, `.x=` sets a value."""
+"""Words relative to where the rule stands: `=` chooses it, `@.x=` chooses a part of it, `.x=` sets a value; others stand as
+they are."""
 
 ATTACKS: Mapping[str, tuple[str, ...]] = {
     "none": (),
@@ -67,6 +68,7 @@ SCHEDULES: Mapping[str, tuple[str, ...]] = {
 ASYNC_RULES: Mapping[str, tuple[str, ...]] = {
     "the method's own mean": (),
     "robust": ("=robust",),
+    "robust, clipped at the gate": ("=robust", "gate.clip=2.0"),
 }
 
 
@@ -122,6 +124,8 @@ class Cell:
 
 def _at(place: str, word: str) -> str:
     """A word of `RULES` for a rule that stands at `place` in the configuration."""
+    if not word.startswith(("=", ".", "@")):
+        return word  # not the rule's
     if word.startswith("="):
         return f"rule{word}" if place == "rule" else f"rule@{place}{word}"
     return f"rule@{place}{word[1:]}" if word.startswith("@") else f"{place}{word}"
