@@ -30,8 +30,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "ARC + NNM + trimmed mean": ("=robust", "@.rule=trimmed_mean", *MIXINGS, ".rule.f={f}"),
     "ARC + NNM + geometric median": ("=robust", "@.rule=geometric_median", *MIXINGS),
 }  # fmt: skip
-"""Words relative to where the rule stands: `=` chooses it, `@.x=` chooses a part of it, `.x=` sets a value; others stand as
-they are."""
+"""Words relative to where the rule stands: `=` chooses it, `@.x=` chooses a part of it, `.x=` sets a value.
+Other words stand as they are."""
 
 ATTACKS: Mapping[str, tuple[str, ...]] = {
     "none": (),
