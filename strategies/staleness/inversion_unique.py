@@ -29,12 +29,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 class Unique:
     """peers: fresh displacements that are kept, the oldest goes first; 0 switches the test off (all are unique).
     nearest: "min" or "mean" of the distances to them. quantile: of their own distances; None is the mean.
+    Where clients are unlike their own distances are large, so that hardly anything would stand out from the mean.
     Raises ValueError for values out of range.
     """
 
     peers: int = 10
     nearest: str = "min"
-    quantile: float | None = None
+    quantile: float | None = 0.1
 
     def __post_init__(self) -> None:
         if self.peers < 0 or self.peers == 1:
