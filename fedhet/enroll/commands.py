@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedhet.enroll import files, offline, profiles
+from fedhet.enroll import files, offline, profiles, tables
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation, me
@@ -83,7 +83,7 @@ def invite(
     """Make tokens."""
     with _opened(home, as_json) as federation:
         if any("=" not in text for text in labels):
-            raise EnrollError("E115", "--label is of the form KEY=VALUE")
+            raise EnrollError("E319", "--label is of the form KEY=VALUE")
         given = dict(text.split("=", 1) for text in labels) | ({"owner": owner} if owner else {})
         if name and count > 1:
             raise EnrollError("E117", "--name goes with one invitation, --count makes names up")
@@ -142,6 +142,9 @@ def sign(home: Path, request: Path, out: Path, name: str, device_class: str, as_
 def list_clients(home: Path, states: tuple[str, ...], as_json: bool) -> None:
     """The clients as a table."""
     with _opened(home, as_json) as federation:
+        if unknown := set(states) - {*tables.LIVING, tables.REVOKED, tables.LEFT}:
+            known = ", ".join(sorted({*tables.LIVING, tables.REVOKED, tables.LEFT}))
+            raise EnrollError("E319", f"--state {min(unknown)}: the states are {known}")
         found = federation.registry.clients(*states)
         if as_json:
             say(True, [c.to_dict() for c in found])
@@ -179,18 +182,27 @@ def show(home: Path, name: str, as_json: bool) -> None:
 def audit_verify(home: Path, as_json: bool) -> None:
     """Check the audit log."""
     with spoken(as_json):
-        verdict = Audit(home / "audit.jsonl").check()
+        verdict = _log(home).check()
+        if not verdict.lines:  # there is one from the founding on
+            raise EnrollError("E310", "it is gone", line=1)
         told = {"lines": verdict.lines, "head": verdict.head}
         say(as_json, told, f"{verdict.lines} lines, all in order", f"head {verdict.head}")
 
 
 def audit_show(home: Path, as_json: bool) -> None:
     """Print the audit log."""
-    rows = list(Audit(home / "audit.jsonl").rows())
-    lines = (
-        f"{r['n']:5} {_second(r['time'])}  {r['actor']}  {r['action']} {r['subject']}  {r['detail']}" for r in rows
-    )
-    say(as_json, rows, *lines)
+    with spoken(as_json):
+        rows = list(_log(home).rows())
+        lines = (
+            f"{r['n']:5} {_second(r['time'])}  {r['actor']}  {r['action']} {r['subject']}  {r['detail']}" for r in rows
+        )
+        say(as_json, rows, *lines)
+
+
+def _log(home: Path) -> Audit:
+    if not (home / "registry.db").is_file():
+        raise EnrollError("E306", f"{home} holds no federation: see --home and FEDHET_HOME")
+    return Audit(home / "audit.jsonl")
 
 
 def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: bool, as_json: bool) -> None:

@@ -55,7 +55,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E313": (409, "too few clients are online", "see who is there: fedhet clients list; start them: fedhet client run"),
     "E314": (502, "the run failed on the server", "read the end of its log above, then: fedhet submit --resume"),
     "E315": (409, "the run does not go on any more", "unless it is finished: fedhet submit --resume RUN_DIR"),
-    "E317": (400, "a file cannot be read", "check its path"),
+    "E317": (400, "a file cannot be read or written", "check its path and whose it is"),
     "E318": (409, "a port is taken", "end what listens there, or choose others: --port, --flower-port"),
     "E319": (400, "an option or override is not one that there is", "see the message, or the command with --help"),
     "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),

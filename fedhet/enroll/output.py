@@ -13,15 +13,21 @@ import typer
 from fedhet.enroll.errors import EnrollError
 from fedhet.errors import InputError
 
+PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 
 @contextmanager
 def spoken(as_json: bool) -> Iterator[None]:
     """Turn an EnrollError into its line or object, and into typer.Exit with its code.
 
-    An input that makes no sense ends any command with 2 and its line; as an object it has the code E319.
+    An input that makes no sense ends any command with 2 and its line; as an object it has the code E319. A path that
+    cannot be used is E317.
     """
     try:
-        yield
+        try:
+            yield
+        except PATHS as error:
+            raise EnrollError("E317", f"{error.filename}: {error.strerror}") from None
     except InputError as error:
         if not as_json:
             raise

@@ -168,6 +168,29 @@ def test_an_approval_of_several_tells_who_is_in_although_one_is_not(fedhet, tmp_
 def test_an_input_that_makes_no_sense_is_an_object_too(fedhet, tmp_path):
     for words in (["--on-interrupt", "dance"], ["--resume", tmp_path, "strategy=fedavg"]):
         assert code_of(fedhet("submit", *words, "--json", code=2)) == "E319"
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    wrong = EnrollError("E319").exit_code
+    answer = fedhet("clients", "list", "--state", "lost", "--json", code=wrong)["error"]
+    assert answer["code"] == "E319" and "suspended" in answer["detail"]
+    assert code_of(fedhet("enroll", "invite", "--label", "ward", "--json", code=wrong)) == "E319"
+
+
+def test_a_path_that_cannot_be_used_is_named(fedhet, tmp_path):
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    out = tmp_path / "nowhere" / "file"
+    for words in (["ca", "export-crl", "-o", out], ["enroll", "invite", "-o", out], ["client", "request", "-o", out]):
+        answer = fedhet(*words, "--json", code=EnrollError("E317").exit_code)["error"]
+        assert answer["code"] == "E317" and "nowhere" in answer["detail"]
+    fedhet("client", "request", "-o", tmp_path / "ask.zip", "--json")
+
+
+def test_an_audit_log_that_is_gone_is_not_in_order(fedhet, tmp_path):
+    assert code_of(fedhet("audit", "verify", "--json", code=EnrollError("E306").exit_code)) == "E306"
+    assert code_of(fedhet("audit", "show", "--json", code=EnrollError("E306").exit_code)) == "E306"
+    fedhet("ca", "init", "--endpoint", "localhost:9")
+    for path in (tmp_path / "op").glob("audit.jsonl*"):
+        path.unlink()
+    assert code_of(fedhet("audit", "verify", "--json", code=EnrollError("E310").exit_code)) == "E310"
 
 
 def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
@@ -242,8 +265,8 @@ def test_root_and_issuing_key_are_rotated_and_invitations_carry_labels(fedhet, t
     assert second in invited["token"]
     [client] = fedhet("clients", "list", "--json")
     assert client["labels"] == {"owner": "st-mary", "ward": "icu"}
-    refused = fedhet("enroll", "invite", "--label", "ward", "--json", code=EnrollError("E115").exit_code)
-    assert code_of(refused) == "E115"
+    refused = fedhet("enroll", "invite", "--label", "ward", "--json", code=EnrollError("E319").exit_code)
+    assert code_of(refused) == "E319"
     assert fedhet("audit", "verify", "--json")["lines"] == 4
     answer = fedhet("client", "rotate", "--json", code=EnrollError("E316").exit_code)
     assert code_of(answer) == "E316"
