@@ -65,9 +65,9 @@ def measure(out: Path, setting: Setting, texts: list[str], steps: int, rounds: i
             space.install(device, payload, job)
             before = effective(device)
             work.run(device, world.shard(client, version), job, {})
-            after = effective(device)
-            moves.append({name: after[name] - before[name] for name in after})
             deltas.append(space.accept(state, job, space.extract(device, payload)))
+            after = effective(device)  # when the job is over: rows that were dropped add nothing any more
+            moves.append({name: after[name] - before[name] for name in after})
         after_state = space.merge(state, space.combine(deltas, shares))
         exact = weighted_sum(moves, shares)
         served = [weights(space, looked, s, list(exact)) for s in (state, after_state)]
