@@ -41,12 +41,6 @@ EQUAL, UNEQUAL, TEN = "4,4,4,4,4,4,4,4", "32,16,8,8,4,4,2,2", "64,32,16,16,8,8,4
 HERE = ["fleet=homogeneous", "fleet.clients=1", "partition=iid", "work=adam", "stop.versions=1"]
 """Training at one place."""
 
-TEXT = (
-    "FLoRA", "FLoRA, sampled rows", "zero-padding", "exact-warm", "FlexLoRA", "HetLoRA weights", "HetLoRA", "FFA-LoRA",
-    "full",
-)  # fmt: skip
-"""Methods that are run on text; the others differ too little from these to pay for it."""
-
 ALWAYS = ["workers=0", "checkpoint.every_seconds=1.0e9", "budget.epochs=null"]
 
 
@@ -165,7 +159,7 @@ def cells(setting: Setting) -> Iterator[tuple[str, Method]]:
     """The methods a setting can be run with, those whose parts are there."""
     for name, method in METHODS.items():
         fits = method.equal if setting.equal else method.unequal
-        if fits and method.there and (setting.task == "digits" or name in TEXT):
+        if fits and method.there:
             yield name, method
 
 
