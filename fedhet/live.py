@@ -21,6 +21,8 @@ from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
 from fedhet import config, origin, record
+from fedhet.aside import Aside
+from fedhet.chores import Own
 from fedhet.clock import WallClock
 from fedhet.enroll.members import Members
 from fedhet.enroll.vouch import Registered
@@ -75,7 +77,9 @@ def live(
         clock.start(0.0)
         crowd.meet()
     drive.before_instant, drive.present = crowd.look, nodes.of_client.__contains__
-    result = session.go(dict, dict)
+    with Aside(Own(dict(experiment.method.layers))) as aside:
+        session.server.chores.employ(aside)
+        result = session.go(dict, dict)
     crowd.note_speeds()
     return result
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from flwr.app import Context, Error, Message
 from flwr.app import RecordDict as Records
 
 from clients.work.sgd import Sgd
+from fedhet.aside import Aside
 from fedhet.bases import AbstractLayer
 from fedhet.chores import Chore, Own
 from fedhet.compose import Method
@@ -87,6 +90,51 @@ def test_who_is_expelled_takes_its_chore_along() -> None:
     row = server.row()
     assert server.version == 0 and server.next_timer is None
     assert row["late"] == {"banned": 1} and row["buffered"] == 0
+
+
+def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as_it_was() -> None:
+    server, sends, _ = begun()
+    began, go_on, threads = threading.Event(), threading.Event(), []
+
+    class Slow(Own):
+        def result(self, chore: Chore) -> Tree:
+            threads.append(threading.get_ident())
+            began.set()
+            assert go_on.wait(30)
+            return super().result(chore)
+
+    with Aside(Slow(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        update = answer(sends[0], 1.0)
+        server.arrived(update, 1.0)
+        assert began.wait(30), "begun before it is due"
+        update.delta["x"].fill_(100.0)  # memory that is used again
+        server.arrived(answer(sends[1], 0.25), 2.0)
+        assert server.version == 1, "others are combined meanwhile"
+        go_on.set()
+        server.wake(3.0)
+    assert server.version == 2 and float(server.state["x"]) == 2.25
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+def test_what_fails_in_a_thread_fails_where_it_is_asked_for_and_what_is_dropped_is_never_asked() -> None:
+    class Failing(Own):
+        def result(self, chore: Chore) -> Tree:
+            raise ArithmeticError("no such task")
+
+    server, sends, _ = begun()
+    with Aside(Failing(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        server.arrived(answer(sends[0], 1.0), 1.0)
+        with pytest.raises(ArithmeticError, match="no such task"):
+            server.wake(3.0)
+    server, sends, _ = begun()
+    with Aside(Failing(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        server.arrived(answer(sends[0], 1.0), 1.0)
+        server.expel(0, "banned", 1.5)
+        server.wake(3.0)
+    assert server.version == 0
 
 
 @dataclass
