@@ -76,7 +76,8 @@ def compare(
 ) -> None:
     """Run every combination of comma lists (strategy=fedavg,fedbuff seed=1,2) and print one table.
 
-    Run again with the same --out, finished runs are kept and unfinished ones continued.
+    Every run does equally many client tasks (stop.tasks=720) unless the overrides say where to stop. Run again with the
+    same --out, finished runs are kept and unfinished ones continued.
     """
     from fedhet import cli_compare
 

@@ -23,6 +23,10 @@ from fedhet.record import write_atomic
 HOW = ("workers", "out", "checkpoint", "target")
 """Keys that do not make a run another run."""
 
+EQUAL = ("stop.versions=null", "stop.tasks=720")
+"""Where a comparison ends unless it is told: after equally many tasks, as a version is one of them to an asynchronous
+method and all of a round to others."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -40,6 +44,7 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
             raise InputError("--resume goes on with what the folder says; give it alone")
         texts, folder = _remembered(resume)
         out = resume
+    texts = with_end(texts)
     planned = plan(texts, folder)
     where = out or new_folder(planned[0].cfg, "compare")
     _remember(where, texts, folder)
@@ -57,6 +62,12 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
         conclude(finished, where, as_json)
     if failed:
         raise RunFailed(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
+
+
+def with_end(texts: Sequence[str]) -> list[str]:
+    """The overrides with `EQUAL` in front, unless they say themselves where to stop."""
+    told = any(one.key_or_group.partition(".")[0] == "stop" for one in overrides.parse(texts))
+    return [*texts] if told else [*EQUAL, *texts]
 
 
 def demo(texts: Sequence[str], out: Path | None, as_json: bool) -> None:

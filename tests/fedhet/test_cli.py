@@ -219,6 +219,14 @@ def test_a_comparison_runs_the_product_and_keeps_what_is_finished(fedhet):
     assert {p: p.stat().st_mtime_ns for p in Path("both").glob("*/result.json")} == stamps
 
 
+def test_a_comparison_gives_every_method_equally_many_tasks_unless_told_where_to_stop():
+    from fedhet.cli_compare import plan, with_end
+
+    planned = plan(with_end(["strategy=fedavg,fedasync"]), None)
+    assert [(p.resolved["stop"]["versions"], p.resolved["stop"]["tasks"]) for p in planned] == [(None, 720)] * 2
+    assert with_end(["seed=1,2", "stop.seconds=5"]) == ["seed=1,2", "stop.seconds=5"]
+
+
 def test_a_comparison_goes_on_after_a_run_that_failed(fedhet, monkeypatch):
     from fedhet import launch
 
