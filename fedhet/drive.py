@@ -53,6 +53,7 @@ class Drive:
     timeout: float | None = None
     after_instant: Callable[[], None] = lambda: None
     before_instant: Callable[[], None] = lambda: None
+    before_sends: Callable[[], None] = lambda: None
     present: Callable[[ClientId], bool] = lambda client: True
     tell: Inputs = field(init=False)
     run_id: str = ""
@@ -80,6 +81,7 @@ class Drive:
             if server.next_timer is not None and server.next_timer <= now + 1e-9:
                 self.tell.wake(now)
                 quiet = False
+            self.before_sends()
             self._answer(self.tell.settle(now))
             self.after_instant()
             if quiet and not server.over:

@@ -76,7 +76,8 @@ def live(
         nodes.gather(wanted, gather_seconds, lambda: clock.wait(None))
         clock.start(0.0)
         crowd.meet()
-    drive.before_instant, drive.present = crowd.look, nodes.of_client.__contains__
+    drive.before_instant, drive.before_sends = crowd.look, crowd.expel
+    drive.present = nodes.of_client.__contains__
     with Aside(Own(dict(experiment.method.layers))) as aside:
         session.server.chores.employ(aside)
         result = session.go(dict, dict)
@@ -112,7 +113,7 @@ class _Crowd:
             self.clock.wait(None)
             self.nodes.refresh()
         gone = self._missing()
-        self._expel()
+        self.expel()
         for job in sorted(server.inflight.values(), key=lambda job: job.id):
             if job.client in gone:
                 heard.failed(job.id, "restart", self.clock.now())
@@ -127,11 +128,11 @@ class _Crowd:
 
     def look(self) -> None:
         """Before every instant: who may not take part any more; now and then, who came and who went."""
-        self._expel()
+        self.expel()
         if self.clock.now() < self.due:
             return
         came, gone = self.nodes.refresh()
-        self._expel()
+        self.expel()
         for client in gone:
             if client not in self.session.server.barred:
                 self.session.heard.left(client, self.clock.now())
@@ -172,8 +173,11 @@ class _Crowd:
         if fields:
             self.session.heard.told(client, fields)
 
-    def _expel(self) -> None:
-        """Whoever the registry does not let take part loses its place and its undecided updates at once."""
+    def expel(self) -> None:
+        """Whoever the registry does not let take part loses its place and its undecided updates at once.
+
+        Asked before answers are judged and again before work is given out: a registry may change in between.
+        """
         if self.members is None:
             return
         server, active = self.session.server, self.members.now()

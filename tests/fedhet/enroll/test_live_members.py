@@ -156,6 +156,22 @@ def test_what_a_node_tells_that_is_no_number_is_not_believed(crowd):
     assert nodes.told(0) == {"num_examples": 7}
 
 
+def test_who_is_revoked_while_answers_are_judged_is_given_no_more_work(door, crowd, monkeypatch, tmp_path):
+    check = crowd.check
+
+    def revoked_first(client, statement, signature):
+        if client == 2 and crowd.state(2) == "active":
+            door.federation.revoke("c2", "stolen")
+        check(client, statement, signature)
+
+    monkeypatch.setattr(crowd, "check", revoked_first)
+    at_once = FedBuff(size=2, pause_seconds=1e-9)  # whoever fails gets its next job in the same instant
+    row, rows = run(door, monkeypatch, crowd, tmp_path, at_once, versions=8)
+    assert row["versions"] == 8 and row["updates"]["rejected"] == {"member": 1}
+    refused = next(n for n, r in enumerate(rows) if r["event"] == "rejected")
+    assert [r["event"] for r in rows[refused:] if r.get("client") == 2] == ["rejected", "left"]
+
+
 class Answering:
     """A grid of nodes that say they are what a test wants."""
 
