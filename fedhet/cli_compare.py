@@ -23,9 +23,9 @@ from fedhet.record import write_atomic
 HOW = ("workers", "out", "checkpoint", "target")
 """Keys that do not make a run another run."""
 
-EQUAL = ("stop.versions=null", "stop.tasks=720")
-"""Where a comparison ends unless it is told: after equally many tasks, as a version is one of them to an asynchronous
-method and all of a round to others."""
+TASKS = 720
+"""Where every run of a comparison ends unless it is told: a version is one task to an asynchronous method and all of a
+round to others, so that equally many versions compare nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
             raise InputError("--resume goes on with what the folder says; give it alone")
         texts, folder = _remembered(resume)
         out = resume
-    texts = with_end(texts)
     planned = plan(texts, folder)
     where = out or new_folder(planned[0].cfg, "compare")
     _remember(where, texts, folder)
@@ -64,12 +63,6 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
         raise RunFailed(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
 
 
-def with_end(texts: Sequence[str]) -> list[str]:
-    """The overrides with `EQUAL` in front, unless they say themselves where to stop."""
-    told = any(one.key_or_group.partition(".")[0] == "stop" for one in overrides.parse(texts))
-    return [*texts] if told else [*EQUAL, *texts]
-
-
 def demo(texts: Sequence[str], out: Path | None, as_json: bool) -> None:
     """The comparison in conf/demo.yaml; what is typed replaces what it says of the same key."""
     preset = [str(t) for t in _mapping(origin.conf() / "demo.yaml")["overrides"]]
@@ -83,8 +76,12 @@ def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
     from fedhet import build
 
     swept, planned = overrides.sweeps(texts), dict[str, Planned]()
+    told = any(one.key_or_group.partition(".")[0] == "stop" for one in overrides.parse(texts))
+    usual = config.compose([], folder).stop
     for combination in overrides.product(texts):
         cfg = config.compose(combination, folder)
+        if not told and cfg.stop == usual:
+            cfg.stop.versions, cfg.stop.tasks = None, TASKS
         resolved = config.resolved(cfg)
         build.method(resolved)
         parts = [t for t in combination if t.partition("=")[0].lstrip("+") in swept]

@@ -34,11 +34,15 @@ def test_a_comparison_runs_the_product_and_keeps_what_is_finished(fedhet):
 
 
 def test_a_comparison_gives_every_method_equally_many_tasks_unless_told_where_to_stop():
-    from fedhet.cli_compare import plan, with_end
+    from fedhet.cli_compare import plan
 
-    planned = plan(with_end(["strategy=fedavg,fedasync"]), None)
-    assert [(p.resolved["stop"]["versions"], p.resolved["stop"]["tasks"]) for p in planned] == [(None, 720)] * 2
-    assert with_end(["seed=1,2", "stop.seconds=5"]) == ["seed=1,2", "stop.seconds=5"]
+    def ends(*texts):
+        return {tuple(p.resolved["stop"][name] for name in ("versions", "seconds", "tasks")) for p in plan(texts, None)}
+
+    assert ends("strategy=fedavg,fedasync") == {(None, None, 720)}
+    assert ends("seed=1,2", "stop.seconds=5.0") == {(60, 5.0, None)}
+    assert ends("stop.versions=60") == {(60, None, None)}
+    assert ends("debug=quick") == {(3, None, None)}
 
 
 def test_a_comparison_goes_on_after_a_run_that_failed(fedhet, monkeypatch):
