@@ -89,7 +89,7 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
     experiment = Experiment.of({**resolved, "transport": {"name": "flower"}})
     path = (out or cli_run.new_folder(cfg)).resolve()
     running.prepare(path, resolved)
-    for notice in experiment.method.notices:
+    for notice in experiment.notices:
         cli_run.notice(notice)
     return path
 
