@@ -87,6 +87,7 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
         cfg = config.compose([*texts, f"fleet.clients={expected}"], folder)
     resolved = config.resolved(cfg)
     experiment = Experiment.of({**resolved, "transport": {"name": "flower"}})
+    experiment.check()
     path = (out or cli_run.new_folder(cfg)).resolve()
     running.prepare(path, resolved)
     for notice in experiment.notices:

@@ -30,6 +30,7 @@ def run(
     """
     resolved = config.resolved(cfg)
     experiment = Experiment.of(resolved)
+    experiment.check()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is not empty: choose another folder, or continue it with --resume {out}")
     out.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,8 @@ def test_help_of_run_lists_the_axes_and_their_options(fedhet):
         (["run", "stop.versions=null"], ["a run needs an end"]),
         (["run", "stop.versions=-2"], ["versions=-2", "positive"]),
         (["run", "gate.clip=-1"], ["gate: clip=-1", "positive"]),
+        (["run", "strategy=flora", "budget.rank=9"], ["client 0 rank 9, above space.rank=8"]),
+        (["run", "strategy=flora", "budget=by_memory", "budget.max_rank=64"], ["above space.rank=8"]),
         (["run", "seed=1,2"], ["--multirun"]),
         (["run", "data=mnist"], ["data.path="]),
         (["run", "--multirun", "seed=1,2", "strategy=fedavg,nope"], ["strategy=nope"]),
