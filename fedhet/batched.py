@@ -1,18 +1,21 @@
 """Several perceptrons of one shape, trained side by side: one kernel call a layer for all, and the bits of each alone.
 
-Row c of `flat` (clients, parameters) is the whole model of client c. The products are those of `fedhet.perceptron`, as
-batched matrix products. Most sizes are computed slice by slice like single products, some are not (one sample, very
+Row c of `flat` (clients, parameters) is the whole model of client c. Where the steps of one model are compiled, so are
+those of all rows, one after the other in one call. Otherwise the products are those of `fedhet.perceptron`, as batched
+matrix products. Most sizes are computed slice by slice like single products, some are not (one sample, very
 narrow layers); so a size is used only after it gave the bits of each alone on a trial, and who is trained beside whom
 shows on the clock only. Small models gain most: their steps cost more in calls than in arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fedhet.model import Model
-from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
+from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD, Batch
 
 TRIAL_RATE = 0.05
 ROWS = 48
@@ -30,7 +33,7 @@ class Batched:
         if perceptron is None:
             raise ValueError("only perceptrons with the standard loss are trained side by side")
         kind, size = perceptron.dtype, perceptron.size
-        self._model, self._shapes = model, perceptron.shapes
+        self._model, self._perceptron, self._shapes = model, perceptron, perceptron.shapes
         self.flat = torch.zeros(count, size, dtype=kind)
         self._weights, self._biases = _views(self.flat, perceptron.shapes)
         self._across = [w.transpose(1, 2) for w in self._weights]
@@ -41,6 +44,8 @@ class Batched:
 
         The trial overwrites rows and the model: ask between jobs, or put them back.
         """
+        if self._perceptron.compiles(n):
+            return True  # it is the same code
         if n not in self._agrees:
             self._agrees[n] = self._try(n)
         return self._agrees[n]
@@ -67,10 +72,30 @@ class Batched:
                 return False
         return True
 
+    def descend_all(self, batches: Sequence[Sequence[Batch]], rate: float) -> Tensor | None:
+        """Steps of plain gradient descent of every row on its batches; the losses before each, (count, steps).
+
+        None if rows differ in the sizes of their batches, or a size is not for here; rows may have moved then.
+        """
+        losses = self._perceptron.steps(self.flat, batches, rate)
+        if losses is not None:
+            return losses
+        told = []
+        for pairs in zip(*batches, strict=True):
+            if len({(x.shape, y.shape) for x, y in pairs}) > 1:
+                return None
+            x, y = (torch.stack(part) for part in zip(*pairs, strict=True))
+            if x.dtype != self.flat.dtype or y.dim() != 2 or not self.agrees(y.shape[1]):
+                return None
+            told.append(self.descend(x, y, rate))
+        return torch.stack(told, 1)
+
     @torch.no_grad()
     def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
-        """One step of plain gradient descent of every row on its inputs (count, n, ...) and classes (count, n); the
-        losses before it, (count,)."""
+        """One step of every row on its inputs (count, n, ...) and classes (count, n); the losses before it."""
+        losses = self._perceptron.steps(self.flat, [[pair] for pair in zip(x, y, strict=True)], rate)
+        if losses is not None:
+            return losses[:, 0]
         h, last = x.flatten(2), len(self._weights) - 1
         held = [h]
         for i in range(last):

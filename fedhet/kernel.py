@@ -10,20 +10,13 @@ used only after it gave torch's bits on a test, and without a compiler torch doe
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-Call = Callable[..., None]
+from fedhet.compiled import Call, Source
 
 LEAST = 1 << 20
 """Elements read by one sum below which there is little to gain: torch takes 0.2 ms for as many."""
@@ -118,7 +111,7 @@ def status() -> str:
 
 def path() -> str:
     """Where the compiled loop lies, for processes without torch; empty if there is none."""
-    return "" if isinstance(_load(), str) else str(_place())
+    return "" if isinstance(_load(), str) else str(_source().place())
 
 
 def _fits(x: Tensor) -> bool:
@@ -131,48 +124,18 @@ def _run(call: Call, rows: Sequence[Tensor], c: Sequence[float], out: Tensor, th
     call(out.data_ptr(), addresses, factors, n, len(out), threads)
 
 
+def _source() -> Source:
+    return Source("sum", "weighted_sum", SOURCE, ["-O3", "-ffp-contract=off", "-fno-math-errno", "-pthread"])
+
+
 @cache
 def _load() -> Call | str:
-    """The compiled loop, kept in the user's cache between processes; or why there is none."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
-        return "no C compiler"
-    try:
-        place = _place()
-        if not place.is_file():
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _compile(compiler, place)
-        call = ctypes.CDLL(str(place)).weighted_sum
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
-        return f"the compiled loop is not usable: {type(error).__name__}"
-    pointer = ctypes.c_void_p
-    call.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
-    call.restype = None
+    """The compiled loop, or why there is none."""
+    pointer, many = ctypes.c_void_p, ctypes.c_int64
+    call = _source().load([pointer, pointer, pointer, many, many, ctypes.c_int32])
+    if isinstance(call, str):
+        return call
     return call if _agrees(call) else "the compiled loop rounds otherwise than torch on this processor"
-
-
-def _place() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhet"
-    return folder / f"sum-{hashlib.sha256(_machine().encode() + SOURCE.encode()).hexdigest()[:16]}.so"
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Beside its place, then moved: processes that start together do not read half a file."""
-    native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    with tempfile.TemporaryDirectory(dir=path.parent) as room:
-        (Path(room) / "sum.c").write_text(SOURCE, encoding="utf-8")
-        options = ["-O3", native, "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread"]
-        command = [compiler, *options, f"{room}/sum.c", "-o", f"{room}/sum.so", "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        os.replace(f"{room}/sum.so", path)
-
-
-def _machine() -> str:
-    """What the compiled file fits: a home folder may be shared by unlike processors."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
-    flags = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    return "\n".join([platform.platform(), platform.processor(), *flags])
 
 
 def _agrees(call: Call) -> bool:

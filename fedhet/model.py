@@ -6,13 +6,13 @@ client of a process. `Model` owns the loss, so local work is the same for classi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fedhet.perceptron import Perceptron
+from fedhet.perceptron import Batch, Perceptron
 from fedhet.tree import FlatTree, Leaf, Schema
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -91,8 +91,8 @@ class Model:
         What `gradient` and `params.add_(grad, alpha=-rate)` do, to rounding, without laying out the gradient: `grad`
         holds nothing afterwards.
         """
-        short = self.perceptron
-        if short is not None and self.params.numel() == short.size and y.dim() == 1 and short.fits(x):
+        short = self._short()
+        if short is not None and y.dim() == 1 and short.fits(x):
             return short.descend(x, y, rate)
         loss = self.loss_of(self.module(x), y)
         trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -100,6 +100,17 @@ class Model:
             if g is not None:
                 p.data.add_(g, alpha=-rate)
         return loss.detach()
+
+    def descend_all(self, batches: Sequence[Batch], rate: float) -> Tensor:
+        """What `descend` does on one batch after the other, bit for bit; the losses before each step, (steps,)."""
+        short = self._short()
+        losses = short.descend_all(batches, rate) if short is not None else None
+        return torch.stack([self.descend(x, y, rate) for x, y in batches]) if losses is None else losses
+
+    def _short(self) -> Perceptron | None:
+        """The perceptron whose steps are those of this model: none if a space shows the work a part of it."""
+        short = self.perceptron
+        return short if short is not None and self.params.numel() == short.size else None
 
     @torch.no_grad()
     def predict(self, x: Tensor, batch: int = 1024) -> Tensor:

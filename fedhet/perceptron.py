@@ -7,21 +7,28 @@ For layers h_0 = x, z_i = h_i W_i^T + b_i, h_{i+1} = max(z_i, 0) and the mean cr
 
 A step of a small model costs autograd more in nodes and allocations than in arithmetic. The kernels called here are
 those that autograd would call, in its order, and they write into the flat gradient; so whether a gradient was taken
-this way can be seen on the clock only. A step of plain descent is taken inside the products.
+this way can be seen on the clock only. A step of plain descent is taken inside the products, and for small models and
+batches in one compiled call (`fedhet.descent`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from fedhet.descent import Descent
 
 NLL = torch.ops.aten.nll_loss_forward.default
 NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
 SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
 RELU_BACKWARD = torch.ops.aten.threshold_backward.default
 MEAN, IGNORE = 1, -100
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs (n, ...), and classes (n,) or each class's share in a sample (n, classes)."""
 
 
 class Perceptron:
@@ -35,6 +42,8 @@ class Perceptron:
         self._bias_into = [_gradient(layer.bias) for layer in layers]
         self.shapes = tuple((layer.out_features, layer.in_features) for layer in layers)
         self.dtype = self._weights[0].dtype
+        self._descent = Descent([self.shapes[0][1], *(out for out, _ in self.shapes)])
+        self._flat = _row(self._weights, self._biases)
 
     @classmethod
     def of(cls, module: nn.Module) -> Perceptron | None:
@@ -58,6 +67,26 @@ class Perceptron:
         """Number of parameters, in the order weight, bias of each layer."""
         return sum(out * into + out for out, into in self.shapes)
 
+    def compiles(self, samples: int) -> bool:
+        """Whether steps on so many samples are compiled ones."""
+        return self.dtype == torch.float32 and self._flat is not None and self._descent.fits(samples)
+
+    def steps(self, rows: Tensor, batches: Sequence[Sequence[Batch]], rate: float) -> Tensor | None:
+        """Compiled steps of each row, (count, parameters), on its batches, which are as long as the other rows' are.
+
+        Returns the losses, (count, steps); or None, with nothing done, if a step is not for compiled code or there is
+        something wrong with it, which torch then says.
+        """
+        sizes = [len(y) for _, y in batches[0]]
+        every = [batch for own in batches for batch in own]
+        kinds = {(y.dim(), y.dtype) for _, y in every}
+        if kinds not in ({(1, torch.int64)}, {(2, torch.float32)}) or not all(map(self.compiles, set(sizes))):
+            return None
+        if not all(self.fits(x) for x, _ in every) or any([len(y) for _, y in own] != sizes for own in batches):
+            return None
+        x, y = (torch.cat(part) if len(part) > 1 else part[0].contiguous() for part in zip(*every, strict=True))
+        return self._descent.steps(rows, x, y, sizes, rate)
+
     def fits(self, x: Tensor) -> bool:
         """Whether a batch of inputs, (n, ...), can be taken: of the layers' dtype, and nobody asks for its gradient."""
         return x.dtype == self.dtype and x.dim() > 1 and not x.requires_grad and x.is_contiguous()
@@ -72,14 +101,24 @@ class Perceptron:
 
         return self._through(x, y, write)
 
+    def descend_all(self, batches: Sequence[Batch], rate: float) -> Tensor | None:
+        """What `descend` does on one batch after the other, in one compiled call; the losses, (steps,), or None, with
+        nothing done, if these are not all for compiled code."""
+        losses = self.steps(self._flat[None], [batches], rate) if self._flat is not None else None
+        return None if losses is None else losses[0]
+
     @torch.no_grad()
     def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
         """Take one step of plain gradient descent of length `rate`; the loss before it, shape ().
 
         y holds classes (n,), or each class's share in a sample (n, classes), which for shares of 0 and 1 is the same.
         The step is taken inside the product, W += -rate g^T h, which spares writing the gradient and reading it again,
-        and rounds once less than gradient and step do.
+        and rounds once less than gradient and step do. It is compiled if `fedhet.descent` takes this shape and batch.
         """
+        if self._flat is not None:
+            losses = self.steps(self._flat[None], [[(x, y)]], rate)
+            if losses is not None:
+                return losses[0, 0]
 
         def step(i: int, g: Tensor, h: Tensor) -> None:
             self._weights[i].addmm_(g.t(), h, alpha=-rate)
@@ -108,6 +147,18 @@ class Perceptron:
             g = below
         result: Tensor = loss
         return result
+
+
+def _row(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor | None:
+    """All parameters in order as one vector, if that is how they lie in memory."""
+    parts = [part for pair in zip(weights, biases, strict=True) for part in pair]
+    at, whole = parts[0].data_ptr(), parts[0].untyped_storage().data_ptr()
+    for part in parts:
+        if part.data_ptr() != at or part.untyped_storage().data_ptr() != whole or not part.is_contiguous():
+            return None
+        at += part.nbytes
+    size = sum(part.numel() for part in parts)
+    return parts[0].as_strided((size,), (1,))
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -15,19 +15,39 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedhet.model import Model
+from fedhet.perceptron import Batch
 from fedhet.protocols import Shard
 from fedhet.types import Job, Memory
 
 Adjust = Callable[[Tensor, Tensor], None]
 """adjust(grad, params): change the gradient in place before the step."""
+
+
+PORTION = 1 << 20
+"""Bytes of inputs that are handed to a model at once, about."""
+
+
+def portions(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    """The first `count` batches, several at a time: a model may take their steps in one call."""
+    part: list[Batch] = []
+    held = 0
+    for x, y in islice(batches, count):
+        part.append((x, y))
+        held += x.nbytes
+        if held >= PORTION:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
@@ -92,11 +112,12 @@ class AbstractLocal(ABC):
         params, grad = model.params, model.grad
         batches = data.batches(self.batch)
         velocity = torch.zeros_like(params) if self.momentum else None
-        total = torch.zeros((), dtype=params.dtype)
         if velocity is None and adjust is None and not self.weight_decay and self.clip_norm is None:
-            for _ in range(count):
-                total += model.descend(*next(batches), rate)
-            return {"loss": float(total) / count, "steps": float(count), "a_norm": float(count)}
+            loss = 0.0
+            for part in portions(batches, count):
+                loss = sum(model.descend_all(part, rate).tolist(), loss)
+            return {"loss": loss / count, "steps": float(count), "a_norm": float(count)}
+        total = torch.zeros((), dtype=params.dtype)
         lever = a_norm = 0.0
         for _ in range(count):
             total += model.gradient(*next(batches))

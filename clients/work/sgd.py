@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from clients.work.loop import AbstractLocal
+from clients.work.loop import AbstractLocal, portions
 from fedhet.batched import Batched
 from fedhet.model import Model
 from fedhet.protocols import Shard
@@ -33,12 +31,11 @@ class Sgd(AbstractLocal):
         if self.momentum or self.weight_decay or self.clip_norm is not None or len(counts) > 1 or len(rates) > 1:
             return None
         count, rate = counts.pop(), rates.pop()
-        batches = [shard.batches(self.batch) for shard in data]
-        total = torch.zeros(len(jobs), dtype=rows.flat.dtype)
-        for _ in range(count):
-            x, y = (torch.stack(part) for part in zip(*map(next, batches), strict=True))
-            if x.dtype != rows.flat.dtype or y.dim() != 2 or not rows.agrees(x.shape[1]):
+        total = [0.0] * len(jobs)
+        for part in zip(*(portions(shard.batches(self.batch), count) for shard in data), strict=True):
+            losses = rows.descend_all(part, rate)
+            if losses is None:
                 return None
-            total += rows.descend(x, y, rate)
+            total = [sum(own, before) for before, own in zip(total, losses.tolist(), strict=True)]
         # without momentum every gradient has weight 1 in the displacement
-        return [{"loss": loss / count, "steps": float(count), "a_norm": float(count)} for loss in total.tolist()]
+        return [{"loss": loss / count, "steps": float(count), "a_norm": float(count)} for loss in total]

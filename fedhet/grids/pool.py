@@ -8,6 +8,7 @@ name and cause, and is replaced. With 0 workers everything runs in the calling p
 from __future__ import annotations
 
 import copy
+import gc
 import heapq
 import os
 import pickle
@@ -123,6 +124,9 @@ class Pool:
         if workers:
             pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             self._arena = Arena(pages)
+            # what is there by now stays: collections need not walk it here, nor touch and thereby copy it in workers
+            gc.collect()
+            gc.freeze()
             for number in range(workers):
                 self._workers.append(self._spawn(number))
 
@@ -166,6 +170,8 @@ class Pool:
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
+        if self._workers:
+            gc.unfreeze()
         self._workers.clear()
 
     def _spawn(self, number: int) -> _Worker:

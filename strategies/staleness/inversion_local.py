@@ -95,12 +95,11 @@ def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) ->
     params, grad = model.params, model.grad
     if not path.decay and not path.pull:
         short = Perceptron.of(model.module)
-        for k in range(path.steps):
-            at = path.part(k)
-            if short is not None and short.fits(x[at]):
-                short.descend(x[at], shares[at], path.rate)
-            else:
-                model.descend(x[at], shares[at], path.rate)
+        batches = [(x[at], shares[at]) for at in map(path.part, range(path.steps))]
+        if short is not None and short.descend_all(batches, path.rate) is not None:
+            return model.flat - start
+        for inputs, targets in batches:
+            (short if short is not None and short.fits(inputs) else model).descend(inputs, targets, path.rate)
         return model.flat - start
     anchor = params.clone() if path.pull else params
     for k in range(path.steps):

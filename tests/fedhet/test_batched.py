@@ -15,6 +15,7 @@ from clients.models.vision import mlp
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
 from clients.world import SimulatedWorld
+from fedhet import descent
 from fedhet.batched import Batched
 from fedhet.client import Device
 from fedhet.compose import Method
@@ -26,6 +27,13 @@ from strategies.schedules.sync import Sync
 from strategies.spaces.full import Full
 
 HIDDEN = (32, 64)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of small models are compiled where there is a compiler; everything must hold without one, too."""
+    if request.param == "torch":
+        monkeypatch.setattr(descent, "_load", lambda: "not looked for")
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -1,0 +1,116 @@
+"""Steps of gradient descent on small perceptrons, compiled where the machine has a C compiler.
+
+A step of a small model on a small batch is mostly calls: torch takes twenty of them, and its matrix products lay their
+operands out anew for ten samples. Here one call takes all steps of one model, or of several that lie side by side, each
+of them as it would alone: forward, backward and the step inside the product, W += -rate g^T h, with as many numbers in
+registers as there are. It rounds otherwise than torch, so whether a step is taken here follows from numbers alone
+(`fits`), never from how it was asked for. Larger models and batches are torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fedhet.compiled import Call, Source
+from fedhet.descent_source import SOURCE
+
+SAMPLES = 64
+"""Largest batch that gains; beyond it torch's own layout of the operands pays for itself."""
+
+NUMBERS = 1 << 18
+"""Largest model, in parameters: one megabyte."""
+
+LAYERS = 8
+"""Most layers."""
+
+
+class Descent:
+    """Compiled steps for perceptrons of one shape: `wide` numbers in each layer, the inputs first."""
+
+    def __init__(self, wide: Sequence[int]) -> None:
+        self.size = sum(a * b + b for a, b in pairwise(wide))
+        self._wide, self._inner = tuple(wide), sum(wide[1:])
+        self._array = (ctypes.c_int64 * len(wide))(*wide)
+        self._room = torch.empty(0)
+
+    def fits(self, samples: int) -> bool:
+        """Whether steps on so many samples are taken here: small enough, and the compiled function is there."""
+        small = 0 < samples <= SAMPLES and self.size <= NUMBERS and len(self._wide) <= LAYERS + 1
+        return small and not isinstance(_load(), str)
+
+    def steps(self, flat: Tensor, x: Tensor, y: Tensor, sizes: Sequence[int], rate: float) -> Tensor | None:
+        """Steps of length `rate` of each row of `flat` (count, parameters), in place; the mean losses before each,
+        (count, steps).
+
+        Step t takes sizes[t] samples, N in all: x is (count, N, ...), y their classes (count, N), int64, or every
+        class's share (count, N, classes), float32; all contiguous. None, with nothing done, if a class is out of
+        range or shapes do not fit together.
+        """
+        call = _load()
+        assert not isinstance(call, str), call
+        return self.take(call, flat, x, y, sizes, rate)
+
+    def take(self, call: Call, flat: Tensor, x: Tensor, y: Tensor, sizes: Sequence[int], rate: float) -> Tensor | None:
+        """The same, by the function given."""
+        count, samples = len(flat), len(flat) * sum(sizes)
+        shares = y.is_floating_point()
+        wanted = (count * self.size, samples * self._wide[0], samples * (self._wide[-1] if shares else 1))
+        if (flat.numel(), x.numel(), y.numel()) != wanted:
+            return None
+        room = 2 * max(sizes) * self._inner
+        if len(self._room) < room:
+            self._room = torch.empty(room)
+        losses, n = torch.empty(count, len(sizes)), (ctypes.c_int64 * len(sizes))(*sizes)
+        wrong = call(
+            flat.data_ptr(), self.size, count, x.data_ptr(), None if shares else y.data_ptr(),
+            y.data_ptr() if shares else None, n, len(sizes), self._array, len(self._wide) - 1, rate, losses.data_ptr(),
+            self._room.data_ptr(),
+        )  # fmt: skip
+        return None if wrong else losses
+
+
+def status() -> str:
+    """How steps of small perceptrons are taken, in words."""
+    found = _load()
+    return f"torch ({found})" if isinstance(found, str) else "compiled"
+
+
+@cache
+def _load() -> Call | str:
+    """The compiled function, or why there is none."""
+    pointer, many = ctypes.c_void_p, ctypes.c_int64
+    source = Source("descent", "descend", SOURCE, ["-O2", "-ffp-contract=fast", "-fno-math-errno"])
+    types = [pointer, many, many, *[pointer] * 4, many, pointer, many, ctypes.c_float, pointer, pointer]
+    call = source.load(types, many)
+    if isinstance(call, str):
+        return call
+    return call if _agrees(call) else "the compiled step is not torch's on this processor"
+
+
+@torch.enable_grad()
+def _agrees(call: Call) -> bool:
+    """Whether a step is torch's to rounding, for widths and batches that are no multiples of anything."""
+    draw = torch.Generator().manual_seed(1)
+    for wide, n in (((27, 14, 13, 3), 9), ((405, 7), 6)):
+        pairs = list(pairwise(wide))
+        leaves = [torch.randn(*shape, generator=draw) * 0.2 for a, b in pairs for shape in ((b, a), (b,))]
+        x, y = torch.randn(n, wide[0], generator=draw), torch.randint(wide[-1], (n,), generator=draw)
+        h = x
+        for i in range(len(pairs)):
+            weight, bias = (leaf.requires_grad_() for leaf in leaves[2 * i : 2 * i + 2])
+            h = nn.functional.linear(h.relu() if i else h, weight, bias)
+        loss = nn.functional.cross_entropy(h, y)
+        steps = torch.autograd.grad(loss, leaves)
+        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
+        expected = flat - 0.5 * torch.cat([step.reshape(-1) for step in steps])
+        told = Descent(wide).take(call, flat[None], x[None], y[None], [n], 0.5)
+        near = told is not None and torch.allclose(told, loss.detach(), rtol=1e-5)
+        if not near or not torch.allclose(flat, expected, rtol=1e-4, atol=1e-6):
+            return False
+    return True

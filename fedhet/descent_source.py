@@ -1,0 +1,246 @@
+"""The C text of `fedhet.descent`: steps of gradient descent of several perceptrons.
+
+Every product is a loop over blocks of numbers that stay in registers while the rest streams past them; a register
+holds eight numbers, in the compiler's own notation for that, so nothing here is written for one kind of processor.
+"""
+
+SOURCE = r"""
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#define LANES 8
+#define BLOCK 400   /* inputs taken at a time: of ten samples and some rows of weights they stay in first-level cache */
+#define ROWS 2      /* rows of weights and samples whose inner products are in registers at a time */
+#define SAMPLES 5
+#define OUTER 6     /* rows of weights that are changed at a time, on two lanes */
+#define MOST 8
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __AVX__
+#define HOLD(x) __asm__("" : "+x"(x)) /* in a register: the compiler would read it again for every product */
+#else
+#define HOLD(x)
+#endif
+typedef float Lane __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Half __attribute__((vector_size(2 * LANES)));
+
+INLINE float across(Lane v)
+{
+    Half low, high;
+    memcpy(&low, &v, sizeof low);
+    memcpy(&high, (const char *)&v + sizeof low, sizeof high);
+    low += high;
+    return (low[0] + low[2]) + (low[1] + low[3]);
+}
+
+/* z[m][r] += sum_k h[m][k] w[r][k] for M samples and R rows of weights */
+INLINE void dots(const int M, const int R, float *z, int64_t outs, const float *h, const float *w, int64_t ins,
+                 int64_t width)
+{
+    const int64_t whole = width - width % LANES;
+    Lane sum[SAMPLES][ROWS];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) sum[m][r] = (Lane){0};
+    for (int64_t k = 0; k < whole; k += LANES) {
+        Lane a[ROWS];
+        UNROLL for (int r = 0; r < R; r++) a[r] = *(const Lane *)(w + r * ins + k);
+        UNROLL for (int m = 0; m < M; m++) {
+            Lane b = *(const Lane *)(h + m * ins + k);
+            HOLD(b);
+            UNROLL for (int r = 0; r < R; r++) sum[m][r] += a[r] * b;
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) {
+            float s = across(sum[m][r]);
+            for (int64_t k = whole; k < width; k++) s += h[m * ins + k] * w[r * ins + k];
+            z[m * outs + r] += s;
+        }
+}
+
+INLINE void all_dots(const int R, int64_t n, float *z, int64_t outs, const float *h, const float *w, int64_t ins,
+                     int64_t width)
+{
+    int64_t m = 0;
+    for (; m + 5 <= n; m += 5) dots(5, R, z + m * outs, outs, h + m * ins, w, ins, width);
+    z += m * outs, h += m * ins;
+    switch (n - m) {
+    case 4: dots(4, R, z, outs, h, w, ins, width); break;
+    case 3: dots(3, R, z, outs, h, w, ins, width); break;
+    case 2: dots(2, R, z, outs, h, w, ins, width); break;
+    case 1: dots(1, R, z, outs, h, w, ins, width); break;
+    }
+}
+
+/* z = h w^T + b */
+static void forward(float *z, const float *h, const float *w, const float *b, int64_t n, int64_t ins, int64_t outs)
+{
+    for (int64_t m = 0; m < n; m++) memcpy(z + m * outs, b, outs * sizeof *z);
+    for (int64_t at = 0; at < ins; at += BLOCK) {
+        const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
+        int64_t o = 0;
+        for (; o + 2 <= outs; o += 2) all_dots(2, n, z + o, outs, h + at, w + o * ins + at, ins, width);
+        for (; o < outs; o++) all_dots(1, n, z + o, outs, h + at, w + o * ins + at, ins, width);
+    }
+}
+
+/* w[r][k] += sum_m c[m][r] h[m][k] for R rows of weights and V lanes of inputs */
+INLINE void patch(const int R, const int V, float *w, const float *c, const float *h, int64_t n, int64_t ins,
+                  int64_t outs)
+{
+    Lane s[OUTER][2];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < V; v++) s[r][v] = *(const Lane *)(w + r * ins + v * LANES);
+    for (int64_t m = 0; m < n; m++) {
+        Lane a[2];
+        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(h + m * ins + v * LANES);
+        UNROLL for (int r = 0; r < R; r++) {
+            const float f = c[m * outs + r];
+            UNROLL for (int v = 0; v < V; v++) s[r][v] += a[v] * f;
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < V; v++) *(Lane *)(w + r * ins + v * LANES) = s[r][v];
+}
+
+INLINE void patches(const int R, float *w, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs,
+                    int64_t width)
+{
+    int64_t k = 0;
+    for (; k + 2 * LANES <= width; k += 2 * LANES) patch(R, 2, w + k, c, h + k, n, ins, outs);
+    for (; k + LANES <= width; k += LANES) patch(R, 1, w + k, c, h + k, n, ins, outs);
+    for (; k < width; k++)
+        for (int r = 0; r < R; r++) {
+            float s = w[r * ins + k];
+            for (int64_t m = 0; m < n; m++) s += h[m * ins + k] * c[m * outs + r];
+            w[r * ins + k] = s;
+        }
+}
+
+/* w += c^T h, b += sum_m c[m] */
+static void step(float *w, float *b, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs)
+{
+    for (int64_t at = 0; at < ins; at += BLOCK) {
+        const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
+        int64_t o = 0;
+        for (; o + OUTER <= outs; o += OUTER) patches(OUTER, w + o * ins + at, c + o, h + at, n, ins, outs, width);
+        for (; o < outs; o++) patches(1, w + o * ins + at, c + o, h + at, n, ins, outs, width);
+    }
+    for (int64_t m = 0; m < n; m++)
+        for (int64_t o = 0; o < outs; o++) b[o] += c[m * outs + o];
+}
+
+/* below[m][k] = sum_o g[m][o] w[o][k] for M samples and V lanes of inputs */
+INLINE void mix(const int M, const int V, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
+{
+    Lane s[SAMPLES][2];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int v = 0; v < V; v++) s[m][v] = (Lane){0};
+    for (int64_t o = 0; o < outs; o++) {
+        Lane a[2];
+        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(w + o * ins + v * LANES);
+        UNROLL for (int m = 0; m < M; m++) {
+            const float f = g[m * outs + o];
+            UNROLL for (int v = 0; v < V; v++) s[m][v] += a[v] * f;
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int v = 0; v < V; v++) *(Lane *)(below + m * ins + v * LANES) = s[m][v];
+}
+
+INLINE void mixes(const int M, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
+{
+    int64_t k = 0;
+    for (; k + 2 * LANES <= ins; k += 2 * LANES) mix(M, 2, below + k, g, w + k, ins, outs);
+    for (; k + LANES <= ins; k += LANES) mix(M, 1, below + k, g, w + k, ins, outs);
+    for (; k < ins; k++)
+        for (int m = 0; m < M; m++) {
+            float s = 0.0f;
+            for (int64_t o = 0; o < outs; o++) s += g[m * outs + o] * w[o * ins + k];
+            below[m * ins + k] = s;
+        }
+}
+
+/* below = g w where h > 0, else 0 */
+static void backward(float *below, const float *g, const float *w, const float *h, int64_t n, int64_t ins, int64_t outs)
+{
+    int64_t m = 0;
+    for (; m + SAMPLES <= n; m += SAMPLES) mixes(SAMPLES, below + m * ins, g + m * outs, w, ins, outs);
+    for (; m < n; m++) mixes(1, below + m * ins, g + m * outs, w, ins, outs);
+    for (int64_t i = 0; i < n * ins; i++) below[i] = h[i] > 0.0f ? below[i] : 0.0f;
+}
+
+/* The mean cross-entropy of z to classes y or, if there are none, to each class's share; z becomes -rate times its
+   gradient. For shares of 0 and 1 all bits are those of classes. */
+static float cross_entropy(float *z, const int64_t *y, const float *shares, int64_t n, int64_t outs, float rate)
+{
+    float loss = 0.0f;
+    for (int64_t m = 0; m < n; m++) {
+        float *row = z + m * outs, most = row[0], total = 0.0f;
+        const float *share = y ? 0 : shares + m * outs;
+        for (int64_t o = 1; o < outs; o++) most = row[o] > most ? row[o] : most;
+        for (int64_t o = 0; o < outs; o++) row[o] -= most, total += expf(row[o]);
+        const float level = logf(total);
+        if (y) {
+            loss += level - row[y[m]];
+            for (int64_t o = 0; o < outs; o++)
+                row[o] = -rate / (float)n * (expf(row[o]) / total - (o == y[m] ? 1.0f : 0.0f));
+            continue;
+        }
+        float all = 0.0f;
+        for (int64_t o = 0; o < outs; o++) all += share[o], loss += share[o] * (level - row[o]);
+        for (int64_t o = 0; o < outs; o++)
+            row[o] = -rate / (float)n * (expf(row[o]) / total * all - share[o]);
+    }
+    return loss / (float)n;
+}
+
+/* One step on n samples; the loss before it. */
+static float one(float *flat, const float *x, const int64_t *y, const float *shares, int64_t n, const int64_t *wide,
+                 int64_t layers, float rate, float *room)
+{
+    float *w[MOST], *b[MOST], *at = flat, *free = room, *z = 0;
+    const float *h[MOST] = {x};
+    for (int64_t i = 0; i < layers; i++) {
+        const int64_t ins = wide[i], outs = wide[i + 1];
+        w[i] = at, b[i] = at + ins * outs, at = b[i] + outs;
+        z = free, free += n * outs;
+        forward(z, h[i], w[i], b[i], n, ins, outs);
+        if (i + 1 < layers) {
+            for (int64_t j = 0; j < n * outs; j++) z[j] = z[j] > 0.0f ? z[j] : 0.0f;
+            h[i + 1] = z;
+        }
+    }
+    const float loss = cross_entropy(z, y, shares, n, wide[layers], rate);
+    float *g = z;
+    for (int64_t i = layers - 1; i >= 0; i--) {
+        float *below = free;
+        if (i) backward(below, g, w[i], h[i], n, wide[i], wide[i + 1]), free += n * wide[i];
+        step(w[i], b[i], g, h[i], n, wide[i], wide[i + 1]);
+        g = below;
+    }
+    return loss;
+}
+
+/* Some steps of each of `count` models, `size` floats each: weights (out, in) and biases of layers of wide[0], wide[1]
+   ... numbers. Step t takes n[t] samples; x holds the samples of all steps of the first model, then those of the next,
+   y their classes, or shares those of each class. `room` holds 2 max(n) floats for every number of every layer but the
+   first. Returns how many classes are out of range; then nothing was done. */
+int64_t descend(float *flat, int64_t size, int64_t count, const float *x, const int64_t *y, const float *shares,
+                const int64_t *n, int64_t steps, const int64_t *wide, int64_t layers, float rate, float *losses,
+                float *room)
+{
+    const int64_t outs = wide[layers];
+    int64_t wrong = 0, samples = 0;
+    for (int64_t t = 0; t < steps; t++) samples += n[t];
+    for (int64_t i = 0; y && i < count * samples; i++) wrong += y[i] < 0 || y[i] >= outs;
+    for (int64_t row = 0; row < count && !wrong; row++, flat += size)
+        for (int64_t t = 0; t < steps; t++) {
+            *losses++ = one(flat, x, y, shares, n[t], wide, layers, rate, room);
+            x += n[t] * wide[0];
+            if (y) y += n[t];
+            else shares += n[t] * outs;
+        }
+    return wrong;
+}
+"""

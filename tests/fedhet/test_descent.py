@@ -1,0 +1,167 @@
+"""Compiled steps of small perceptrons: those of float64 to rounding, and the same bits however they are asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clients.models.vision import mlp
+from fedhet import descent
+from fedhet.batched import Batched
+from fedhet.model import Model
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+SHAPE = (1, 5, 5)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The function is looked for anew, and forgotten afterwards."""
+    descent._load.cache_clear()
+    yield
+    descent._load.cache_clear()
+
+
+def model(*hidden: int, classes: int = 4, shape: tuple[int, int, int] = SHAPE) -> Model:
+    torch.manual_seed(len(hidden))
+    return Model(mlp(input_shape=shape, classes=classes, hidden=hidden))
+
+
+def batches(sizes: list[int], seed: int = 0, classes: int = 4, shape: tuple[int, int, int] = SHAPE):
+    draw = torch.Generator().manual_seed(seed)
+    return [(torch.randn(n, *shape, generator=draw), torch.randint(classes, (n,), generator=draw)) for n in sizes]
+
+
+def reference(m: Model, steps, rate: float) -> tuple[Tensor, list[float]]:
+    """The same steps in float64, by autograd; targets are classes or shares."""
+    widths = [m.perceptron.shapes[0][1], *(out for out, _ in m.perceptron.shapes)]
+    flat, losses = m.flat.double(), []
+    for x, y in steps:
+        flat = flat.detach().requires_grad_()
+        h, at = x.double().flatten(1), 0
+        for i, (into, out) in enumerate(pairwise(widths)):
+            weight, bias = flat[at : at + into * out].view(out, into), flat[at + into * out : at + into * out + out]
+            h, at = (h.relu() if i else h) @ weight.T + bias, at + into * out + out
+        loss = torch.nn.functional.cross_entropy(h, y if y.dim() == 1 else y.double())
+        (gradient,) = torch.autograd.grad(loss, flat)
+        flat = flat - rate * gradient
+        losses.append(loss.item())
+    return flat.detach(), losses
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(
+    hidden=st.lists(st.integers(1, 40), max_size=3),
+    sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4),
+    classes=st.integers(2, 13),
+    side=st.integers(1, 23),
+    soft=st.booleans(),
+)
+def test_steps_are_those_of_float64_to_rounding(hidden, sizes, classes, side, soft) -> None:
+    shape = (1, side, side)
+    m = model(*hidden, classes=classes, shape=shape)
+    steps = batches(sizes, side, classes, shape)
+    if soft:
+        steps = [(x, torch.softmax(torch.randn(len(x), classes), 1) * 0.7) for x, _ in steps]
+    expected, losses = reference(m, steps, 0.05)
+    start = m.flat.clone()
+    told = m.perceptron.descend_all(steps, 0.05)
+    assert told is not None, "small steps are compiled"
+    torch.testing.assert_close(told.double(), torch.tensor(losses, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(m.flat.double(), expected, rtol=2e-5, atol=2e-6)
+    assert not torch.equal(m.flat, start)
+
+
+@needs_compiler
+@pytest.mark.parametrize("hidden", [(), (16,), (9, 33)])
+def test_no_bit_depends_on_how_many_steps_or_models_a_call_takes(hidden: tuple[int, ...]) -> None:
+    m, sizes = model(*hidden), [10, 10, 7, 64]
+    rows = Batched(m, 3)
+    rows.flat.copy_(torch.randn(3, len(m.flat), generator=torch.Generator().manual_seed(1)) * 0.1)
+    before, own = rows.flat.clone(), [batches(sizes, seed) for seed in range(3)]
+    together = rows.descend_all(own, 0.1)
+    for start, row, told, steps in zip(before, rows.flat, together, own, strict=True):
+        m.flat.copy_(start)
+        assert torch.equal(m.descend_all(steps, 0.1), told) and torch.equal(m.flat, row)
+        m.flat.copy_(start)
+        assert torch.equal(torch.stack([m.descend(x, y, 0.1) for x, y in steps]), told) and torch.equal(m.flat, row)
+        m.flat.copy_(start)
+        hard = [(x, torch.nn.functional.one_hot(y, 4).float()) for x, y in steps]
+        assert torch.equal(m.perceptron.descend_all(hard, 0.1), told) and torch.equal(m.flat, row)
+
+
+@needs_compiler
+def test_a_step_beside_one_that_is_too_large_keeps_its_bits() -> None:
+    m, steps = model(8), batches([10, descent.SAMPLES + 1])
+    start = m.flat.clone()
+    assert m.perceptron.descend_all(steps, 0.1) is None and torch.equal(m.flat, start)
+    losses = m.descend_all(steps, 0.1)
+    end = m.flat.clone()
+    m.flat.copy_(start)
+    alone = m.perceptron.descend_all(steps[:1], 0.1)
+    assert torch.equal(losses[:1], alone)
+    m.descend(*steps[1], 0.1)
+    assert torch.equal(m.flat, end)
+
+
+def test_the_rule_is_batch_size_and_parameters() -> None:
+    narrow, wide = descent.Descent([25, 4]), descent.Descent([25, 10_000, 4])
+    there = descent.status() == "compiled"
+    assert narrow.fits(1) == narrow.fits(descent.SAMPLES) == there
+    assert not narrow.fits(descent.SAMPLES + 1) and not narrow.fits(0) and not wide.fits(1)
+    assert not model(8).perceptron.compiles(0)
+    assert not Model(mlp(input_shape=SHAPE, classes=4, hidden=(8,)).double()).perceptron.compiles(5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_a_class_out_of_range_is_an_error_and_moves_nothing(bad: int) -> None:
+    m = model(8)
+    ((x, y),) = batches([6])
+    start, y[3] = m.flat.clone(), bad
+    with pytest.raises(IndexError, match="out of bounds"):
+        m.descend(x, y, 0.1)
+    with pytest.raises((ValueError, RuntimeError)):
+        m.descend(x[:5], batches([6])[0][1], 0.1)
+    assert torch.equal(m.flat, start)
+
+
+@needs_compiler
+def test_numbers_that_are_not_finite_show_in_the_loss() -> None:
+    m = model(8)
+    m.flat[3] = float("inf")
+    assert not m.descend(*batches([6])[0], 0.1).isfinite()
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
+def test_without_a_compiler_steps_are_the_same_to_rounding(
+    compiler: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", compiler)
+    m, steps = model(8), batches([6, 3])
+    expected, losses = reference(m, steps, 0.1)
+    assert descent.status().startswith("torch (") and m.perceptron.descend_all(steps, 0.1) is None
+    assert m.descend_all(steps, 0.1).tolist() == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(m.flat.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_a_wrong_step_is_not_used_and_looking_draws_nothing(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_rng_state()
+    assert descent.status() == "compiled" and torch.equal(torch.get_rng_state(), before)
+    descent._load.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(descent, "SOURCE", descent.SOURCE.replace("o == y[m] ? 1.0f", "o == y[m] ? 0.9f"))
+    assert "not torch's" in descent.status()
