@@ -43,11 +43,14 @@ def _guard(sock: socket.socket, address: Any) -> None:
     raise NetworkUsed(f"a test tried to connect to {address!r}: tests run on loopback only")
 
 
+FEDERATIONS = tuple(f"tests/fedhet/enroll/test_{name}.py" for name in ("live_runs", "killed", "live"))
+"""Federations of real processes would wait for each other's processors and run into their time limits."""
+
+
 def share(nodeid: str) -> str:
-    """What of the tests runs in one process: a file, or all files whose tests start processes of their own; those would
-    wait for each other's processors and run into their time limits."""
+    """What of the tests runs in one process: a file, or all federations."""
     path = nodeid.partition("::")[0]
-    return "processes" if path.startswith(("tests/transports/", "tests/fedhet/enroll/")) else path
+    return "federations" if path in FEDERATIONS else path
 
 
 class Shares(LoadScopeScheduling):
@@ -62,8 +65,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest share comes first."""
-    items.sort(key=lambda item: share(item.nodeid) != "processes")
+    """The longest share comes first, then what else starts processes."""
+    items.sort(key=lambda item: (share(item.nodeid) != "federations", "tests/transports/" not in item.nodeid))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from fedhet import kernel
+from fedhet import descent, kernel
 from fedhet.bench import aggregation, rules, simulation
 from fedhet.bench.aggregation import FLOWER, OURS, READ
 
@@ -56,7 +56,7 @@ def simulated() -> Section:
         found = simulation.ours(load, min(8, cores))
         told = f"softmax, 100 of {clients:,} clients"
         rows.append({"load": told, "system": f"fedhet, workers={min(8, cores)}", "tasks/s": found["rate"]})
-    note = "Client tasks per second of real time, warm; one torch thread per process."
+    note = f"Client tasks per second of real time, warm; one torch thread per process; small steps: {descent.status()}."
     return Section("simulation", "Simulated client tasks", note, ("load", "system", "tasks/s", "x hand"), tuple(rows))
 
 

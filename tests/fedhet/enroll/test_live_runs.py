@@ -1,4 +1,4 @@
-"""Three enrolled clients with TLS on loopback: FedAvg, then FedCompass, during which one of them is revoked."""
+"""Three enrolled clients with TLS on loopback: FedAvg; FedCompass, and one is revoked; a run that is stopped."""
 
 import importlib.util
 import json
@@ -18,12 +18,23 @@ SMALL = ["data=digits", "partition=iid", "model=mlp_small", "fleet.clients=3"]
 
 @pytest.mark.transport
 @pytest.mark.slow
-def test_three_enrolled_clients_run_fedavg_and_fedcompass_and_the_revoked_one_is_out_at_once(tmp_path):
+def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_path):
     with living.federation(tmp_path, 3) as made:
-        row = made.fedhet("submit", "strategy=fedavg", "stop.versions=2", *SMALL, "--out", tmp_path / "fedavg")
-        assert row["updates"]["accepted"] == 6 and row["updates"]["rejected"] == {}
-        with sqlite3.connect(tmp_path / "fedavg" / "journal.db") as db:
-            assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (6,)
+        wrong = made.fedhet("submit", "--wait-for", 4, code=83)
+        assert wrong["error"]["code"] == "E313"
+        wrong = made.fedhet("submit", "strategy=fedavg", "stop.version=3", code=2)["error"]
+        assert wrong["code"] == "E319" and "nearest: stop.versions" in wrong["detail"]
+
+        out = tmp_path / "fedavg"
+        row = made.fedhet("submit", "strategy=fedavg", "stop.versions=3", *SMALL, "--out", out)
+        assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 3, 3, "flower")
+        assert row["updates"]["accepted"] == row["client_tasks"] == 9 and row["updates"]["rejected"] == {}
+        assert row["accuracy"] > 0.3 and Path(row["folder"]) == out
+        files = {"config.yaml", "events.jsonl", "metrics.jsonl", "model.safetensors", "result.json", "report.html"}
+        assert files <= {path.name for path in out.iterdir()}
+        assert made.fedhet("follow", out)["weights_sha256"] == row["weights_sha256"]
+        with sqlite3.connect(out / "journal.db") as db:
+            assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (9,)
         kept = list((tmp_path / "client0" / "work" / "runs").iterdir())
         assert len(kept) == 1, "a client keeps what it did on its own disk"
 
@@ -59,3 +70,8 @@ def test_three_enrolled_clients_run_fedavg_and_fedcompass_and_the_revoked_one_is
             assert client["declared"]["partition"] == int(name[-1]) and client["measured"]["step_us"] == 900
             assert client["observed"]["sec_per_step"] > 0 and client["observed"]["finished"] > 0
         assert listed["client2"]["state"] == "revoked"
+
+        long = made.fedhet("submit", "--detach", "stop.versions=100000", "--out", tmp_path / "long")
+        assert long["state"] == "running"
+        assert made.fedhet("stop", tmp_path / "long")["state"] == "stopped"
+        assert made.fedhet("stop", tmp_path / "long", code=85)["error"]["code"] == "E315"

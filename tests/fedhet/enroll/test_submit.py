@@ -1,4 +1,4 @@
-"""Methods on a live federation: what is checked before, how a run is followed, and one run on real processes."""
+"""Methods on a live federation: what is checked before and how a run is followed. Real ones: test_live_runs."""
 
 import contextlib
 import importlib.util
@@ -132,35 +132,6 @@ def test_a_run_that_was_stopped_did_not_fail(tmp_path, monkeypatch):
     with pytest.raises(EnrollError, match="fedhet submit --resume") as caught:
         made.follow(lambda row: None, {}, lambda seconds: None)
     assert caught.value.code == "E315"
-
-
-@pytest.mark.transport
-@pytest.mark.slow
-def test_a_method_runs_on_enrolled_clients(tmp_path):
-    with living.federation(tmp_path, 2) as there:
-        wrong = there.fedhet("submit", "--wait-for", 3, code=83)
-        assert wrong["error"]["code"] == "E313"
-        wrong = there.fedhet("submit", "strategy=fedavg", "stop.version=3", code=2)["error"]
-        assert wrong["code"] == "E319" and "nearest: stop.versions" in wrong["detail"]
-        out = tmp_path / "run"
-        row = there.fedhet("submit", "strategy=fedavg", "stop.versions=3", "--out", out)
-        assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 3, 2, "flower")
-        assert (row["updates"]["accepted"], row["client_tasks"]) == (6, 6)
-        assert row["accuracy"] > 0.3 and Path(row["folder"]) == out
-        names = {path.name for path in out.iterdir()}
-        assert {
-            "config.yaml",
-            "events.jsonl",
-            "metrics.jsonl",
-            "model.safetensors",
-            "result.json",
-            "report.html",
-        } <= names
-        assert there.fedhet("follow", out)["weights_sha256"] == row["weights_sha256"]
-        long = there.fedhet("submit", "--detach", "stop.versions=100000", "--out", tmp_path / "long")
-        assert long["state"] == "running"
-        assert there.fedhet("stop", tmp_path / "long")["state"] == "stopped"
-        assert there.fedhet("stop", tmp_path / "long", code=85)["error"]["code"] == "E315"
 
 
 def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, monkeypatch):
