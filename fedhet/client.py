@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from fedhet import wire
 from fedhet.batched import Batched
 from fedhet.compose import Method
 from fedhet.model import Model
@@ -97,7 +98,9 @@ class Device:
             for job, row, before, shard, metrics in zip(
                 jobs[group], rows.flat, befores[group], shards[group], told, strict=True
             ):
-                updates.append(Update(job, FlatTree(model.schema, row - before), float(len(shard)), metrics=metrics))
+                delta = wire.blank(model.schema)
+                torch.sub(row, before, out=delta.flat)
+                updates.append(Update(job, delta, float(len(shard)), metrics=metrics))
         return [self._send(update, memory) for update, memory in zip(updates, memories, strict=True)]
 
     def _room(self, count: int) -> Batched:

@@ -43,18 +43,23 @@ class Answer:
     signature: str = ""
 
 
-Sign = Callable[[Update, bytes], Mapping[str, str]]
+Sign = Callable[[Update, bytes | bytearray], Mapping[str, str]]
 """An update and its payload to the fields "node" and "signature" that vouch for them."""
 
 
-def array(payload: bytes) -> Array:
-    """A payload as a Flower Array."""
-    return Array("uint8", (len(payload),), STYPE, payload)
+def array(payload: bytes | bytearray) -> Array:
+    """A payload as a Flower Array; of a bytearray, one that stays within this process tree."""
+    made = Array("uint8", (len(payload),), STYPE, payload if isinstance(payload, bytes) else b"")
+    if isinstance(payload, bytearray):
+        made.data = payload  # type: ignore[assignment]  # where the constructor insists on a copy
+    return made
 
 
-def parcel(payload: bytes) -> ArrayRecord:
+def parcel(payload: bytes | bytearray) -> ArrayRecord:
     """A payload as the record that messages carry; one record may go into many requests."""
-    return ArrayRecord({"tree": array(payload)})
+    record = ArrayRecord()
+    record["tree"] = array(payload)
+    return record
 
 
 def request(
@@ -117,6 +122,8 @@ def read_payload(content: RecordDict) -> tuple[bytes | memoryview, str]:
 def answer(update: Update, *, code: str, seal: bool, sign: Sign | None = None) -> RecordDict:
     """A device's update as records; the delta is encoded here."""
     payload = wire.encode(update.delta)
+    if seal or sign is not None:
+        payload = bytes(payload)  # it leaves this process tree, for which Flower wants bytes
     job = update.job
     head = {
         "update": json.dumps(

@@ -97,14 +97,17 @@ class Schema(Mapping[str, Leaf]):
 
 
 class FlatTree(Mapping[str, Tensor]):
-    """A tree over one contiguous 1-D buffer; its leaves, in schema order, are views made on demand."""
+    """A tree over one contiguous 1-D buffer; its leaves, in schema order, are views made on demand.
 
-    __slots__ = ("flat", "schema")
+    The buffer may be part of `payload`, the tree's own encoding (`fedhet.wire.blank`), which then costs no copy.
+    """
 
-    def __init__(self, schema: Schema, flat: Tensor) -> None:
+    __slots__ = ("flat", "payload", "schema")
+
+    def __init__(self, schema: Schema, flat: Tensor, payload: bytearray | None = None) -> None:
         if flat.dim() != 1 or flat.numel() != schema.size:
             raise ValueError(f"schema has {schema.size} elements, the buffer has shape {tuple(flat.shape)}")
-        self.schema, self.flat = schema, flat
+        self.schema, self.flat, self.payload = schema, flat, payload
 
     def __getitem__(self, name: str) -> Tensor:
         at = 0

@@ -66,8 +66,23 @@ def size(schema: Schema) -> int:
     return len(header(schema)) + schema.nbytes
 
 
-def encode(tree: Tree) -> bytes:
+def blank(schema: Schema) -> FlatTree:
+    """A tree of zeros of one dtype inside its own payload: what is written into it is encoded already.
+
+    Raises ValueError for a schema of several dtypes, or without an element.
+    """
+    if schema.dtype is None or not schema.size:
+        raise ValueError(f"{len(schema)} tensors of several dtypes or no element have no flat payload")
+    start = header(schema)
+    payload = bytearray(len(start) + schema.nbytes)
+    payload[: len(start)] = start
+    return FlatTree(schema, torch.frombuffer(payload, dtype=schema.dtype, offset=len(start)), payload)
+
+
+def encode(tree: Tree) -> bytes | bytearray:
     """A tree as one payload."""
+    if isinstance(tree, FlatTree) and tree.payload is not None:
+        return tree.payload
     schema = Schema.of(tree)
     leaves = [tree.flat] if isinstance(tree, FlatTree) else list(tree.values())
     return b"".join([header(schema), *(_raw(leaf) for leaf in leaves)])

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from fedhet import wire
 from fedhet.bases import AbstractDense
 from fedhet.model import Model
 from fedhet.tree import FlatTree
@@ -33,7 +35,9 @@ class Full(AbstractDense):
         model.flat.copy_(flat_of(model, payload))
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        return FlatTree(model.schema, model.flat - flat_of(model, payload))
+        delta = wire.blank(model.schema)
+        torch.sub(model.flat, flat_of(model, payload), out=delta.flat)
+        return delta
 
     def restore(self, model: Model, state: Tree) -> None:
         model.flat.copy_(flat_of(model, state))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhet import wire
+from fedhet import tree, wire
 from fedhet.tree import FlatTree, Leaf, Schema, flatten
 from fedhet.wire import MalformedUpdate
 
@@ -148,3 +148,16 @@ def test_mutated_bytes_are_refused_or_keep_their_shape(data):
 def test_a_schema_with_a_name_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
         Schema((("a", Leaf((1,))), ("a", Leaf((2,)))))
+
+
+def test_what_is_written_into_a_blank_is_encoded_already() -> None:
+    schema = Schema((("a", Leaf((3, 2))), ("b", Leaf((4,)))))
+    made = wire.blank(schema)
+    torch.sub(torch.arange(10.0), 3.5, out=made.flat)
+    plain = FlatTree(schema, made.flat.clone())
+    assert wire.encode(made) is made.payload and wire.encode(made) == wire.encode(plain)
+    made.flat.mul_(2)
+    assert torch.equal(wire.open_tree(wire.encode(made))["b"], 2 * plain["b"])
+    assert isinstance(wire.encode(tree.scale(made, 2.0)), bytes), "another tree has a buffer of its own"
+    with pytest.raises(ValueError, match="no flat payload"):
+        wire.blank(Schema((("a", Leaf((3,))), ("b", Leaf((3,), torch.int64)))))
