@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -22,6 +23,7 @@ def missing(name: str) -> list[str]:
     return [str(key) for key in node if OmegaConf.is_missing(node, key)]
 
 
+@cache
 def company() -> dict[str, str]:
     """For options that only some preset chooses: the first one that does."""
     found: dict[str, str] = {}
