@@ -40,7 +40,8 @@ from torch import Tensor, nn
 
 from experiments.bench_rules import status
 from fedhet.model import Model
-from strategies.spaces.lora.factors import Pair, compress
+from strategies.spaces.lora import ledger
+from strategies.spaces.lora.factors import Pair, added, compress, incompressible
 from strategies.spaces.stacked_lora import StackedLora
 
 RANKS = (64, 32, 16, 16, 8, 8, 4, 4, 4, 4)
@@ -118,6 +119,21 @@ def dense(updates: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
+def one_layer(stack: Pair) -> dict[str, Cost]:
+    """What the step of one layer is made of, and what it could be made of."""
+    left, right = stack.left.double(), stack.right.double()
+    wide, weight = torch.zeros((len(left), right.shape[1]), dtype=torch.float64), torch.zeros(len(left), right.shape[1])
+    calls: dict[str, Callable[[], object]] = {
+        "its product in float64": lambda: torch.mm(left, right, out=wide),
+        "its product in float32": lambda: torch.mm(stack.left, stack.right, out=weight),
+        "its product added, in float64": lambda: added(weight, stack, weight),
+        "hash of its weight": lambda: ledger.fingerprint({"adapted/weight": weight}),
+        "whether compression could pay (Gram)": lambda: incompressible(stack),
+        "compression (QR, SVD)": lambda: compress(stack),
+    }
+    return {name: measure(call, 3) for name, call in calls.items()}
+
+
 def error(updates: Sequence[Mapping[str, Tensor]], stack: Mapping[str, Tensor]) -> float:
     """The stack's relative distance from the float64 sum of products, on the first layer."""
     left = next(n for n in stack if n.endswith(".lora_B"))
@@ -156,7 +172,7 @@ def main() -> None:
     inner = measure(lambda: space.gram(updates), 1)
     stack = space.combine(updates, SHARES)
     pair = Pair(*(next(leaf for n, leaf in stack.items() if n.endswith(end)) for end in ("lora_B", "lora_A")))
-    small = measure(lambda: compress(pair), 1)
+    parts = one_layer(pair)
     size = sum(leaf.numel() * 4 for u in updates for leaf in u.values()) / 1e6
     times, memory = summed.cpu * some / stacked.cpu, summed.memory * some / stacked.memory
     versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("torch", "numpy"))
@@ -170,7 +186,7 @@ def main() -> None:
         "",
         f"{len(RANKS)} clients of ranks {ranks}; {given.layers} layers of {given.side} x {given.side};",
         f"{size:,.0f} MB of updates. Python {platform.python_version()}, {versions}; one thread{note}.",
-        f"Processor time is the median of {given.repeats} calls (dense, Gram and compression: one) after the first,",
+        f"Processor time is the median of {given.repeats} calls (dense, step and Gram: 1, parts: 3) after the first,",
         "whose own time, with pages that are fresh from the kernel, stands beside it. The machine was shared. Memory",
         "is the first call's peak above the inputs.",
         "",
@@ -182,15 +198,16 @@ def main() -> None:
         row("copying once", copied, floor),
         row(f"the server's whole step (of {given.merged_layers} layers, times {rest:g})", merged, floor, rest),
         row("Gram matrix of 10 (for Krum and its like)", inner, floor),
-        row("compression of one layer's stack (QR, SVD)", small, floor),
+        *(row(f"one layer: {name}", cost, floor) for name, cost in parts.items()),
         "",
         f"Dense against stack: {times:.0f} times the time (target: {TARGET:g}), {memory:.1f} times the memory (target:",
         f"{TARGET:g}; out of reach: any stack has R (d + k) numbers a layer against d k, {ideal:.1f} times fewer).",
         f"Stack against reading: {stacked.cpu / floor.cpu:.1f} times (target: {FLOOR:g}); against copying, its",
         f"floor: {stacked.cpu / copied.cpu:.2f} times. A stack is what goes down to clients, numbers in an order",
         "of their own, so a copy is made once in any case; one of references to what came would put it off until",
-        "it is sent. Nearly all of the whole step is the merge, which adds the product to d k weights in float64,",
-        "looks whether the stack can be compressed, and hashes the result; its memory is new weights beside old.",
+        "it is sent. Nearly all of the whole step is the merge: a product in float64, added to d k weights, so that",
+        "unlike machines agree on the bits; a hash of them, so that a machine that does not is found out; and a look",
+        "whether the stack can be compressed. Its memory is new weights beside old, and comes back with old versions.",
         f"The stack's relative distance from the float64 sum of products: {error(updates, stack):.1e}.",
     ]
     text = "\n".join([*lines, ""])

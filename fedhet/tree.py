@@ -190,6 +190,12 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
     return result
 
 
+def empty(schema: Schema) -> Tree:
+    """A tree of one dtype with whatever is in its memory. That is used again once no leaf of it is in use."""
+    kind = schema.dtype or torch.float32
+    return FlatTree(schema, SHELF.empty(schema.size) if kind == torch.float32 else torch.empty(schema.size, dtype=kind))
+
+
 def _room(like: Tensor) -> Tensor:
     """Memory for a result of the same kind."""
     plain = like.dtype == torch.float32 and like.device.type == "cpu"

@@ -122,7 +122,7 @@ class AbstractLora(ABC):
             adapted = name in map(parameter, host.shapes)
             prefix = ADAPTED if adapted else WHOLE if name in host.whole else FROZEN
             base[prefix + name] = host.stored(name, live).detach().to(wide).clone()
-        state = {**base, STAMP: ledger.stamp(0, self._settings, base)}
+        state = {**base, **ledger.first(self._settings, base)}
         return {**state, **self.start(host.shapes, wide)}
 
     def offer(self, state: Tree, job: Job) -> Tree:

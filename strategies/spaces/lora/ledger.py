@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhet.tree import Schema, empty
 from fedhet.types import Tree
-from strategies.spaces.lora.factors import Pair, added, compress
-from strategies.spaces.lora.names import ADAPTED, FROZEN, PAST, STAMP, WHOLE, base_names, layer_of
+from strategies.spaces.lora.factors import Pair, added, compress, incompressible
+from strategies.spaces.lora.names import ADAPTED, FROZEN, PAST, STAMP, STILL, WHOLE, base_names, layer_of
 
 WORDS = 16
 """A SHA-256 is kept as sixteen numbers below 65536, which every float format of weights holds exactly."""
@@ -32,20 +33,44 @@ class WrongBase(ValueError):
     """A device's base weights are not those the server means."""
 
 
-def fingerprint(base: Mapping[str, Tensor]) -> bytes:
-    """SHA-256 of base weights, names included, in the order given."""
-    digest = hashlib.sha256()
-    for name, leaf in base.items():
+def fingerprint(base: Mapping[str, Tensor], still: bytes = b"") -> bytes:
+    """SHA-256 of base weights, names included, in the order given: `still`, which is that of the frozen ones if it is
+    known, and then the others."""
+    moving = {name: leaf for name, leaf in base.items() if not name.startswith(FROZEN)}
+    return _digest(moving, still or still_of(base))
+
+
+def still_of(base: Mapping[str, Tensor]) -> bytes:
+    """The hash of the frozen base weights: they are most of a large model, and a server hashes them once."""
+    return _digest({name: leaf for name, leaf in base.items() if name.startswith(FROZEN)})
+
+
+def _digest(leaves: Mapping[str, Tensor], before: bytes = b"") -> bytes:
+    digest = hashlib.sha256(before)
+    for name, leaf in leaves.items():
         digest.update(name.encode())
         digest.update(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 
-def stamp(version: int, settings: tuple[float, ...], base: Mapping[str, Tensor]) -> Tensor:
+def first(settings: tuple[float, ...], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The leaves this module keeps in the first state beside the base: its stamp, and the hash of what is frozen."""
+    kind, still = next(iter(base.values())).dtype, still_of(base)
+    mark = torch.tensor(_words(still), dtype=torch.float64).to(kind)
+    return {STAMP: _stamp(0, settings, fingerprint(base, still), kind), STILL: mark}
+
+
+def _stamp(version: int, settings: tuple[float, ...], mark: bytes, kind: torch.dtype) -> Tensor:
     """Version, the settings both sides must share, and the hash of the base."""
-    words = np.frombuffer(fingerprint(base), dtype="<u2").astype(np.float64)
-    kind = next(iter(base.values())).dtype
-    return torch.tensor([float(version), *settings, *words.tolist()], dtype=torch.float64).to(kind)
+    return torch.tensor([float(version), *settings, *_words(mark)], dtype=torch.float64).to(kind)
+
+
+def _words(mark: bytes) -> list[float]:
+    return [float(word) for word in np.frombuffer(mark, dtype="<u2")]
+
+
+def _mark(words: Tensor) -> bytes:
+    return words.double().numpy().astype("<u2").tobytes()
 
 
 def version_of(tree: Tree) -> int:
@@ -55,7 +80,7 @@ def version_of(tree: Tree) -> int:
 
 def hash_of(tree: Tree) -> bytes:
     """The hash of the base weights that a state or payload names."""
-    return tree[STAMP][-WORDS:].double().numpy().astype("<u2").tobytes()
+    return _mark(tree[STAMP][-WORDS:])
 
 
 def settings_of(tree: Tree) -> tuple[float, ...]:
@@ -82,23 +107,30 @@ def advance(
     if not steps and not whole:  # the base stays, and so does its hash
         same = state[STAMP].clone()
         same[0] = version
-        return {**base, STAMP: same}
+        return {**base, STAMP: same, STILL: state[STILL]}
+    weights = {ADAPTED + _weight(layer): layer for layer in steps}
+    room = dict(empty(Schema.of({name: base[name] for name in weights})).items())
     forms: dict[str, Pair] = {}
     for name, leaf in base.items():
-        layer = layer_of(name)
-        if name.startswith(ADAPTED) and layer in steps:
-            step = steps[layer]
-            if smallest and step.size < leaf.numel():
-                small, _ = compress(step)
-                step = small if small.size < step.size else step
-            forms[layer] = step
-            base[name] = added(leaf, step)
+        if name in weights:
+            layer = weights[name]
+            forms[layer] = _smallest(steps[layer], leaf.numel()) if smallest else steps[layer]
+            base[name] = added(leaf, forms[layer], room[name])
         elif name.startswith(WHOLE):
             base[name] = leaf + whole[name.removeprefix(WHOLE)].to(leaf.dtype)
-    result = {**base, STAMP: stamp(version, settings_of(state), base)}
+    mark = fingerprint(base, _mark(state[STILL]))
+    result = {**base, STAMP: _stamp(version, settings_of(state), mark, state[STAMP].dtype), STILL: state[STILL]}
     for layer, step in forms.items():
         result.update(_steps(state, layer, version, step, result[ADAPTED + _weight(layer)].numel(), smallest))
     return result
+
+
+def _smallest(step: Pair, room: int) -> Pair:
+    """A stack, or its lossless compressed form if that is smaller and the matrix of `room` numbers is not."""
+    if step.size >= room or incompressible(step):
+        return step
+    small, _ = compress(step)
+    return small if small.size < step.size else step
 
 
 def _weight(layer: str) -> str:

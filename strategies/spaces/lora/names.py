@@ -15,8 +15,9 @@ A, B = "lora_A", "lora_B"
 ADAPTED, FROZEN, WHOLE = "adapted/", "frozen/", "whole/"
 """Of base weights: with an adapter; never changed; trained and sent as they are."""
 
-FACTOR, PAST, STAMP = "factor/", "past/", "lora/stamp"
-"""Of the server's own adapters; of the steps that led to the last versions; version, alpha and the base's hash."""
+FACTOR, PAST, STAMP, STILL = "factor/", "past/", "lora/stamp", "lora/still"
+"""Of the server's own adapters; of the steps that led to the last versions; version, alpha and the base's hash; the
+hash of the frozen weights."""
 
 MEAN = "mean/"
 """Of plain increments beside the products in an update: they are summed and not measured."""

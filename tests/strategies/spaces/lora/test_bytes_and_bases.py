@@ -90,6 +90,17 @@ def test_weights_that_changed_on_a_device_are_found_out_and_sent_anew(federation
     assert again[0][0].held == -1 and whole(again[0][1]) and not whole(again[1][1])
 
 
+def test_frozen_weights_are_part_of_the_hash_though_the_server_hashes_them_once(federation: Any) -> None:
+    run = federation(StackedLora(rank=3), RANKS).run(2)
+    base = ledger.base_of(run.states[2])
+    assert ledger.fingerprint(base) == ledger.hash_of(run.states[2])
+    other = {**base, "frozen/0.bias": base["frozen/0.bias"] + 1.0}
+    assert ledger.fingerprint(other) != ledger.hash_of(run.states[2])
+    assert ledger.fingerprint(other, ledger.still_of(base)) == ledger.hash_of(run.states[2])
+    with pytest.raises(ledger.WrongBase):
+        ledger.receive(other, ledger.deliver(run.states[2], 2))
+
+
 def test_frozen_weights_are_kept_only_by_devices_that_were_made_with_others(federation: Any) -> None:
     run = federation(StackedLora(rank=3), RANKS)
     run.run(2)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.spaces.lora.factors import Pair, added, compress, gram, norm, stack
+from strategies.spaces.lora import factors
+from strategies.spaces.lora.factors import Pair, added, compress, gram, incompressible, norm, stack
 
 D, K = 13, 9
 
@@ -147,6 +150,38 @@ def test_a_weight_takes_a_product_with_one_rounding(kind: torch.dtype) -> None:
     expected = (weight.double().view(1500, 6) + q.dense).to(kind).view_as(weight)
     assert torch.equal(weight, before) and found.shape == weight.shape and found.dtype == kind
     torch.testing.assert_close(found, expected, rtol=2e-16 if kind == torch.float64 else 1e-7, atol=1e-15)
+
+
+def test_a_product_is_added_block_by_block_into_any_memory_the_weight_s_own_too(monkeypatch: Any) -> None:
+    weight, q = torch.randn(D, K, generator=torch.Generator().manual_seed(1)), pair(4, 3)
+    whole, out = added(weight, q), torch.full((D, K), 7.0)
+    monkeypatch.setattr(factors, "BLOCK", 5 * K)  # rows 0-4, 5-9 and 10-12
+    assert added(weight, q, out) is out
+    torch.testing.assert_close(out, whole, rtol=1e-7, atol=0.0)
+    added(weight, q, weight)
+    assert torch.equal(weight, out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 999), rank=st.integers(1, 10), spread=st.floats(-40, 40), small=st.integers(0, 30))
+def test_what_is_called_incompressible_keeps_every_column(seed: int, rank: int, spread: float, small: int) -> None:
+    q = pair(seed, rank)
+    scales = 2.0 ** torch.linspace(0, spread, rank)  # of columns, undone by the rows
+    q = Pair(q.left * scales, q.right / scales[:, None])
+    q.left[:, -1] *= 2.0**-small
+    if incompressible(q):
+        assert compress(q)[0].rank == rank
+    elif rank < 4:
+        assert small > 10, "columns of their own are not recognised"
+
+
+def test_stacks_that_repeat_themselves_or_hold_zeros_are_not_called_incompressible() -> None:
+    q = pair(1, 3)
+    assert incompressible(q)
+    zeros = Pair(torch.zeros_like(q.left), q.right)
+    for other in (stack([q, q], [0.5, 0.5]), stack([q, zeros], [1.0, 1.0]), pair(2, K + 1), zeros):
+        assert not incompressible(other)
+    assert not incompressible(Pair(q.left[:, :0], q.right[:0]))
 
 
 def test_small_steps_survive_where_bfloat16_would_lose_them() -> None:
