@@ -18,7 +18,7 @@ from fedhet.aggregation import Aggregator, Flat
 from fedhet.chores import Chores, Own
 from fedhet.compose import Method
 from fedhet.limits import PATIENCE, Hopeless, Limits, ScheduleError
-from fedhet.protocols import Idle, Space
+from fedhet.protocols import Adapters, Idle, Space
 from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
 from fedhet.types import Assign, ClientId, Job, JobId, Memory, Tree, Update, Version
@@ -31,6 +31,8 @@ class Seen:
     finished: int = 0
     failed: int = 0
     seconds_per_step: float | None = None
+    rank: int = 0
+    """Which the client said it goes on with; 0 if it said nothing."""
 
 
 Emit = Callable[[float, str, Mapping[str, Any]], None]
@@ -97,6 +99,10 @@ class AbstractBooks:
 
     def observed(self, client: ClientId) -> Seen:
         return self.seen.get(client) or Seen()
+
+    def rank_of(self, job: Job) -> int:
+        """The rank of a job's adapters, 0 if it has none."""
+        return job.budget.rank or self.space.rank if isinstance(self.space, Adapters) else 0
 
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)

@@ -80,7 +80,7 @@ def _client_ranks(done: Finished) -> str:
     ranks = {client: "/".join(map(str, sorted(counts))) for client, counts in sorted(given.items())}
     if not any(any(counts) for counts in given.values()):
         return ""  # no budget of this run speaks of ranks
-    note = "## Ranks of clients\n\nAs asked for by the budget; 0 is the space's own.\n\n"
+    note = "## Ranks of clients\n\nAs asked for by the budget, less what a client gave up; 0 is the space's own.\n\n"
     if len(ranks) <= MOST:
         rows = [(str(c), rank, str(sum(given[c].values()))) for c, rank in ranks.items()]
         return note + _table(("client", "rank", "jobs"), rows)

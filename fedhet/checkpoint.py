@@ -68,7 +68,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
     data = {
         "server": {name: plain.dump(getattr(server, name)) for name in PLAIN},
         "counts": dict(server.counts),
-        "seen": {str(c): [s.finished, s.failed, s.seconds_per_step] for c, s in server.seen.items()},
+        "seen": {str(c): [s.finished, s.failed, s.seconds_per_step, s.rank] for c, s in server.seen.items()},
         "barred": sorted(server.barred),
         "withdrawn": sorted(server.withdrawn),
         "inflight": plain.dump(list(server.inflight.values())),

@@ -27,6 +27,9 @@ BESIDE = 1 << 23
 KEPT = "kept."
 """Of what a space leaves in `Model.extras` for this client's next job."""
 
+TOLD = "told."
+"""Of numbers that a space leaves there for the update's metrics."""
+
 
 class World(Protocol):
     """What a device holds: its data."""
@@ -64,7 +67,8 @@ class Device:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"training diverged: {bad[0]} is {metrics[bad[0]]}")
-        update = Update(job, method.space.extract(model, payload), float(len(shard)), metrics=metrics)
+        delta = method.space.extract(model, payload)
+        update = Update(job, delta, float(len(shard)), metrics={**metrics, **_told(model)})
         memories["space"] = _kept(model)
         return self._send(update, memories)
 
@@ -115,6 +119,11 @@ class Device:
         for name in [n for n, m in memories.items() if not m]:
             del memories[name]
         return update
+
+
+def _told(model: Model) -> dict[str, float]:
+    """What a space has to say of the job."""
+    return {n.removeprefix(TOLD): float(leaf) for n, leaf in model.extras.items() if n.startswith(TOLD)}
 
 
 def _kept(model: Model) -> Memory:

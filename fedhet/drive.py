@@ -131,7 +131,9 @@ class Drive:
             answer = records.read_answer(reply.content)
             self.bytes_up += len(answer.payload)
             expects = server.expects(job)
-            verdict = self.gate.check(answer, job.client, server.inflight, expects, server.roster, server.buffer)
+            verdict = self.gate.check(
+                answer, job.client, server.inflight, expects, server.roster, server.buffer, server.rank_of(job)
+            )
         except MalformedUpdate as error:
             verdict = Rejected(error.code, error.detail)
         if isinstance(verdict, Rejected):

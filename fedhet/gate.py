@@ -3,11 +3,12 @@
 Checks in this order, each with a stable reason code: the job is outstanding and was given to this sender
 (`unsolicited`, `sender`, `version`), who is not suspended (`suspended`) and has room in the buffer (`quota`); both run
 the same `code`, an enrolled client may take part now and signed what it sent (`member`, `unsigned`, `signature`); the
-weight is positive and within the client's cap (`weight`), the payload is exactly what was asked for (`oversize`,
-`truncated`, `digest`, `format`, `names`, `shape`, `dtype`), metrics are finite (`metrics`), every element is finite
-(`non_finite`), the norm is below the hard limit (`norm`), and nobody else sent the same bytes (`clone`). What passes
-may still be bounded: its weight by the median client's, its length by the median update's. Rejections are counted per
-client and code; one that keeps failing is suspended, for a time or until `pardon`.
+weight is positive and within the client's cap (`weight`), a rank it goes on with is one of the job's (`rank`), the
+payload is exactly what was asked for (`oversize`, `truncated`, `digest`, `format`, `names`, `shape`, `dtype`), metrics
+are finite (`metrics`), every element is finite (`non_finite`), the norm is below the hard limit (`norm`), and nobody
+else sent the same bytes (`clone`). What passes may still be bounded: its weight by the median client's, its length by
+the median update's. Rejections are counted per client and code; one that keeps failing is suspended, for a time or
+until `pardon`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedhet import tree, wire
 from fedhet.message import Answer
 from fedhet.roster import Clients
 from fedhet.tree import Schema
-from fedhet.types import ClientId, Job, JobId, Update
+from fedhet.types import KEPT_RANK, ClientId, Job, JobId, Update
 from fedhet.wire import MalformedUpdate
 
 MEMORY, WARM_UP = 200, 20
@@ -98,9 +99,10 @@ class Gate:
         expects: Schema,
         roster: Clients,
         buffer: Mapping[JobId, Job] | None = None,
+        rank: int = 0,
     ) -> Update | Rejected:
         """The update in an answer, or why not. `sender` is who the carrier says sent it; `buffer` holds the jobs whose
-        updates wait to be combined."""
+        updates wait to be combined; `rank` is that of the job's adapters, 0 if it has none."""
         waiting = buffer or {}
         job = inflight.get(answer.job)
         if job is None:
@@ -111,6 +113,9 @@ class Gate:
         cap = self.max_weight if self.max_weight is not None else max(1, roster.examples(sender))
         if not 0 < answer.weight <= cap:
             return Rejected("weight", f"weight {answer.weight:g} is not in (0, {cap:g}]")
+        kept = float(answer.metrics.get(KEPT_RANK, 1))
+        if KEPT_RANK in answer.metrics and not (kept.is_integer() and 1 <= kept <= rank):
+            return Rejected("rank", f"the client goes on with rank {kept:g}, where the job's is {rank}")
         if self.sealed and not answer.sha256:
             return Rejected("digest", "the payload is not sealed")
         try:

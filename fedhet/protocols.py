@@ -203,7 +203,18 @@ class Space(Protocol):
         ...
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        """delta = after - before, with `payload` the before. What is kept for the client may change here, too."""
+        """delta = after - before, with `payload` the before. What is kept for the client may change here, too. A
+        number left in `model.extras` under a name that begins with "told." joins the update's metrics."""
+        ...
+
+
+@runtime_checkable
+class Adapters(Protocol):
+    """A space of low-rank adapters."""
+
+    @property
+    def rank(self) -> int:
+        """The largest; that of a job whose budget names none."""
         ...
 
 

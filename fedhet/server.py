@@ -23,6 +23,7 @@ from fedhet.chores import Chore, Pondering
 from fedhet.limits import Diverged, ScheduleError
 from fedhet.tree import Schema
 from fedhet.types import (
+    KEPT_RANK,
     Aggregate,
     Arrived,
     Assign,
@@ -86,6 +87,7 @@ class Server(AbstractBooks):
         seen = self.seen.setdefault(job.client, Seen())
         seen.finished += 1
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
+        seen.rank = int(update.metrics.get(KEPT_RANK, seen.rank))
         self.held[job.client] = job.version
         self.counts["arrived"] += 1
         self.barren = 0
@@ -273,6 +275,9 @@ class Server(AbstractBooks):
         budget = self.method.budget(client, self)
         if assign.steps is not None:
             budget = replace(budget, steps=assign.steps)
+        own = self.observed(client).rank
+        if own:
+            budget = replace(budget, rank=min(own, budget.rank or own))
         turn = self.turns.get(client, 0)
         self.turns[client] = turn + 1
         job = Job(self.jobs, client, self.version, turn, budget, self.now, assign.task, self.held.get(client, -1))

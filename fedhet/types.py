@@ -27,6 +27,10 @@ Memory: TypeAlias = dict[str, Tensor]
 """What one plug-in keeps between calls; the host stores it (server file, or the client's context)."""
 
 
+KEPT_RANK = "kept_rank"
+"""The metric with which a client says that it goes on with a lower rank; the server asks it for no more again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How much work one job asks for: optimiser steps, LoRA rank (0: not used), width as a share of the model."""

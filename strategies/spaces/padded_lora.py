@@ -7,7 +7,8 @@ Unequal ranks: every client trains the first r_i rows and columns; what comes ba
 al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv:2401.06432, averages padded
 factors themselves, so rows that few clients hold shrink by the weight of those who do, in both factors, version after
 version; and weighs clients by the Frobenius norm of B_i A_i. Their clients press down the last rows of their adapters
-and give them up once they shrink, see `lora.pruning`; the server does not know, so such rows are sent as zeros.
+and give them up once they shrink, see `lora.pruning`. Each layer has its own rank then; a client tells the server the
+largest, which is that of its next job, and rows that only some layers gave up are sent as zeros.
 
 Up: r_i (d + k) numbers a layer; down: the same. The base weights go to a client once.
 """
@@ -22,9 +23,9 @@ import numpy as np
 from torch import Tensor
 
 from fedhet import tree
-from fedhet.client import KEPT
+from fedhet.client import KEPT, TOLD
 from fedhet.model import Model
-from fedhet.types import Job, Tree
+from fedhet.types import KEPT_RANK, Job, Tree
 from strategies.spaces.lora.averaged import AbstractAveraged, increments, install_pairs, padded
 from strategies.spaces.lora.factors import norm
 from strategies.spaces.lora.host import Panel
@@ -90,7 +91,8 @@ class PaddedLora(AbstractAveraged):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         if isinstance(panel.follower, Pruner):
             panel.follower.close()
-            model.extras[KEPT + RANKS] = panel.flat.new_tensor(list(panel.follower.pruned().values()))
+            ranks = panel.flat.new_tensor(list(panel.follower.pruned().values()))
+            model.extras[KEPT + RANKS], model.extras[TOLD + KEPT_RANK] = ranks, ranks.max()
         return increments(panel)
 
     def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:

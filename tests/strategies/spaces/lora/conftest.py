@@ -140,7 +140,8 @@ class Federation:
             body = wire.encode(self.spoil(job, update.delta))
             self.bytes_up += len(body)
             answer = Answer(job.id, job.client, job.version, update.weight, update.metrics, body, "", "")
-            verdict = self.gate.check(answer, job.client, server.inflight, server.expects(job), server.roster)
+            expects, rank = server.expects(job), server.rank_of(job)
+            verdict = self.gate.check(answer, job.client, server.inflight, expects, server.roster, rank=rank)
             if isinstance(verdict, Rejected):
                 self.failed.append((job, verdict.code))
                 server.reject(job, verdict.code, verdict.detail, now + 1)

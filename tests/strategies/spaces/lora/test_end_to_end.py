@@ -68,8 +68,15 @@ def test_stacks_are_combined_late_too(tmp_path: Path) -> None:
     assert rows[-1]["loss"] < 0.85 * rows[0]["loss"] and row["updates"]["failed"] == {}
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    given = ("strategy=flora", "model=mlp_small", "data=digits", "stop.versions=4", "checkpoint.every_seconds=0.0")
+@pytest.mark.parametrize("method", ["flora", "hetlora space.decay=0.5 space.penalty=1"])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path, method: str) -> None:
+    given = (
+        *f"strategy={method}".split(),
+        "model=mlp_small",
+        "data=digits",
+        "stop.versions=4",
+        "checkpoint.every_seconds=0.0",
+    )
     whole = experiment(*given).run(tmp_path / "whole").row
 
     class CutError(Exception):
@@ -84,6 +91,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path) -> None
     again = experiment(*given).run(tmp_path / "run", resume=True).row
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert (again["bytes_up"], again["bytes_down"]) == (whole["bytes_up"], whole["bytes_down"])
+    ranks = [row["rank"] for row in read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "assign"]
+    assert ranks[0] == 0 and (ranks[-1] > 0) == ("hetlora" in method), "ranks that clients told outlive a restart"
 
 
 @pytest.mark.parametrize("method", WITH_RANKS)

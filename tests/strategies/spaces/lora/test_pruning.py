@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.types import Budget, Job
+from fedhet.message import Answer
+from fedhet.types import KEPT_RANK, Budget, Job
+from fedhet.wire import encode
+from strategies.spaces.full import Full
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.pruning import Pruner
 from strategies.spaces.lora.warm import factors_of
@@ -63,6 +66,52 @@ def test_what_was_given_up_is_zero_on_the_device_and_in_the_mean(federation: Any
         for at, got in ((0, after[name].right), (1, after[name].left)):
             mean = sum(w * end[at] for w, end in zip(weights, ends, strict=True))
             np.testing.assert_allclose(got.numpy(), mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [[6, 5], [0, 0]], ids=["ranks of the budget", "the space's own"])
+def test_a_client_is_asked_for_no_more_than_the_rank_it_said_it_goes_on_with(federation: Any, first: list[int]) -> None:
+    run = federation(PaddedLora(rank=6, decay=0.5, penalty=1.0, min_rank=2), first, lr=0.1).run(10)
+    layers = [(10, 6), (3, 10)]
+    for client in range(2):
+        mine = [u for u in run.updates if u.job.client == client]
+        ranks = [u.job.budget.rank for u in mine]
+        told = [int(u.metrics["kept_rank"]) for u in mine]
+        assert (ranks == [first[client], *told[:-1]] and ranks[-1] < ranks[0]) or 6 > ranks[-1] > 0 == ranks[0]
+        assert sorted(told, reverse=True) == told and told[-1] == max(run.memories[client]["space"][KEPT])
+        for update in mine:
+            r = update.job.budget.rank or 6
+            assert run.numbers(update.delta) == sum(min(r, *side) * sum(side) for side in layers)
+    down = [run.numbers(p) for job, p in run.sent if job.client == 0 and job.version]
+    assert down[-1] < down[0] and sorted(down, reverse=True) == down
+
+
+@pytest.mark.parametrize("kept", [4.0, 0.0, -1.0, 2.5, 1e300])
+def test_a_rank_that_the_job_did_not_have_is_gated(federation: Any, kept: float) -> None:
+    """No client can have itself given more, or bring the run down with a rank that the space does not have."""
+    run = federation(PaddedLora(rank=6, decay=0.5), [3, 3])
+    run.server.start()
+    (send, *_) = run.server.settle(0.0)
+    update = run.device.answer(send.job, send.payload, {})
+    for rank, code in ((3.0, ""), (kept, "rank")):
+        metrics = {**update.metrics, KEPT_RANK: rank}
+        answer = Answer(send.job.id, send.job.client, 0, update.weight, metrics, encode(update.delta), "", "")
+        server = run.server
+        verdict = run.gate.check(
+            answer,
+            send.job.client,
+            server.inflight,
+            server.expects(send.job),
+            server.roster,
+            {},
+            server.rank_of(send.job),
+        )
+        assert getattr(verdict, "code", "") == code
+
+
+def test_a_space_without_adapters_has_no_rank_to_go_on_with(federation: Any) -> None:
+    run = federation(Full(), [0, 5])
+    run.server.start()
+    assert [run.server.rank_of(send.job) for send in run.server.settle(0.0)] == [0, 0]
 
 
 def test_the_penalty_s_gradient_is_that_of_the_product_of_norms(small_world: Any) -> None:
