@@ -1,7 +1,8 @@
 """The largest LoRA rank whose training fits into a client's declared memory.
 
 M_0 + c(r) b + a m(r) <= M_i with c(r) trained numbers of b bytes each (16 with Adam in float32), and a bytes for each
-of the m(r) values that factors of rank r keep for the backward pass. Low-rank adapters: Hu et al., "LoRA: Low-Rank
+of the m(r) values that factors of rank r keep for the backward pass; pool times as much where clients hold more rows
+than they send, with 4 bytes a number on top for what is set aside. Low-rank adapters: Hu et al., "LoRA: Low-Rank
 Adaptation of Large Language Models", arXiv:2106.09685; ranks by client: Cho et al., "Heterogeneous LoRA for Federated
 Fine-tuning of On-Device Foundation Models", arXiv:2401.06432.
 """

@@ -7,6 +7,7 @@ T positions in it,
     compute    S n (2 F + 6 T c(r)) / flops_per_s              <= compute_seconds
     memory     M_0 + c(r) b + a m(r)                           <= memory_bytes
 
+with c(r) and m(r) times `pool` in the last two, where clients hold more rows than they send.
 A step of a frozen model is its forward and its backward pass without gradients of weights, 2 F; a trained number costs
 six operations a position. Clients that declare seconds a step or sample are taken by their word at every rank: rank is
 a poor lever for time. Ranks by client: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device
@@ -84,4 +85,6 @@ class ByTime(AbstractRank):
             raise ValueError(
                 f"client {profile.name} declares flops_per_s: set budget.base_flops to the model's FLOPs a sample"
             )
-        return self.batch * (2 * self.base_flops + 6 * self.positions * cost.parameters) / profile.flops_per_s
+        return (
+            self.batch * (2 * self.base_flops + 6 * self.positions * self.pool * cost.parameters) / profile.flops_per_s
+        )

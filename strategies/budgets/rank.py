@@ -18,6 +18,9 @@ from fedhet.tree import Leaf, Schema
 from fedhet.types import Budget, ClientId, Job
 from strategies.budgets.fixed import Fixed
 
+ASIDE = 4.0
+"""Bytes of a number that lies beside a pool's rows: what a row was when it was last dropped."""
+
 
 @dataclass(frozen=True)
 class AbstractRank(ABC):
@@ -25,8 +28,9 @@ class AbstractRank(ABC):
 
     steps, or epochs with batch: local work. batch, positions: samples a step and positions in a sample (the characters
     of a sequence, 1 for one vector), for what a step computes and stores. max_rank: the largest rank anybody gets, no
-    more than the space's. base_bytes: memory a job takes whatever its rank, best measured once at rank 1; None: the
-    bytes of the model sent.
+    more than the space's. pool: rows a client holds for each that it trains and sends at a time, as its space has it,
+    so that ranks below count that many times. base_bytes: memory a job takes whatever its rank, best measured once at
+    rank 1; None: the bytes of the model sent.
     bytes_per_parameter: of each trained number; 16 are weight, gradient and Adam's two moments in float32.
     activation_bytes: kept for the backward pass for each position, rank and factor.
 
@@ -39,13 +43,14 @@ class AbstractRank(ABC):
     positions: int = 1
     width: float = 1.0
     max_rank: int = 8
+    pool: int = 1
     base_bytes: float | None = None
     bytes_per_parameter: float = 16.0
     activation_bytes: float = 4.0
 
     def __post_init__(self) -> None:
         Fixed(self.steps, self.epochs, self.batch, width=self.width)  # refuses what it would refuse
-        for name in ("positions", "max_rank"):
+        for name in ("positions", "max_rank", "pool"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.base_bytes is not None and not 0 <= self.base_bytes < math.inf:
@@ -85,10 +90,12 @@ class AbstractRank(ABC):
         return Budget(steps, 0, self.width)
 
     def in_memory(self, profile: Profile, rank: int, cost: Cost) -> bool:
-        """M_0 + c(r) * bytes_per_parameter + r * activation_bytes * (factors * positions a step) <= M."""
+        """M_0 + pool * (c(r) * each + r * activation_bytes * (factors * positions a step)) <= M, where each is
+        bytes_per_parameter, and with a pool ASIDE more. A layer with fewer sides than pool * r holds less than that."""
         base = cost.base_bytes if self.base_bytes is None else self.base_bytes
         kept = self.activation_bytes * rank * cost.factors * self.batch * self.positions
-        return base + self.bytes_per_parameter * cost.parameters + kept <= profile.memory_bytes
+        each = self.bytes_per_parameter + (ASIDE if self.pool > 1 else 0.0)
+        return base + self.pool * (each * cost.parameters + kept) <= profile.memory_bytes
 
 
 @dataclass(frozen=True, slots=True)

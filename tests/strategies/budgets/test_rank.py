@@ -91,6 +91,22 @@ def test_memory_figures_by_hand(give: Give, rank: int) -> None:
     assert give(policy, memory_bytes=by_hand(2 * rank) - 1).rank == rank
 
 
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_every_row_of_a_pool_counts_and_once_more_where_it_is_set_aside(give: Give, pool: int) -> None:
+    policy = ByMemory(steps=3, batch=8, positions=5, max_rank=64, pool=pool)
+    held = pool * 4
+    needed = by_hand(held) + (4 * SIDES * held if pool > 1 else 0)
+    assert give.rank(policy, memory_bytes=needed) == 4
+    assert give.rank(policy, memory_bytes=needed - 1) == 2
+
+
+def test_steps_of_a_pool_compute_with_all_its_rows(give: Give) -> None:
+    one = 8 * (2 * 1e6 + 6 * 2 * SIDES * 4)
+    policy = ByTime(steps=10, batch=8, max_rank=4, pool=2, base_flops=1e6, compute_seconds=10.0)
+    assert give(policy, flops_per_s=one) == Budget(10, 4)
+    assert give(policy, flops_per_s=one - 1).rank == 2
+
+
 def test_a_measured_base_replaces_the_models_bytes(give: Give) -> None:
     policy = ByMemory(steps=1, base_bytes=1000.0, activation_bytes=0.0)
     assert give(policy, memory_bytes=1000 + 16 * SIDES * 4).rank == 4

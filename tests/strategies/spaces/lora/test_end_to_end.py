@@ -17,6 +17,8 @@ from fedhet.model import Model
 from fedhet.record import read_rows
 from fedhet.roster import Clients
 from fedhet.server import Server
+from fedhet.types import Budget, Job
+from strategies.budgets.by_memory import ByMemory
 
 FLEET = ("fleet=homogeneous", "fleet.clients=4", "fleet.sec_per_step=0.01", "partition=iid", "workers=0")
 STEPS = ("budget.epochs=null", "budget.steps=10", "work.batch=16")
@@ -106,6 +108,27 @@ def test_budgets_of_ranks_and_adapters_go_together_as_they_are(method: str) -> N
         server.start()
         rank = 3 if "rank" in given else 8
         assert [send.job.budget.rank for send in server.settle(0.0)] == [rank, rank]
+
+
+def test_a_budget_of_memory_counts_the_rows_that_a_device_holds() -> None:
+    given = ["strategy=flora_sampled", "budget=by_memory", "space.rank=2", "budget.base_bytes=0", "budget.batch=1"]
+    parts = build.method(config.resolved(config.compose(given)))
+    model, job = Model(nn.Linear(30, 20)), Job(0, 0, 0, 0, Budget(1, 2), 0.0)
+    parts.space.install(model, parts.space.offer(parts.space.begin(Model(nn.Linear(30, 20))), job), job)
+    panel = model.module.panel
+    aside = sum(rows.aside_a.numel() + rows.aside_b.numel() for rows in panel.follower.layers.values())
+    held = 16 * panel.flat.numel() + 4 * aside + 4 * 1 * 4 * 2  # two factors keep four values of four bytes each
+    assert isinstance(parts.budget, ByMemory)
+    for memory, rank in ((held, 2), (held - 1, 1)):
+        server = Server(
+            parts,
+            parts.space.begin(Model(nn.Linear(30, 20))),
+            Clients.from_columns(1, {"sec_per_step": 1.0, "memory_bytes": memory}).with_examples(np.array([5])),
+            Limits(versions=1),
+            0,
+            lambda t, name, fields: None,
+        )
+        assert parts.budget.rank(0, server) == rank
 
 
 def test_a_rank_above_the_adapters_is_refused_with_both_keys(tmp_path: Path) -> None:
