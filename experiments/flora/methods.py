@@ -12,6 +12,8 @@ from fedhet.types import Tree, Update
 RATE = (0.01,)
 """One rate for nearly all: of 0.003, 0.01 and 0.03 a sweep found the middle one best for adapters kept warm."""
 
+PRUNED = ("space.by_norm=true", "space.decay=0.99")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -54,7 +56,8 @@ METHODS = {
     "FlexLoRA": Method("flex"),
     "FedEx-LoRA": Method("fedex", unequal=False),
     "HetLoRA weights": Method("padded_lora", ("space.by_norm=true",), equal=False),
-    "HetLoRA": Method("padded_lora", ("space.by_norm=true", "space.decay=0.99", "space.penalty=0.01"), equal=False),
+    "HetLoRA": Method("padded_lora", (*PRUNED, "space.penalty=0.01"), equal=False),
+    "HetLoRA, penalty 1": Method("padded_lora", (*PRUNED, "space.penalty=1"), equal=False),
     "FFA-LoRA": Method("ffa", rates=(0.03,)),
     "RoLoRA": Method("rolora", unequal=False),
     "FLoRIST 0.95": Method("florist"),

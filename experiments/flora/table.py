@@ -82,46 +82,55 @@ def table(head: Sequence[str], rows: Iterator[str]) -> list[str]:
 
 
 def digits(out: Path, setting: Setting) -> list[str]:
-    """Accuracy by round beside the prototype's."""
+    """Accuracy by round beside the prototype's, and at equally many bytes."""
+    least = least_traffic(out, setting)
 
     def make(name: str, found: list[Result]) -> list[str]:
         at = [statistics.mean(float(r["accuracy"][r["version"] == n][0]) for r in found) for n in ROUNDS]
         curve = "/".join(f"{100 * x:.1f}" for x in at)
-        last = [100 * score(r) for r in found]
-        return [rate(found[0]), curve, spread(last, ".1f"), PILOT.get((setting.name, name), "–")]
+        moved = [traffic(out, setting, r) for r in found]
+        level = [100 * float(np.interp(least, m, smooth(r["accuracy"]))) for m, r in zip(moved, found, strict=True)]
+        cells = [spread([100 * score(r) for r in found], ".1f"), f"{moved[0][-1]:.1f}", spread(level, ".1f")]
+        return [rate(found[0]), curve, *cells, PILOT.get((setting.name, name), "–")]
 
-    head = ["method", "rate", "after 1/5/10/30", "last 3 evaluations, ± sd (seeds)", "prototype 1/5/10/30 (sd)"]
-    return table(head, cell_rows(out, setting, make))
+    told = ["last 3 evaluations, ± sd (seeds)", "MB", f"at {least:.1f} MB", "prototype 1/5/10/30 (sd)"]
+    return table(["method", "rate", "after 1/5/10/30", *told], cell_rows(out, setting, make))
 
 
-def traffic(result: Result, first: float) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Of each evaluation and the two before it the mean: what `score` is at the end."""
+    return np.array([values[max(0, at - 2) : at + 1].mean() for at in range(len(values))])
+
+
+def traffic(out: Path, setting: Setting, result: Result) -> np.ndarray:
     """Bytes up and down at every evaluation, in MB, without the base weights of the first contact."""
+    base = safetensors.torch.load_file(out / setting.task / "base" / "model.safetensors")
+    first = result.row["clients"] * sum(leaf.numel() * 4 for leaf in base.values())
     total = result["bytes_up"] + result["bytes_down"]
-    return np.maximum(total - first * (total > 0), 0.0) / 1e6
+    return np.asarray(np.maximum(total - first * (total > 0), 0.0) / 1e6)
 
 
-def initial(out: Path, result: Result) -> float:
-    """Bytes of the base weights to all clients."""
-    base = safetensors.torch.load_file(out / "text" / "base" / "model.safetensors")
-    return float(result.row["clients"] * sum(leaf.numel() * 4 for leaf in base.values()))
+def least_traffic(out: Path, setting: Setting) -> float:
+    """MB in all of the method that needs fewest."""
+    ends = (traffic(out, setting, r)[-1] for name in METHODS for r in results(out, setting, name))
+    return float(min(ends, default=0.0))
 
 
 def text(out: Path, setting: Setting) -> list[str]:
     """Held-out loss at the end of equally many epochs, and at equally many bytes."""
-    everything = {name: results(out, setting, name) for name in METHODS}
-    ends = [traffic(r, initial(out, r))[-1] for rs in everything.values() for r in rs]
-    if not ends:
+    everything = [result for name in METHODS for result in results(out, setting, name)]
+    if not everything:
         return []
-    least = min(ends)
+    least = least_traffic(out, setting)
 
     def make(name: str, found: list[Result]) -> list[str]:
         worst = [max(json.loads((r.path / "losses.json").read_text())) for r in found]
-        moved = [traffic(r, initial(out, r)) for r in found]
+        moved = [traffic(out, setting, r) for r in found]
         level = [float(np.interp(least, m, r["loss"])) for m, r in zip(moved, found, strict=True)]
         mean = spread([float(r["loss"][-1]) for r in found], ".3f")
         return [rate(found[0]), mean, spread(worst, ".3f"), f"{moved[0][-1]:.1f}", spread(level, ".3f")]
 
-    start = next(float(r["loss"][0]) for rs in everything.values() for r in rs)
+    start = float(everything[0]["loss"][0])
     head = ["method", "rate", "held-out loss", "worst client's", "MB", f"loss at {least:.1f} MB"]
     told = f"{setting.rounds} rounds of {setting.steps} steps; the base model's loss is {start:.3f}."
     return [told, *table(head, cell_rows(out, setting, make))]
@@ -167,7 +176,7 @@ def figure(out: Path, path: Path) -> None:
             if not found:
                 continue
             if axes is left:
-                x, y = traffic(found[0], initial(out, found[0])), [r["loss"] for r in found]
+                x, y = traffic(out, SETTINGS[-1], found[0]), [r["loss"] for r in found]
             else:
                 x, y = found[0]["version"], [100 * r["accuracy"] for r in found]
             axes.plot(x, np.mean(y, axis=0), label=name, linewidth=1.4)
@@ -206,6 +215,8 @@ def main() -> None:
         *text(given.out, by_name["long"]),
         *text(given.out, by_name["short"]),
         "## Shifted digits, label skew, 30 rounds of 10 steps",
+        "",
+        "Accuracy at equally many bytes is the mean of three evaluations, read off between two rounds.",
         "",
         "Ranks 32, 16, 8, 8, 4, 4, 2, 2:",
         *digits(given.out, by_name["unequal-skewed"]),
