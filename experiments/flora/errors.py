@@ -49,7 +49,7 @@ def effective(model: Model) -> dict[str, Tensor]:
 
 def measure(out: Path, setting: Setting, texts: list[str], steps: int, rounds: int) -> list[float]:
     """The error of every round."""
-    model = ["model=checkpoint", f"model.path={base(out, 'digits', None)}", *setting.model]
+    model = ["model=checkpoint", f"model.path={base(out, setting, None)}", *setting.model]
     everything = [*texts, *setting.space, "fleet=ranked", *setting.overrides(None, False), *model, "work.lr=0.01"]
     experiment = Experiment.of(config.resolved(config.compose([*everything, "budget.epochs=null"], CONF)))
     space, work, world = experiment.method.space, experiment.method.work, experiment.world

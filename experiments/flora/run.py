@@ -38,6 +38,7 @@ CHOOSING = 100
 """The seed of runs that choose a learning rate."""
 
 EQUAL, UNEQUAL, TEN = "4,4,4,4,4,4,4,4", "32,16,8,8,4,4,2,2", "64,32,16,16,8,8,4,4,4,4"
+FEW = ("FLoRA", "zero-padding", "exact-warm", "FlexLoRA")
 HERE = ["fleet=homogeneous", "fleet.clients=1", "partition=iid", "work=adam", "stop.versions=1"]
 """Training at one place."""
 
@@ -46,7 +47,8 @@ ALWAYS = ["workers=0", "checkpoint.every_seconds=1.0e9", "budget.epochs=null"]
 
 @dataclass(frozen=True)
 class Setting:
-    """One column of a table: who has which rank, how samples are spread, how many rounds of how many steps."""
+    """One column of a table: who has which rank, how samples are spread, how many rounds of how many steps. Of text the
+    model's width and blocks; only some methods if they are named."""
 
     name: str
     task: str
@@ -54,6 +56,9 @@ class Setting:
     rounds: int
     steps: int
     skew: float = 0.0
+    width: int = 64
+    depth: int = 1
+    only: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -72,7 +77,11 @@ class Setting:
     def model(self) -> list[str]:
         if self.task == "digits":
             return ["model.model.hidden=[128,128]"]
-        return ["model@model.model=char_decoder", "model.model.width=64", "model.model.depth=1"]
+        return ["model@model.model=char_decoder", f"model.model.width={self.width}", f"model.model.depth={self.depth}"]
+
+    def base(self, out: Path) -> Path:
+        """The run whose weights every other of this setting starts from."""
+        return out / self.task / ("base" if self.depth == 1 else f"base-{self.depth}x{self.width}")
 
     @property
     def space(self) -> list[str]:
@@ -88,6 +97,8 @@ SETTINGS = [
     Setting("equal-even", "digits", EQUAL, 30, 10, 100.0),
     Setting("long", "text", TEN, 3, 12),
     Setting("short", "text", TEN, 12, 3),
+    Setting("long-large", "text", TEN, 3, 12, width=128, depth=4, only=FEW),
+    Setting("short-large", "text", TEN, 12, 3, width=128, depth=4, only=FEW),
 ]
 
 
@@ -117,16 +128,15 @@ def losses(world: SimulatedWorld, folder: Path) -> list[float]:
     return found
 
 
-def base(out: Path, task: str, data: Path | None) -> Path:
-    """The run whose weights every other starts from: the same network, trained at one place on what is not shifted."""
-    folder = out / task / "base"
-    if task == "digits":
+def base(out: Path, setting: Setting, data: Path | None) -> Path:
+    """The run that every other starts from: the same network, trained at one place on what is not shifted."""
+    if setting.task == "digits":
         texts = ["data=shifted_digits", "data.shift=false", "model=mlp", "model.hidden=[128,128]", "budget.steps=400"]
     else:
-        model = ["model=char_decoder", "model.width=64", "model.depth=1", "work.batch=16"]
+        model = ["model=char_decoder", f"model.width={setting.width}", f"model.depth={setting.depth}", "work.batch=16"]
         texts = ["data=ciphered", "data.base=true", f"data.path={data}", *model, "budget.steps=800"]
-    run(folder, [*HERE, *ALWAYS, *texts, "work.lr=0.003"])
-    return folder
+    run(setting.base(out), [*HERE, *ALWAYS, *texts, "work.lr=0.003"])
+    return setting.base(out)
 
 
 def one(
@@ -136,7 +146,7 @@ def one(
     texts = [
         *method.overrides, *(setting.space if method.adapters else []), "fleet=ranked", *ALWAYS,
         *setting.overrides(data, choosing), f"seed={seed}", f"work.lr={lr}",
-        "model=checkpoint", f"model.path={base(out, setting.task, data)}", *setting.model,
+        "model=checkpoint", f"model.path={base(out, setting, data)}", *setting.model,
     ]  # fmt: skip
     kind = "choosing" if choosing else f"seed{seed}"
     return run(out / setting.task / setting.name / name / f"lr{lr:g}-{kind}", texts)
@@ -159,7 +169,7 @@ def cells(setting: Setting) -> Iterator[tuple[str, Method]]:
     """The methods a setting can be run with, those whose parts are there."""
     for name, method in METHODS.items():
         fits = method.equal if setting.equal else method.unequal
-        if fits and method.there:
+        if fits and method.there and (name in setting.only or not setting.only):
             yield name, method
 
 

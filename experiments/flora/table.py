@@ -49,6 +49,8 @@ PILOT = {
 """A prototype's test accuracies (%) after 1, 5, 10 and 30 rounds, standard deviation of the last over three seeds."""
 
 ROUNDS = (1, 5, 10, 30)
+SHOWN = next(setting for setting in SETTINGS if setting.name == "short")
+"""The text setting of the figure."""
 
 
 def results(out: Path, setting: Setting, name: str) -> list[Result]:
@@ -104,7 +106,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def traffic(out: Path, setting: Setting, result: Result) -> np.ndarray:
     """Bytes up and down at every evaluation, in MB, without the base weights of the first contact."""
-    base = safetensors.torch.load_file(out / setting.task / "base" / "model.safetensors")
+    base = safetensors.torch.load_file(setting.base(out) / "model.safetensors")
     first = result.row["clients"] * sum(leaf.numel() * 4 for leaf in base.values())
     total = result["bytes_up"] + result["bytes_down"]
     return np.asarray(np.maximum(total - first * (total > 0), 0.0) / 1e6)
@@ -136,6 +138,13 @@ def text(out: Path, setting: Setting) -> list[str]:
     return [told, *table(head, cell_rows(out, setting, make))]
 
 
+def large(out: Path, *settings: Setting) -> list[str]:
+    """The same of a larger model, if there are runs of one."""
+    rows = [line for setting in settings for line in text(out, setting)]
+    one = settings[0]
+    return [f"## The same, a model of {one.depth} blocks of width {one.width}", "", *rows] if rows else []
+
+
 def errors(out: Path) -> list[str]:
     """Distance from the exact mean, first and last round measured."""
     path = out / "errors.json"
@@ -155,7 +164,7 @@ def overscaled(out: Path) -> str:
     """Zero-padding scored with its adapters at sixteen times their scale, as one public evaluation has it."""
     data, found = ShiftedDigits().load(), []
     for result in results(out, SETTINGS[0], "zero-padding"):
-        places = (out / "digits" / "base", result.path)
+        places = (SETTINGS[0].base(out), result.path)
         base, end = (safetensors.torch.load_file(place / "model.safetensors") for place in places)
         model = build(partial(mlp, hidden=(128, 128)), data.input_shape, data.classes, 0)
         install(model.module, {n: base[n] + 16 * (end[n] - base[n]) for n in base})
@@ -172,11 +181,11 @@ def figure(out: Path, path: Path) -> None:
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     for name in METHODS:
-        for found, axes in ((results(out, SETTINGS[-1], name), left), (results(out, SETTINGS[0], name), right)):
+        for found, axes in ((results(out, SHOWN, name), left), (results(out, SETTINGS[0], name), right)):
             if not found:
                 continue
             if axes is left:
-                x, y = traffic(out, SETTINGS[-1], found[0]), [r["loss"] for r in found]
+                x, y = traffic(out, SHOWN, found[0]), [r["loss"] for r in found]
             else:
                 x, y = found[0]["version"], [100 * r["accuracy"] for r in found]
             axes.plot(x, np.mean(y, axis=0), label=name, linewidth=1.4)
@@ -214,6 +223,7 @@ def main() -> None:
         "",
         *text(given.out, by_name["long"]),
         *text(given.out, by_name["short"]),
+        *large(given.out, by_name["long-large"], by_name["short-large"]),
         "## Shifted digits, label skew, 30 rounds of 10 steps",
         "",
         "Accuracy at equally many bytes is the mean of three evaluations, read off between two rounds.",
