@@ -162,7 +162,7 @@ def _write(path: Path, tree: Tree) -> None:
     _write_bytes(path, wire.encode(tree))
 
 
-def _write_bytes(path: Path, data: bytes | bytearray) -> None:
+def _write_bytes(path: Path, data: bytes | memoryview) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -221,7 +221,7 @@ class Gate:
         limit = self.clip * float(np.median(self.norms))
         return limit / norm if norm > limit > 0.0 else 1.0
 
-    def _digest(self, payload: bytes | bytearray | memoryview, norm: float) -> str:
+    def _digest(self, payload: bytes | memoryview, norm: float) -> str:
         """Empty where copies are not looked for; two updates that are zero are no copies."""
         return wire.digest(payload) if self.clones and norm > 0.0 else ""
 

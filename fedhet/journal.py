@@ -114,7 +114,7 @@ class Journal:
         self.last: int = self._db.execute("SELECT coalesce(max(n), 0) FROM rows").fetchone()[0]
 
     def write(
-        self, kind: str, at: float, job: JobId | None = None, payload: bytes | bytearray | None = None, **data: Any
+        self, kind: str, at: float, job: JobId | None = None, payload: bytes | memoryview | None = None, **data: Any
     ) -> None:  # fmt: skip
         """One row, on the disk when this returns. `job` ends by it. Raises JournalError if it had ended before."""
         name = None if payload is None else self._keep(payload)
@@ -145,7 +145,7 @@ class Journal:
         """Release the file."""
         self._db.close()
 
-    def _keep(self, payload: bytes | bytearray) -> str:
+    def _keep(self, payload: bytes | memoryview) -> str:
         name = wire.digest(payload)
         path = self._payloads / name
         if not path.exists():

@@ -43,19 +43,19 @@ class Answer:
     signature: str = ""
 
 
-Sign = Callable[[Update, bytes | bytearray], Mapping[str, str]]
+Sign = Callable[[Update, bytes | memoryview], Mapping[str, str]]
 """An update and its payload to the fields "node" and "signature" that vouch for them."""
 
 
-def array(payload: bytes | bytearray) -> Array:
-    """A payload as a Flower Array; of a bytearray, one that stays within this process tree."""
+def array(payload: bytes | memoryview) -> Array:
+    """A payload as a Flower Array; of a view, one that stays within this process tree."""
     made = Array("uint8", (len(payload),), STYPE, payload if isinstance(payload, bytes) else b"")
-    if isinstance(payload, bytearray):
+    if not isinstance(payload, bytes):
         made.data = payload  # type: ignore[assignment]  # where the constructor insists on a copy
     return made
 
 
-def parcel(payload: bytes | bytearray) -> ArrayRecord:
+def parcel(payload: bytes | memoryview) -> ArrayRecord:
     """A payload as the record that messages carry; one record may go into many requests."""
     record = ArrayRecord()
     record["tree"] = array(payload)

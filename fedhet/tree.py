@@ -104,7 +104,7 @@ class FlatTree(Mapping[str, Tensor]):
 
     __slots__ = ("flat", "payload", "schema")
 
-    def __init__(self, schema: Schema, flat: Tensor, payload: bytearray | None = None) -> None:
+    def __init__(self, schema: Schema, flat: Tensor, payload: memoryview | None = None) -> None:
         if flat.dim() != 1 or flat.numel() != schema.size:
             raise ValueError(f"schema has {schema.size} elements, the buffer has shape {tuple(flat.shape)}")
         self.schema, self.flat, self.payload = schema, flat, payload

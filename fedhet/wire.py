@@ -67,19 +67,20 @@ def size(schema: Schema) -> int:
 
 
 def blank(schema: Schema) -> FlatTree:
-    """A tree of zeros of one dtype inside its own payload: what is written into it is encoded already.
+    """A tree of one dtype inside its own payload, for numbers yet to come: what is written into it is encoded already.
 
     Raises ValueError for a schema of several dtypes, or without an element.
     """
-    if schema.dtype is None or not schema.size:
+    kind, start = schema.dtype, header(schema)
+    if kind is None or not schema.size:
         raise ValueError(f"{len(schema)} tensors of several dtypes or no element have no flat payload")
-    start = header(schema)
-    payload = bytearray(len(start) + schema.nbytes)
+    whole = torch.empty(len(start) + schema.nbytes, dtype=torch.uint8)
+    payload = memoryview(whole.numpy())  # type: ignore[arg-type]
     payload[: len(start)] = start
-    return FlatTree(schema, torch.frombuffer(payload, dtype=schema.dtype, offset=len(start)), payload)
+    return FlatTree(schema, whole[len(start) :].view(kind), payload)
 
 
-def encode(tree: Tree) -> bytes | bytearray:
+def encode(tree: Tree) -> bytes | memoryview:
     """A tree as one payload."""
     if isinstance(tree, FlatTree) and tree.payload is not None:
         return tree.payload

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedhet.streams import stream
 
-FETCH = 1 << 21
-"""Bytes of samples fetched at once, about."""
+FIRST, FETCH = 1 << 18, 1 << 21
+"""Bytes of samples fetched at once, about: at first, and at most."""
 
 
 class ClientShard:
@@ -46,9 +46,10 @@ class ClientShard:
         rng = self.rng("batches")
         while True:
             order = self._index.index_select(0, torch.from_numpy(rng.permutation(len(self))))
-            # Samples are fetched for several batches at once, where a step takes microseconds: for twice as many each
-            # time, so that little is fetched in vain for a job of few steps, up to a bound in bytes.
-            at, ahead, most = 0, size, size * max(1, FETCH // (size * self._sample))
+            # Samples are fetched for several batches at once, where a step takes microseconds: a few at first, for jobs
+            # of few steps, and twice as many each time, up to a bound in bytes.
+            first, most = (size * max(1, bound // (size * self._sample)) for bound in (FIRST, FETCH))
+            at, ahead = 0, first
             while at < len(order):
                 part = order[at : at + ahead]
                 at += ahead

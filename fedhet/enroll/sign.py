@@ -45,7 +45,7 @@ class Statement:
 
 
 def about(
-    run: str, node: str, job: int, version: int, payload: bytes | bytearray | memoryview, weight: float,
+    run: str, node: str, job: int, version: int, payload: bytes | memoryview, weight: float,
     metrics: Mapping[str, float],
 ) -> Statement:  # fmt: skip
     """The statement about an update whose payload is of fedhet.wire: its header is its schema."""
@@ -54,7 +54,7 @@ def about(
     return Statement(run, node, job, version, schema, payload_digest(payload), weight, metrics)
 
 
-def payload_digest(payload: bytes | bytearray | memoryview) -> bytes:
+def payload_digest(payload: bytes | memoryview) -> bytes:
     """SHA-256 of the bytes that travel."""
     return hashlib.sha256(payload).digest()
 

@@ -24,7 +24,7 @@ class Signer:
     own: Identity
     run: str
 
-    def __call__(self, update: Update, payload: bytes | bytearray) -> Mapping[str, str]:
+    def __call__(self, update: Update, payload: bytes | memoryview) -> Mapping[str, str]:
         job, node = update.job, self.own.node_id
         told = sign.about(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
         return {"node": node, "signature": sign.sign(self.own, told).hex()}
