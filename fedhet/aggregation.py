@@ -1,8 +1,8 @@
 """Where updates are combined: with the server, or in processes that start when updates arrive. Opt-in, per run.
 
 An `Aggregation` is what is configured; `begin` makes an `Aggregator`, which lives as long as the run. What the server
-asks of it shows in no decision: a schedule, a layer or a rule cannot tell them apart. Rules that can be carried out
-piece by piece say so by being `Additive`.
+asks of it shows in no decision: a schedule, a layer or a rule cannot tell them apart. Rules whose sums can be formed as
+updates arrive say so by being `Additive`; rules on rows (`fedhet.bases.rule`) can be split by columns.
 """
 
 from __future__ import annotations

@@ -15,12 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import kernel
+from fedhet import inner, kernel
 from fedhet.shelf import Shelf
 from fedhet.types import Tree
-
-CHUNK = 1 << 15
-"""Columns converted to float64 at a time when inner products are accumulated."""
 
 PIECE = 1 << 18
 """Elements summed at a time, so that the running sum stays in cache; element-wise, so no bit depends on it."""
@@ -246,7 +243,7 @@ def zeros_like(a: Tree) -> Tree:
 
 
 def gram(trees: Sequence[Tree]) -> np.ndarray:
-    """All inner products in float64, shape (n, n), streamed in chunks of `CHUNK` columns.
+    """All inner products in float64, shape (n, n), streamed in chunks of `inner.CHUNK` columns.
 
     Extra memory is one chunk of n rows. Raises ValueError if the trees do not line up.
     """
@@ -266,13 +263,8 @@ def _gram(rows: Sequence[Tensor]) -> np.ndarray:
     if any(r.numel() != width for r in rows):
         raise ValueError("inner products need trees of equal size")
     total = np.zeros((len(rows), len(rows)))
-    room = torch.empty((len(rows), min(CHUNK, width)), dtype=torch.float64)
-    for at in range(0, width, CHUNK):
-        part = room[:, : width - at]
-        for line, row in zip(part, rows, strict=True):
-            line.copy_(row[at : at + CHUNK])
-        block = part.numpy()
-        total += block @ block.T  # of the same memory: BLAS computes one triangle
+    for part in inner.partials(rows, width, lambda line, row: torch.from_numpy(line).copy_(row)):
+        total += part
     return total
 
 

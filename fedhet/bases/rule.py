@@ -9,10 +9,10 @@ where no dense update ever exists (stacked LoRA of unequal rank). Memory beyond 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,19 +26,74 @@ BLOCK = 1 << 13
 """Coordinates a coordinate rule sees at a time: a block of some dozens of rows fits a processor's cache."""
 
 
+class Columnwise(Protocol):
+    """A function of single coordinates. As a frozen dataclass of plain fields in a module of its own name it can be
+    carried out by other processes, too."""
+
+    def reduce(self, block: Tensor, weights: Tensor) -> Tensor:
+        """(k, width) rows and their (k,) weights to (width,). The block is overwritten between calls."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """function(M diag(scales) x, weights), on consecutive blocks of at most `BLOCK` columns. M is (k, n), or None."""
+
+    function: Columnwise
+    weights: np.ndarray
+    scales: np.ndarray
+    matrix: np.ndarray | None = None
+
+    def of(self, lines: Sequence[Tensor], result: Tensor | None = None) -> Tensor:
+        """Of n vectors of equal size, into `result` if there is one. Any columns give the bits that all give, if they
+        begin at a multiple of `BLOCK`."""
+        result = torch.empty_like(lines[0]) if result is None else result
+        weights = torch.from_numpy(self.weights)
+        for at, block in self._blocks(lines):
+            result[at : at + block.shape[1]] = self.function.reduce(block, weights)
+        return result
+
+    def _blocks(self, lines: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        kind = lines[0].dtype if lines[0].dtype == torch.float64 else torch.float32
+        matrix = None if self.matrix is None else torch.from_numpy(self.matrix).to(kind)
+        room = torch.empty((len(lines), min(BLOCK, lines[0].numel())), dtype=kind)
+        for at in range(0, lines[0].numel(), BLOCK):
+            block = room[:, : lines[0].numel() - at]
+            for row, line, scale in zip(block, lines, self.scales.tolist(), strict=True):
+                row.copy_(line[at : at + BLOCK])
+                if scale != 1.0:
+                    row.mul_(scale)
+            yield at, block if matrix is None else matrix @ block
+
+
+class Geometry(Protocol):
+    """What rows ask of a space: its inner products and sums."""
+
+    def gram(self, deltas: Sequence[Tree]) -> np.ndarray: ...
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree: ...
+
+
+@runtime_checkable
+class Spread(Protocol):
+    """A geometry that has functions of single coordinates carried out in its own way, such as in several places."""
+
+    def spread(self, deltas: Sequence[Tree], blocks: Blocks) -> Tree: ...
+
+
 @dataclass(frozen=True)
 class Rows:
     """k mixtures of n updates. `matrix` is M, shape (k, n), or None for the updates as they are; `weights` is (k,)."""
 
     sources: Sequence[Update]
-    space: Space
+    space: Geometry
     weights: np.ndarray
     matrix: np.ndarray | None = None
     origin: Rows | None = None
     """The unmixed rows, whose Gram matrix is computed once for all mixtures."""
 
     @classmethod
-    def of(cls, updates: Sequence[Update], space: Space) -> Rows:
+    def of(cls, updates: Sequence[Update], space: Geometry) -> Rows:
         """The updates themselves, x_i = scale_i delta_i."""
         return cls(updates, space, np.array([u.weight for u in updates], dtype=np.float64))
 
@@ -79,40 +134,20 @@ class Rows:
         c = coefficients if self.matrix is None else coefficients @ self.matrix
         return self.space.combine([u.delta for u in self.sources], [float(x) for x in c * self.scales])
 
-    def reduce(self, function: Callable[[Tensor], Tensor]) -> Tree:
-        """`function` maps a block (k, width) of rows to (width,); called on consecutive blocks of at most `BLOCK`.
-
-        The block is overwritten between calls. Raises ValueError if the leaves of the updates do not line up.
-        """
+    def reduce(self, function: Columnwise) -> Tree:
+        """`function` of every coordinate, in blocks; by the space where it is `Spread`. Raises ValueError if the leaves
+        of the updates do not line up."""
         deltas = [u.delta for u in self.sources]
+        blocks = Blocks(function, self.weights, self.scales, self.matrix)
+        if isinstance(self.space, Spread):
+            return self.space.spread(deltas, blocks)
         first = deltas[0]
         if isinstance(first, FlatTree) and twins(deltas):
-            return FlatTree(first.schema, self._reduce([d.flat for d in deltas], function))  # type: ignore[attr-defined]
+            return FlatTree(first.schema, blocks.of([d.flat for d in deltas]))  # type: ignore[attr-defined]
         shapes = [{k: v.shape for k, v in d.items()} for d in deltas]
         if any(list(s.items()) != list(shapes[0].items()) for s in shapes):
             raise ValueError("coordinate rules need updates of equal names and shapes")
-        return {
-            name: self._reduce([d[name].reshape(-1) for d in deltas], function).view(leaf.shape)
-            for name, leaf in first.items()
-        }
-
-    def _reduce(self, lines: list[Tensor], function: Callable[[Tensor], Tensor]) -> Tensor:
-        result = torch.empty_like(lines[0])
-        for at, block in self._blocks(lines):
-            result[at : at + block.shape[1]] = function(block)
-        return result
-
-    def _blocks(self, lines: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        kind = lines[0].dtype if lines[0].dtype == torch.float64 else torch.float32
-        matrix = None if self.matrix is None else torch.from_numpy(self.matrix).to(kind)
-        room = torch.empty((len(lines), min(BLOCK, lines[0].numel())), dtype=kind)
-        for at in range(0, lines[0].numel(), BLOCK):
-            block = room[:, : lines[0].numel() - at]
-            for row, line, scale in zip(block, lines, self.scales.tolist(), strict=True):
-                row.copy_(line[at : at + BLOCK])
-                if scale != 1.0:
-                    row.mul_(scale)
-            yield at, block if matrix is None else matrix @ block
+        return {name: blocks.of([d[name].reshape(-1) for d in deltas]).view(leaf.shape) for name, leaf in first.items()}
 
 
 class AbstractRule(ABC):
@@ -154,5 +189,4 @@ class AbstractCoordinateRule(AbstractRule):
         """(n, width) scaled updates and (n,) weights to (width,)."""
 
     def on(self, rows: Rows, view: View) -> Tree:
-        weights = torch.from_numpy(rows.weights)
-        return rows.reduce(lambda block: self.reduce(block, weights))
+        return rows.reduce(self)

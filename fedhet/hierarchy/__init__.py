@@ -1,1 +1,1 @@
-"""Combining updates in several processes: leaves that sum as updates arrive, one middle per host, one top."""
+"""Combining updates in several processes: a tree of sums as updates arrive, or columns of all updates each."""

@@ -5,10 +5,15 @@ memory with descriptor hand-over, eager sums, placement on hosts, aggregators th
 
 Eager sums need a rule that is a quotient of two sums, sum_i c_i u_i over a function of sum_i m_i, in which c_i and m_i
 depend on update i alone (`fedhet.aggregation.Additive`): the weighted mean in all its forms is one, and so is the mean
-of updates that are each cut to an absolute length, the robust rule that a tree can carry out. Rules that compare them
-(Krum, medians, trimmed means, all that read the Gram matrix) are refused, and so are layers that change an update when
-it is combined, because by then it has been added. Carrying sums and dividing once at the top also keeps clear of
-dividing each arrival by a running total, which weighs early updates wrongly.
+of updates that are each cut to an absolute length. Layers that change an update when it is combined are refused with
+these, because by then it has been added. Carrying sums and dividing once at the top also keeps clear of dividing each
+arrival by a running total, which weighs early updates wrongly.
+
+All other rules on rows (`fedhet.bases.rule.AbstractRule`) see all updates together: what reads the Gram matrix, such
+as Krum, the geometric median or Flag; medians, trimmed means and other functions of single coordinates; Bulyan, which
+is both; normalised averaging; mixtures in front of any of these. Their updates wait in shared memory, and the work is
+split by columns instead, see `fedhet.hierarchy.columns`; any layer goes with them. What is not a rule on rows, such as
+simulated attackers who replace updates in front of a rule, is refused, and so are spaces that combine in their own way.
 
 The tree is that of `fedhet.hierarchy.plan`: it depends on the order of arrival and the hosts declared, never on how
 many processes there are, whether they were early, or which of them died, so neither do the bits of the result. They
@@ -21,27 +26,32 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TypeGuard
 
 from fedhet.aggregation import Additive
 from fedhet.bases import AbstractDense, AbstractLayer
+from fedhet.bases.rule import AbstractRule
 from fedhet.compose import Method, Misfit
+from fedhet.hierarchy.columns import Columns, vector
 from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale
-from fedhet.hierarchy.team import Part, Sum, Team
+from fedhet.hierarchy.team import Part, Task, Team
 from fedhet.protocols import Rule, Space, View
-from fedhet.tree import FlatTree
+from fedhet.tree import FlatTree, Schema
 from fedhet.types import JobId, Tree, Update
 
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """A tree of sums in processes of their own.
+    """A tree of sums in processes of their own, or for rules that compare updates a split by columns.
 
-    hosts: how many updates each can serve at a time. All run on this machine; they say what is summed together.
-    fan_in: updates a leaf sums. placement: best_fit, first_fit or worst_fit. eager: leaves sum when their updates are
-    there, not at the combination. processes: the most there are at a time, null for one less than processors (at least
-    one). smoothing, idle_seconds: how they follow the queue and when they end; see `Scale`.
+    processes: the most there are at a time, null for one less than processors (at least one). eager: work begins when
+    updates are there, not at the combination: leaves sum, or processes for columns start. idle_seconds: without work,
+    after which a process ends.
+
+    The tree alone has hosts: how many updates each can serve at a time. All run on this machine; they say what is
+    summed together.
+    fan_in: updates a leaf sums. placement: best_fit, first_fit or worst_fit. smoothing: how processes follow the queue;
+    see `Scale`.
 
     Raises ValueError for values out of range.
     """
@@ -71,31 +81,41 @@ class Hierarchical:
             raise ValueError(f"idle_seconds={self.idle_seconds} must be positive")
 
     def check(self, method: Method) -> None:
-        """Raises Misfit if this method cannot be summed piece by piece."""
+        """Raises Misfit if this method can neither be summed piece by piece nor be split by columns."""
         rule = method.rule
-        compares = rule.compares() if isinstance(rule, Additive) else type(rule).__name__
-        if compares:
+        if not summed(rule) and not isinstance(rule, AbstractRule):
             raise Misfit(
-                f"aggregation=hierarchical sums updates before all of them are known, but rule {compares} has to see "
-                "them together; use rule=mean, rule=clipping in front of it, or aggregation=flat"
+                f"aggregation=hierarchical splits what rules ask of rows, but rule {type(rule).__name__} works on "
+                "updates in its own way; use aggregation=flat"
             )
         space = type(method.space)
         if not issubclass(space, AbstractDense) or any(
-            getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "accept")
+            getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "gram", "accept")
         ):
             raise Misfit(f"aggregation=hierarchical adds vectors, but space {space.__name__} combines in its own way")
-        for _, layer in method.layers:
+        for _, layer in method.layers if summed(rule) else ():
             if getattr(type(layer), "arrive", None) is not AbstractLayer.arrive:
                 raise Misfit(
                     f"aggregation=hierarchical sums updates as they came, but layer {type(layer).__name__} changes "
                     "them when they are combined; use aggregation=flat"
                 )
 
-    def begin(self, method: Method) -> Aggregators:
-        """The aggregators of one run. Raises Misfit if this method cannot be summed piece by piece."""
+    def begin(self, method: Method) -> Aggregators | Columns:
+        """The aggregator of one run. Raises Misfit if this method cannot be split."""
         self.check(method)
-        assert isinstance(method.rule, Additive)
-        return Aggregators(self, method.rule)
+        if summed(method.rule):
+            return Aggregators(self, method.rule)
+        return Columns(self.most, self.idle_seconds, eager=self.eager)
+
+    @property
+    def most(self) -> int:
+        """Processes at a time."""
+        return self.processes if self.processes is not None else max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def summed(rule: object) -> TypeGuard[Additive]:
+    """Whether sums can be formed as updates arrive."""
+    return isinstance(rule, Additive) and not rule.compares()
 
 
 class Aggregators:
@@ -103,13 +123,11 @@ class Aggregators:
 
     def __init__(self, given: Hierarchical, rule: Additive) -> None:
         self._given, self._rule = given, rule
-        cores = len(os.sched_getaffinity(0))
-        most = given.processes if given.processes is not None else max(1, cores - 1)
-        self.team = Team(most, given.idle_seconds)
-        self._scale = Scale(given.fan_in, most, given.smoothing, idle=given.idle_seconds)
+        self.team = Team(given.most, given.idle_seconds)
+        self._scale = Scale(given.fan_in, given.most, given.smoothing, idle=given.idle_seconds)
         self._held: dict[JobId, Part] = {}
         self._groups = self._new()
-        self._sums: dict[tuple[JobId, ...], Sum] = {}
+        self._sums: dict[tuple[JobId, ...], Task] = {}
         self._share: dict[JobId, float] = {}
         self._mass: dict[JobId, float] = {}
 
@@ -118,15 +136,13 @@ class Aggregators:
 
         Raises ValueError unless the delta is one float32 vector.
         """
-        if not isinstance(update.delta, FlatTree) or update.delta.flat.dtype != torch.float32:
-            raise ValueError("aggregation=hierarchical needs models whose tensors are all float32")
-        job, part = update.job.id, self.team.hold(update.delta.flat)
+        job, part = update.job.id, self.team.hold(vector(update))
         factor, self._mass[job] = self._rule.part(update)
         self._held[job], self._share[job] = part, factor * update.scale
         group = self._groups.add(job)
         if self._given.eager and len(group) == self._given.fan_in:
             self._sum_of(group)
-        return replace(update, delta=FlatTree(update.delta.schema, part.values))
+        return replace(update, delta=FlatTree(Schema.of(update.delta), part.values))
 
     def dropped(self, jobs: Sequence[JobId]) -> None:
         """Forget updates that will not be combined."""
@@ -163,7 +179,7 @@ class Aggregators:
         capacity = {f"host{n}": most for n, most in enumerate(self._given.hosts)}
         return Groups(capacity, self._given.fan_in, self._given.placement)
 
-    def _sum_of(self, group: Sequence[JobId]) -> Sum:
+    def _sum_of(self, group: Sequence[JobId]) -> Task:
         """A leaf's sum; computed once, whether it was asked for early or late."""
         key = tuple(group)
         if key not in self._sums:
@@ -171,7 +187,7 @@ class Aggregators:
             self._sums[key] = self.team.submit(rows, c, self._wanted())
         return self._sums[key]
 
-    def _add(self, sums: Sequence[Sum]) -> Sum:
+    def _add(self, sums: Sequence[Task]) -> Task:
         return self.team.submit([one.out for one in sums], [1.0] * len(sums), self._wanted())
 
     def _wanted(self) -> int:

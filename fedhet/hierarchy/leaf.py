@@ -1,11 +1,14 @@
-"""A process that sums: reads what to do from its standard input, sums in shared memory, answers with a line.
+"""A process that computes: reads what to do from its standard input, works in shared memory, answers with a line.
 
-    {"id": 7, "out": 4096, "size": 1000, "rows": [8192, 12288], "c": [0.5, 2.0]}   ->   {"id": 7, "cpu": 0.0003}
+    {"id": 7, "do": "sum", "out": 4096, "size": 1000, "rows": [8192, 12288], "c": [0.5, 2.0]}
+    {"id": 7, "cpu": 0.0003}
 
 Places are bytes from the start of the memory behind the file descriptor given as first argument; payloads never go
-through the pipe. Any process does the work of a leaf, a middle or a top: its role is what it is asked to sum. Started
-with the path of the compiled loop it needs neither numpy nor torch and is there in a fraction of a second. It ends by
-itself when nothing was asked of it for a while, so that a quiet federation has no aggregator at all.
+through the pipe. Any process does the work of a leaf, a middle or a top: its role is what it is asked to do. Started
+with the path of the compiled loop it needs neither numpy nor torch for sums and is there in a fraction of a second;
+what the other tasks need is loaded when the first of them comes (`fedhet.hierarchy.share`). A task that cannot be done
+is answered with its "error". The process ends by itself when nothing was asked of it for a while, so that a quiet
+federation has no aggregator at all.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 Sum = Callable[[int, int, Sequence[int], Sequence[float]], None]
 """sum(out, size, rows, c): places in bytes, `size` in float32 numbers."""
@@ -68,16 +72,29 @@ def lines(descriptor: int, idle: float) -> Iterator[bytes]:
         yield from whole
 
 
+def work(task: Mapping[str, Any], memory: mmap.mmap, add: Sum) -> None:
+    """Do one task."""
+    if task["do"] == "sum":
+        add(task["out"], task["size"], task["rows"], task["c"])
+        return
+    from fedhet.hierarchy import share
+
+    share.work(task, memory)
+
+
 def main(descriptor: int, idle: float, path: str) -> None:
-    """Sum until there is nothing left to do."""
+    """Work until there is nothing left to do."""
     memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-    work = compiled(path, memory) if path else with_torch(memory)
+    add = compiled(path, memory) if path else with_torch(memory)
     for line in lines(sys.stdin.fileno(), idle):
         task, began = json.loads(line), time.process_time()
-        work(task["out"], task["size"], task["rows"], task["c"])
-        os.write(
-            sys.stdout.fileno(), json.dumps({"id": task["id"], "cpu": time.process_time() - began}).encode() + b"\n"
-        )
+        answer = {"id": task["id"]}
+        try:
+            work(task, memory, add)
+        except Exception as error:  # whoever asked raises it
+            answer["error"] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        answer["cpu"] = time.process_time() - began
+        os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":

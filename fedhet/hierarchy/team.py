@@ -1,8 +1,8 @@
-"""Processes that sum for one server, started when there is work and gone when there is none.
+"""Processes that compute for one server, started when there is work and gone when there is none.
 
-The server lays updates into memory all of them share and sends descriptors of a hundred bytes. Sums wait in one queue,
-each process has at most `AHEAD` of them, and a process that dies loses nothing: what it had not answered is summed by
-another one, from updates that lie where they lay.
+The server lays updates into memory all of them share and sends descriptors of some hundred bytes. Tasks wait in one
+queue, each process has at most `AHEAD` of them, and a process that dies loses nothing: what it had not answered is done
+by another one, from updates that lie where they lay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,10 @@ from fedhet import kernel, origin
 from fedhet.grids.arena import Arena, Slot
 
 AHEAD = 2
-"""Sums given to a process ahead of time."""
+"""Tasks given to a process ahead of time."""
 
 TRIES = 3
-"""Processes in a row that may die without having summed anything."""
+"""Processes in a row that may die without having done anything."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,14 +41,16 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
-class Sum:
-    """sum_i c_i rows_i, to be written into `out`. `cpu` are the seconds it took once it is `done`."""
+class Task:
+    """What a process is to do (`fedhet.hierarchy.leaf`), from `parts`, into `out`. Once it is `done`, `cpu` are the
+    seconds it took and `error` says why there is no result, if there is none."""
 
-    rows: Sequence[Part]
-    c: Sequence[float]
+    asked: Mapping[str, Any]
+    parts: Sequence[Part]
     out: Part
     done: bool = False
     cpu: float = 0.0
+    error: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +61,9 @@ class _Process:
 
 
 class Team:
-    """`hold` vectors, `submit` sums of them, `wait` for sums. `most` processes at a time, each ends after `idle`
-    seconds without work. `started`, `deaths`, `cpu`: processes started, those that died, processor seconds in sums.
+    """`hold` vectors, `submit` sums of them or `give` any task, `wait` for these. `most` processes at a time, each ends
+    after `idle` seconds without work. `started`, `deaths`, `cpu`: processes started, those that died, processor seconds
+    in tasks.
     """
 
     def __init__(self, most: int, idle: float) -> None:
@@ -72,7 +75,7 @@ class Team:
         self._selector = selectors.DefaultSelector()
         self._processes: list[_Process] = []
         self._queue: deque[int] = deque()
-        self._sums: dict[int, Sum] = {}
+        self._tasks: dict[int, Task] = {}
         self._numbers, self._barren = 0, 0
 
     @property
@@ -82,8 +85,8 @@ class Team:
 
     @property
     def waiting(self) -> int:
-        """Sums that are not done."""
-        return len(self._sums)
+        """Tasks that are not done."""
+        return len(self._tasks)
 
     def room(self, size: int) -> Part:
         """Memory for `size` float32 numbers. Raises MemoryError if there is none left."""
@@ -98,16 +101,21 @@ class Team:
         part.values.copy_(values)
         return part
 
-    def submit(self, rows: Sequence[Part], c: Sequence[float], wanted: int) -> Sum:
-        """Have a sum computed by one of `wanted` processes (at least one)."""
-        one = Sum(rows, c, self.room(len(rows[0].values)))
+    def submit(self, rows: Sequence[Part], c: Sequence[float], wanted: int) -> Task:
+        """Have sum_i c_i rows_i computed by one of `wanted` processes (at least one)."""
+        out = self.room(len(rows[0].values))
+        asked = {"do": "sum", "out": out.at, "size": len(out.values), "rows": [row.at for row in rows], "c": list(c)}
+        return self.give(Task(asked, rows, out), wanted)
+
+    def give(self, task: Task, wanted: int) -> Task:
+        """Have a task done by one of `wanted` processes (at least one)."""
         self._numbers += 1
-        self._sums[self._numbers] = one
+        self._tasks[self._numbers] = task
         self._queue.append(self._numbers)
         self.resize(max(1, wanted))
         self._collect(0.0)
         self._feed()
-        return one
+        return task
 
     def resize(self, wanted: int) -> None:
         """Start processes up to `wanted`, or end idle ones beyond it."""
@@ -116,12 +124,15 @@ class Team:
         for process in [p for p in self._processes if not p.held][: max(0, len(self._processes) - wanted)]:
             self._end(process)
 
-    def wait(self, sums: Sequence[Sum]) -> None:
-        """Until all of these are done. Raises RuntimeError if processes die one after the other."""
-        while not all(one.done for one in sums):
+    def wait(self, tasks: Sequence[Task]) -> None:
+        """Until all of these are done. Raises ValueError if one has no result, RuntimeError if processes die one after
+        the other."""
+        while not all(one.done for one in tasks):
             self.resize(max(1, len(self._processes)))
             self._feed()
             self._collect(None)
+        for error in [one.error for one in tasks if one.error][:1]:
+            raise ValueError(error)
 
     def close(self) -> None:
         """End all processes. Vectors that are still referred to stay readable."""
@@ -165,12 +176,10 @@ class Team:
             if not free:
                 return
             process, number = min(free, key=lambda p: len(p.held)), self._queue.popleft()
-            one = self._sums[number]
-            task = {"id": number, "out": one.out.at, "size": len(one.out.values), "rows": [r.at for r in one.rows]}
             process.held.append(number)
             assert process.popen.stdin is not None
             try:
-                process.popen.stdin.write(json.dumps({**task, "c": list(one.c)}).encode() + b"\n")
+                process.popen.stdin.write(json.dumps({"id": number, **self._tasks[number].asked}).encode() + b"\n")
             except BrokenPipeError:
                 self._bury(process)
 
@@ -189,8 +198,8 @@ class Team:
     def _take(self, process: _Process, answer: dict[str, Any]) -> None:
         number = int(answer["id"])
         process.held.remove(number)
-        one = self._sums.pop(number)
-        one.done, one.cpu = True, float(answer["cpu"])
+        one = self._tasks.pop(number)
+        one.done, one.cpu, one.error = True, float(answer["cpu"]), str(answer.get("error", ""))
         self.cpu += one.cpu
         self._barren = 0
 
@@ -203,7 +212,7 @@ class Team:
             self._barren += 1
             if self._barren >= TRIES:
                 raise RuntimeError(
-                    f"{TRIES} aggregator processes in a row died without a sum (exit code {process.popen.returncode})"
+                    f"{TRIES} aggregator processes in a row died at work (exit code {process.popen.returncode})"
                 )
 
 

@@ -24,6 +24,17 @@ from strategies.rules.order import mean_around, middle, ordered
 
 
 @dataclass(frozen=True)
+class NearMedian:
+    """The mean of the `keep` values nearest to the median."""
+
+    keep: int
+
+    def reduce(self, block: Tensor, weights: Tensor) -> Tensor:
+        rows = ordered(block)
+        return mean_around(rows, middle(rows), self.keep)
+
+
+@dataclass(frozen=True)
 class Bulyan(AbstractRule):
     """Repeated Krum, then means around medians. f: wrong updates to stand, a number or a share below 0.5.
 
@@ -44,12 +55,7 @@ class Bulyan(AbstractRule):
             return rows.sum(np.full(n, 1.0 / n))
         chosen = choose(rows.gram, f)
         picked = rows.mix(np.eye(n)[chosen], rows.weights[chosen])
-
-        def near_the_median(block: Tensor) -> Tensor:
-            sorted_rows = ordered(block)
-            return mean_around(sorted_rows, middle(sorted_rows), n - 4 * f)
-
-        return picked.reduce(near_the_median)
+        return picked.reduce(NearMedian(n - 4 * f))
 
 
 def choose(gram: np.ndarray, f: int) -> list[int]:

@@ -168,15 +168,12 @@ def composed(*texts: str) -> Experiment:
 @pytest.mark.parametrize(
     ("texts", "named"),
     [
-        (["rule=krum"], "rule Krum"),
-        (["rule=nnm", "rule@rule.rule=mean"], "rule Nnm"),
-        (["rule=clipping", "rule@rule.rule=median"], "rule Median"),
-        (["rule=median"], "rule Median"),
+        (["rule=colluding"], "rule Colluding works on updates in its own way"),
         (["staleness=polynomial"], "layer Polynomial"),
         (["strategy=scaffold"], "space ControlVariates"),
     ],
 )
-def test_what_needs_all_updates_at_once_is_refused_by_name(texts: list[str], named: str) -> None:
+def test_what_cannot_be_split_is_refused_by_name(texts: list[str], named: str) -> None:
     with pytest.raises(Misfit, match=named):
         composed("aggregation=hierarchical", *texts)
 

@@ -47,7 +47,7 @@ def test_mixtures_of_mixtures_are_one_mixture(make_updates: Callable[..., Any]) 
     assert len(rows) == 3 and rows.updates == ()
     answer = rows.sum(np.array([1.0, -2.0, 0.5]))
     assert np.concatenate([v.numpy() for v in answer.values()]) == pytest.approx(np.array([1.0, -2.0, 0.5]) @ want)
-    tops = rows.reduce(lambda block: block.max(0).values)
+    tops = rows.reduce(SimpleNamespace(reduce=lambda block, weights: block.max(0).values))
     assert np.concatenate([v.numpy() for v in tops.values()]) == pytest.approx(want.max(0))
 
 
@@ -58,11 +58,11 @@ def test_half_precision_is_reduced_in_single(make_updates: Callable[..., Any]) -
     updates = [replace(u, delta={"w": torch.full((3,), 1.0 + i, dtype=torch.bfloat16)}) for i, u in enumerate(base)]
     kinds = []
 
-    def mean(block: torch.Tensor) -> torch.Tensor:
+    def mean(block: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         kinds.append(block.dtype)
         return block.mean(0)
 
-    got = Rows.of(updates, DENSE).reduce(mean)["w"]
+    got = Rows.of(updates, DENSE).reduce(SimpleNamespace(reduce=mean))["w"]
     assert kinds == [torch.float32] and got.dtype == torch.bfloat16 and (got == 1.5).all()
 
 
