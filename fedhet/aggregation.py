@@ -45,8 +45,21 @@ class Aggregation(Protocol):
         """Raises Misfit if the method cannot be combined in this way."""
         ...
 
-    def begin(self, method: Method) -> Aggregator:
-        """The aggregator of one run."""
+    def begin(self, method: Method, clients: int) -> Aggregator:
+        """The aggregator of one run with so many clients."""
+        ...
+
+    def notices(self, method: Method, clients: int) -> tuple[str, ...]:
+        """What whoever runs this should hear of it, such as what was planned."""
+        ...
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """What a schedule says if it knows before the run how many updates it combines at a time."""
+
+    def at_a_time(self, clients: int) -> int | None:
+        """Updates that a usual combination takes, of so many clients; None if that depends on what happens."""
         ...
 
 
@@ -78,8 +91,11 @@ class Flat:
     def check(self, method: Method) -> None:
         return None
 
-    def begin(self, method: Method) -> Flat:
+    def begin(self, method: Method, clients: int) -> Flat:
         return self
+
+    def notices(self, method: Method, clients: int) -> tuple[str, ...]:
+        return ()
 
     def arrived(self, update: Update) -> Update:
         return update

@@ -84,8 +84,9 @@ class Experiment:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What whoever runs this should hear, of the method and of the data."""
-        return (*self.method.notices, *self.world.describe().get("notices", ()))
+        """What whoever runs this should hear, of the method, of where it is combined and of the data."""
+        planned = self.aggregation.notices(self.method, len(self.clients))
+        return (*self.method.notices, *planned, *self.world.describe().get("notices", ()))
 
     def check(self) -> None:
         """What shows only once there is a model: raises Misfit if a client's rank is more than the space can send.

@@ -58,7 +58,7 @@ class Session:
             experiment.limits,
             experiment.seed,
             self.record.emit,
-            experiment.aggregation.begin(experiment.method),
+            experiment.aggregation.begin(experiment.method, len(experiment.clients)),
         )
         self.gate = Gate(max_weight=experiment.max_weight, code=code, sealed=sealed, **experiment.gate)
         self.evaluator = Evaluator(

@@ -23,21 +23,23 @@ differ from those of flat aggregation in the last place, because other terms are
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeGuard
 
-from fedhet.aggregation import Additive
+from fedhet.aggregation import Additive, Foreseen
 from fedhet.bases import AbstractDense, AbstractLayer
 from fedhet.bases.rule import AbstractRule
 from fedhet.compose import Method, Misfit
-from fedhet.hierarchy.columns import Columns, vector
-from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale
-from fedhet.hierarchy.team import Part, Task, Team
-from fedhet.protocols import Rule, Space, View
-from fedhet.tree import FlatTree, Schema
-from fedhet.types import JobId, Tree, Update
+from fedhet.hierarchy.columns import Columns
+from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale, fullest, planned
+from fedhet.hierarchy.team import Team
+from fedhet.hierarchy.tree import Aggregators
+from fedhet.types import JobId
+
+AUTO = "auto"
+"""The fan-in that is planned."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ class Hierarchical:
 
     The tree alone has hosts: how many updates each can serve at a time. All run on this machine; they say what is
     summed together.
-    fan_in: updates a leaf sums. placement: best_fit, first_fit or worst_fit. smoothing: how processes follow the queue;
-    see `Scale`.
+    fan_in: updates a leaf sums; "auto" plans it from the updates that the schedule combines at a time, or where it
+    does not know, from as many as there are clients and the hosts can serve (`fedhet.hierarchy.plan`); a notice of
+    the run says what was planned. placement: best_fit, first_fit or worst_fit. smoothing: how processes follow the
+    queue; see `Scale`.
 
     Raises ValueError for values out of range.
     """
 
     hosts: Sequence[int] = (64,)
-    fan_in: int = 4
+    fan_in: int | str = 4
     placement: str = "best_fit"
     eager: bool = True
     processes: int | None = None
@@ -69,8 +73,8 @@ class Hierarchical:
             raise ValueError(
                 f"hosts={list(self.hosts)} must be one host or more that can serve one update or more each"
             )
-        if self.fan_in < 2:
-            raise ValueError(f"fan_in={self.fan_in} must be at least 2: a leaf that sums one update only copies it")
+        if self.fan_in != AUTO and (isinstance(self.fan_in, str) or self.fan_in < 2):
+            raise ValueError(f"fan_in={self.fan_in} must be {AUTO}, or 2 or more: a leaf of one update only copies it")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement={self.placement!r} is not one of {', '.join(PLACEMENTS)}")
         if self.processes is not None and self.processes < 1:
@@ -100,104 +104,45 @@ class Hierarchical:
                     "them when they are combined; use aggregation=flat"
                 )
 
-    def begin(self, method: Method) -> Aggregators | Columns:
+    def begin(self, method: Method, clients: int) -> Aggregators | Columns:
         """The aggregator of one run. Raises Misfit if this method cannot be split."""
         self.check(method)
-        if summed(method.rule):
-            return Aggregators(self, method.rule)
-        return Columns(self.most, self.idle_seconds, eager=self.eager)
+        most = self.processes if self.processes is not None else max(1, len(os.sched_getaffinity(0)) - 1)
+        team = Team(most, self.idle_seconds)
+        if not summed(method.rule):
+            return Columns(team, eager=self.eager)
+        leaf = self.leaf(method, clients)
+        new = partial(Groups[JobId], self.capacity, leaf, self.placement)
+        scale = Scale(leaf, most, self.smoothing, idle=self.idle_seconds)
+        return Aggregators(method.rule, new, team, scale, eager=self.eager)
+
+    def notices(self, method: Method, clients: int) -> tuple[str, ...]:
+        """How updates are combined, and what was planned for it."""
+        if not summed(method.rule):
+            return (f"aggregation=hierarchical: rule {type(method.rule).__name__} is carried out by columns",)
+        told = f"aggregation=hierarchical: leaves sum {self.leaf(method, clients)} updates each"
+        if self.fan_in == AUTO:
+            count, most = self._expected(method, clients)
+            told += f", planned for {count} at a time, {most} of them on the fullest host"
+        return (told,)
+
+    def leaf(self, method: Method, clients: int) -> int:
+        """Updates that a leaf sums, planned if that is to be planned."""
+        return self.fan_in if isinstance(self.fan_in, int) else planned(self._expected(method, clients)[1])
 
     @property
-    def most(self) -> int:
-        """Processes at a time."""
-        return self.processes if self.processes is not None else max(1, len(os.sched_getaffinity(0)) - 1)
+    def capacity(self) -> dict[str, int]:
+        """How many updates each host can serve at a time, by name."""
+        return {f"host{n}": most for n, most in enumerate(self.hosts)}
+
+    def _expected(self, method: Method, clients: int) -> tuple[int, int]:
+        """Updates combined at a time, and how many of them the fullest host gets."""
+        schedule = method.schedule
+        count = schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None
+        count = min(clients, sum(self.hosts)) if count is None else count
+        return count, fullest(count, self.capacity, self.placement)
 
 
 def summed(rule: object) -> TypeGuard[Additive]:
     """Whether sums can be formed as updates arrive."""
     return isinstance(rule, Additive) and not rule.compares()
-
-
-class Aggregators:
-    """The live half: holds arrived updates in shared memory and has them summed. Not for more than one run."""
-
-    def __init__(self, given: Hierarchical, rule: Additive) -> None:
-        self._given, self._rule = given, rule
-        self.team = Team(given.most, given.idle_seconds)
-        self._scale = Scale(given.fan_in, given.most, given.smoothing, idle=given.idle_seconds)
-        self._held: dict[JobId, Part] = {}
-        self._groups = self._new()
-        self._sums: dict[tuple[JobId, ...], Task] = {}
-        self._share: dict[JobId, float] = {}
-        self._mass: dict[JobId, float] = {}
-
-    def arrived(self, update: Update) -> Update:
-        """Take an update in and start the sum it completes. Returns it with its delta where it lies now.
-
-        Raises ValueError unless the delta is one float32 vector.
-        """
-        job, part = update.job.id, self.team.hold(vector(update))
-        factor, self._mass[job] = self._rule.part(update)
-        self._held[job], self._share[job] = part, factor * update.scale
-        group = self._groups.add(job)
-        if self._given.eager and len(group) == self._given.fan_in:
-            self._sum_of(group)
-        return replace(update, delta=FlatTree(Schema.of(update.delta), part.values))
-
-    def dropped(self, jobs: Sequence[JobId]) -> None:
-        """Forget updates that will not be combined."""
-        self._forget(set(jobs))
-
-    def combine(self, rule: Rule, updates: Sequence[Update], space: Space, view: View) -> Tree:
-        """The rule's answer to these updates, whose partial sums are there already if they came one after the other."""
-        wanted = {u.job.id for u in updates}
-        groups = self._groups
-        if wanted != set(self._held):  # others arrived in between: their groups do not hold
-            groups = self._new()
-            for job in self._held:
-                if job in wanted:
-                    groups.add(job)
-        hosts = [[self._sum_of(group) for group in held] for held in groups.by_host.values() if held]
-        whole = self._rule.whole(sum(self._mass[u.job.id] for u in updates), len(updates), view)
-        for leaves in hosts:
-            self.team.wait(leaves)
-        middles = [self._add(leaves) if len(leaves) > 1 else leaves[0] for leaves in hosts]
-        self.team.wait(middles)
-        top = self._add(middles) if len(middles) > 1 else middles[0]
-        self.team.wait([top])
-        mean = top.out.values.div_(whole)
-        self._forget(wanted)
-        first = updates[0].delta
-        assert isinstance(first, FlatTree)
-        return FlatTree(first.schema, mean)
-
-    def close(self) -> None:
-        """End the processes."""
-        self.team.close()
-
-    def _new(self) -> Groups[JobId]:
-        capacity = {f"host{n}": most for n, most in enumerate(self._given.hosts)}
-        return Groups(capacity, self._given.fan_in, self._given.placement)
-
-    def _sum_of(self, group: Sequence[JobId]) -> Task:
-        """A leaf's sum; computed once, whether it was asked for early or late."""
-        key = tuple(group)
-        if key not in self._sums:
-            rows, c = [self._held[job] for job in key], [self._share[job] for job in key]
-            self._sums[key] = self.team.submit(rows, c, self._wanted())
-        return self._sums[key]
-
-    def _add(self, sums: Sequence[Task]) -> Task:
-        return self.team.submit([one.out for one in sums], [1.0] * len(sums), self._wanted())
-
-    def _wanted(self) -> int:
-        return self._scale.look(time.monotonic(), len(self._held))
-
-    def _forget(self, jobs: set[JobId]) -> None:
-        """Let go of updates, and of sums that they are part of; those that stay are grouped anew."""
-        for job in jobs:
-            del self._held[job], self._share[job], self._mass[job]
-        self._sums = {key: one for key, one in self._sums.items() if not jobs.intersection(key)}
-        self._groups = self._new()
-        for job in self._held:
-            self._groups.add(job)

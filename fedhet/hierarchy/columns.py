@@ -103,9 +103,9 @@ class Slices:
 class Columns:
     """Holds arrived updates in shared memory and has a rule's work on them done there. Not for more than one run."""
 
-    def __init__(self, processes: int, idle: float, *, eager: bool) -> None:
+    def __init__(self, team: Team, *, eager: bool) -> None:
         """eager: processes start when an update arrives, not at the combination."""
-        self.team, self._eager = Team(processes, idle), eager
+        self.team, self._eager = team, eager
         self._slices = Slices(self.team)
         self._held: dict[JobId, Part] = {}
 

@@ -5,6 +5,18 @@ plans a tree per host: ceil(Q / I) leaves for a smoothed queue of Q updates and 
 Updates go to hosts by best fit, the fullest host that still has room, so that few hosts take part and most sums meet
 in one memory. Here the plan has two halves. Which updates are summed with which (`Groups`) decides rounding, so it
 depends on nothing measured; how many processes do it (`Scale`) follows the queue, and shows in no result.
+
+How many updates a leaf sums, k, can be planned as well. A sum of k vectors makes k + 1 passes over their numbers, k
+reads and one write. A host with n updates has L = ceil(n / k) leaves and, if it has several, a middle that sums these.
+While updates arrive one after the other, full leaves are done before the next update is there; after the last arrival
+its leaf and the middle are left:
+
+    left(k) = (k + 1) + (L + 1),  or n + 1 with one leaf;   all passes are n + L, and L + 1 more with a middle
+
+k + ceil(n / k) is smallest near k = sqrt(n). As a function of L, ceil(n / L) + L does not grow while L (L + 1) <= n and
+does not fall from L (L - 1) >= n on; so the first L with L (L + 1) > n is a best one, its equals lie next to it, and of
+these the fewest leaves make the fewest passes. One leaf is as good up to n = 7. Neither the number of processes nor
+whether they sum early enters: they may differ between machines, and the bits of a result may not.
 """
 
 from __future__ import annotations
@@ -33,6 +45,32 @@ def place(load: Mapping[str, int], capacity: Mapping[str, int], how: str = "best
     if how == "best_fit":
         return min(open_, key=lambda host: room[host])
     return open_[0] if how == "first_fit" else max(open_, key=lambda host: room[host])
+
+
+def fullest(count: int, capacity: Mapping[str, int], how: str = "best_fit") -> int:
+    """The most updates that one host gets of `count`."""
+    load: dict[str, int] = {}
+    for _ in range(count):
+        host = place(load, capacity, how)
+        load[host] = load.get(host, 0) + 1
+    return max(load.values(), default=0)
+
+
+def left(count: int, fan_in: int) -> int:
+    """Passes over the model that a host with `count` updates has left after the last arrival."""
+    leaves = math.ceil(count / fan_in)
+    return count + 1 if leaves <= 1 else (fan_in + 1) + (leaves + 1)
+
+
+def planned(count: int) -> int:
+    """The fan-in with the fewest passes left for a host with `count` updates, and of equals the fewest in all."""
+    leaves = (math.isqrt(4 * count + 1) - 1) // 2 + 1  # the first L with L (L + 1) > count
+    best = leaves + math.ceil(count / leaves)
+    while leaves > 1 and leaves - 1 + math.ceil(count / (leaves - 1)) == best:
+        leaves -= 1
+    if count + 1 <= best + 2:
+        leaves = 1
+    return max(2, math.ceil(count / leaves))
 
 
 @dataclass

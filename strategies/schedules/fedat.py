@@ -70,6 +70,10 @@ class FedAT:
         at_least("per_round", self.per_round, 1)
         positive("pause_seconds", self.pause_seconds)
 
+    def at_a_time(self, clients: int) -> int:
+        tier = max(1, clients // self.tiers)
+        return tier if self.per_round is None else min(self.per_round, tier)
+
     def react(self, event: Event, view: View) -> Iterator[Command]:
         touched = self.parts
         match event:

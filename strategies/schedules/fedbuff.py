@@ -57,6 +57,9 @@ class FedBuff(AbstractPerClient):
         at_least("max_staleness", self.max_staleness, 0)
         positive("pause_seconds", self.pause_seconds)
 
+    def at_a_time(self, clients: int) -> int:
+        return self.size
+
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Started() if self.concurrency is None:

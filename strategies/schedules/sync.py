@@ -71,6 +71,9 @@ class Sync:
         if self.per_round is not None and self.per_round < self.min_updates:
             raise ValueError(f"min_updates={self.min_updates} is above per_round={self.per_round}; lower it")
 
+    def at_a_time(self, clients: int) -> int:
+        return clients if self.per_round is None else min(self.per_round, clients)
+
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Arrived(job) if job.client in self.waiting:

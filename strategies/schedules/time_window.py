@@ -68,6 +68,9 @@ class TimeWindow(AbstractPerClient):
         if self.broadcast not in ("aggregation", "receipt"):
             raise ValueError(f"broadcast={self.broadcast!r} is unknown; use 'aggregation' or 'receipt'")
 
+    def at_a_time(self, clients: int) -> int | None:
+        return self.goal
+
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Started():

@@ -17,12 +17,19 @@ from flwr.app import Array, ArrayRecord
 from fedhet import config, tree
 from fedhet.compose import Misfit
 from fedhet.experiment import Experiment
-from fedhet.hierarchy.aggregation import Aggregators, Hierarchical
+from fedhet.hierarchy.aggregation import Hierarchical
+from fedhet.hierarchy.tree import Aggregators
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
 from strategies.rules.chain import Chain
 from strategies.rules.clipping import Clipping
 from strategies.rules.mean import Mean
+from strategies.schedules.fedat import FedAT
+from strategies.schedules.fedbuff import FedBuff
+from strategies.schedules.fedcompass import FedCompass
+from strategies.schedules.sync import Sync
+from strategies.schedules.time_window import TimeWindow
+from strategies.spaces.full import Full
 
 SIZE = 5003
 SCHEMA = Schema((("a", Leaf((3,))), ("b", Leaf((SIZE - 3,)))))
@@ -44,8 +51,11 @@ def began() -> Iterator[Any]:
     alive: list[Aggregators] = []
 
     def begin(rule: Any = None, **given: Any) -> Aggregators:
-        alive.append(Aggregators(Hierarchical(**given), rule or Mean()))
-        return alive[-1]
+        method: Any = SimpleNamespace(rule=rule or Mean(), space=Full(), layers=(), schedule=None)
+        one = Hierarchical(**given).begin(method, 40)
+        assert isinstance(one, Aggregators)
+        alive.append(one)
+        return one
 
     yield begin
     for one in alive:
@@ -156,6 +166,45 @@ def test_the_mean_of_clipped_updates_is_a_rule_that_a_tree_can_carry_out(began: 
     expected = flat(rule(arriving, dense, VIEW))
     assert float((got - expected).norm() / expected.norm()) < 1e-6
     assert 1.0 < float(expected.norm()) < 60.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "hosts", "count", "leaf"),
+    [
+        (Sync(), [64], 40, 8),  # 5 leaves: 9 + 6 passes are left, as many as with 6 leaves of 7
+        (Sync(per_round=20), [64], 20, 5),
+        (Sync(per_round=99), [64], 40, 8),
+        (FedBuff(size=16), [64], 16, 4),
+        (FedBuff(size=16), [6, 12], 16, 5),  # ten and six: best fit fills the small host first
+        (TimeWindow(goal=9), [64], 9, 3),
+        (TimeWindow(), [30], 30, 6),
+        (FedAT(tiers=4), [64], 10, 5),
+        (FedAT(tiers=4, per_round=6), [64], 6, 6),
+        (FedCompass(), [64], 40, 8),
+        (FedCompass(), [8, 8], 16, 4),
+    ],
+)
+def test_the_fan_in_is_planned_from_what_the_schedule_foresees_or_what_there_is_room_for(
+    schedule: Any, hosts: list[int], count: int, leaf: int
+) -> None:
+    method: Any = SimpleNamespace(rule=Mean(), space=Full(), layers=(), schedule=schedule)
+    (told,) = Hierarchical(hosts=hosts, fan_in="auto").notices(method, 40)
+    assert f"leaves sum {leaf} updates each, planned for {count} at a time, " in told
+    (given,) = Hierarchical(hosts=hosts, fan_in=3).notices(method, 40)
+    assert given.endswith("leaves sum 3 updates each")
+
+
+def test_a_planned_fan_in_gives_the_bits_of_the_same_number_given(began: Any) -> None:
+    arriving = updates(11)
+    planned = combined(began(fan_in="auto", processes=1, hosts=[11]), arriving)
+    assert torch.equal(planned, combined(began(fan_in=4, processes=1, hosts=[11]), arriving))
+    assert not torch.equal(planned, combined(began(fan_in=5, processes=1, hosts=[11]), arriving))
+
+
+@pytest.mark.parametrize("fan_in", [1, "four", 0])
+def test_a_fan_in_that_is_none_is_refused(fan_in: Any) -> None:
+    with pytest.raises(ValueError, match="must be auto, or 2 or more"):
+        Hierarchical(fan_in=fan_in)
 
 
 SMALL = ["fleet=exponential", "fleet.clients=6", "budget.epochs=null", "budget.steps=2", "workers=0", "stop.versions=4"]

@@ -20,6 +20,7 @@ from fedhet.bases.rule import AbstractRule
 from fedhet.experiment import Experiment
 from fedhet.hierarchy.aggregation import Hierarchical, summed
 from fedhet.hierarchy.columns import WIDTH, Columns
+from fedhet.hierarchy.team import Team
 from fedhet.testing import FakeView, QuadraticWorld, equal_clients
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
@@ -66,7 +67,7 @@ ARRIVING = updates()
 @pytest.fixture(scope="module")
 def columns() -> Iterator[Columns]:
     """Two processes for all tests here: what they need of torch they load once."""
-    one = Columns(2, 60.0, eager=True)
+    one = Columns(Team(2, 60.0), eager=True)
     yield one
     one.close()
 
@@ -85,11 +86,14 @@ def flat(tree: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_gives_what_it_gives_with_the_server(columns: Columns, name: str) -> None:
     rule = config.instantiate(chosen(f"rule/{name}"), "rule")
-    given, method = Hierarchical(fan_in=3, processes=1), SimpleNamespace(rule=rule, space=SPACE, layers=())
+    given, method = (
+        Hierarchical(fan_in=3, processes=1),
+        SimpleNamespace(rule=rule, space=SPACE, layers=(), schedule=None),
+    )
     expected = flat(rule(ARRIVING, SPACE, view()))
     assert float(expected.norm()) > 0.0
     if summed(rule):
-        tree = given.begin(method)  # type: ignore[arg-type]
+        tree = given.begin(method, COUNT)  # type: ignore[arg-type]
         got = combined(tree, rule)
         tree.close()
         assert float((got - expected).norm() / expected.norm()) < 1e-6
@@ -192,4 +196,5 @@ def test_a_run_has_the_bits_of_flat_aggregation_and_goes_with_layers(tmp_path: A
         return Experiment.of(config.resolved(config.compose([*given, *more]))).run(tmp_path / name).row
 
     apart, here = row("apart", "aggregation=hierarchical", "aggregation.eager=false"), row("here")
+    assert apart["notices"] == ["aggregation=hierarchical: rule MultiKrum is carried out by columns"]
     assert apart["weights_sha256"] == here["weights_sha256"] and apart["events_sha256"] == here["events_sha256"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale, place
+from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale, fullest, left, place, planned
 
 HOSTS = {"a": 4, "b": 2, "c": 3}
 
@@ -47,6 +47,31 @@ def test_every_update_is_in_one_group_and_earlier_groups_never_change(count: int
     for held in groups.by_host.values():
         assert all(len(group) == fan_in for group in held[:-1]) and all(1 <= len(group) <= fan_in for group in held)
         assert [one for group in held for one in group] == sorted(one for group in held for one in group)
+
+
+@given(st.integers(1, 400))
+def test_the_planned_fan_in_leaves_the_fewest_passes_of_all_fan_ins_and_makes_the_fewest_of_its_equals(n: int) -> None:
+    def cost(k: int) -> tuple[int, int]:
+        leaves = [k] * (n // k) + ([n % k] if n % k else [])
+        sums = [*leaves, len(leaves)] if len(leaves) > 1 else leaves
+        last = [min(k, n), len(leaves)] if len(leaves) > 1 else leaves  # whichever leaf it is, it may be full
+        return sum(size + 1 for size in last), sum(size + 1 for size in sums)
+
+    best = min(range(2, max(2, n) + 1), key=lambda k: (*cost(k), k))
+    assert planned(n) == best
+    assert left(n, best) == cost(best)[0]
+
+
+def test_a_planned_fan_in_grows_as_the_root() -> None:
+    assert [planned(n) for n in (1, 4, 7, 8, 20, 60, 100, 400, 10_000)] == [2, 4, 7, 4, 5, 10, 10, 20, 100]
+
+
+@given(st.integers(0, 30), st.sampled_from(PLACEMENTS))
+def test_the_fullest_host_is_the_one_with_most_in_its_groups(count: int, how: str) -> None:
+    groups = Groups[int](HOSTS, 3, how)
+    for n in range(count):
+        groups.add(n)
+    assert fullest(count, HOSTS, how) == max(sum(map(len, held)) for held in groups.by_host.values())
 
 
 def test_processes_follow_the_smoothed_queue_up_at_once_and_down_after_three_quiet_looks() -> None:
