@@ -39,7 +39,7 @@ from fedhet.hierarchy.tree import Aggregators
 from fedhet.types import JobId
 
 AUTO = "auto"
-"""The fan-in that is planned."""
+"""The fan-in that is planned: of all tried it leaves the least to do (experiments/results/lifl.md)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Hierarchical:
     """
 
     hosts: Sequence[int] = (64,)
-    fan_in: int | str = 4
+    fan_in: int | str = AUTO
     placement: str = "best_fit"
     eager: bool = True
     processes: int | None = None

@@ -188,7 +188,7 @@ def test_the_fan_in_is_planned_from_what_the_schedule_foresees_or_what_there_is_
     schedule: Any, hosts: list[int], count: int, leaf: int
 ) -> None:
     method: Any = SimpleNamespace(rule=Mean(), space=Full(), layers=(), schedule=schedule)
-    (told,) = Hierarchical(hosts=hosts, fan_in="auto").notices(method, 40)
+    (told,) = Hierarchical(hosts=hosts).notices(method, 40)
     assert f"leaves sum {leaf} updates each, planned for {count} at a time, " in told
     (given,) = Hierarchical(hosts=hosts, fan_in=3).notices(method, 40)
     assert given.endswith("leaves sum 3 updates each")
