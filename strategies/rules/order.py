@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 def ordered(block: Tensor) -> Tensor:
     """Each column sorted upwards, shape (n, width). Short rows that lie together sort fastest."""
-    return torch.from_numpy(np.sort(block.T.contiguous().numpy(), axis=1)).T.contiguous()
+    columns = block.T.clone(memory_format=torch.contiguous_format).numpy()
+    columns.sort(axis=1)
+    return torch.from_numpy(columns).T.contiguous()
 
 
 def middle(rows: Tensor) -> Tensor:
