@@ -26,20 +26,20 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         assert wrong["code"] == "E319" and "nearest: stop.versions" in wrong["detail"]
 
         out = tmp_path / "fedavg"
-        row = made.fedhet("submit", "strategy=fedavg", "stop.versions=3", *SMALL, "--out", out)
-        assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 3, 3, "flower")
-        assert row["updates"]["accepted"] == row["client_tasks"] == 9 and row["updates"]["rejected"] == {}
-        assert row["accuracy"] > 0.3 and Path(row["folder"]) == out
+        row = made.fedhet("submit", "strategy=fedavg", "stop.versions=2", *SMALL, "--out", out)
+        assert (row["strategy"], row["versions"], row["clients"], row["transport"]) == ("fedavg", 2, 3, "flower")
+        assert row["updates"]["accepted"] == row["client_tasks"] == 6 and row["updates"]["rejected"] == {}
+        assert row["accuracy"] > 0.2 and Path(row["folder"]) == out
         files = {"config.yaml", "events.jsonl", "metrics.jsonl", "model.safetensors", "result.json", "report.html"}
         assert files <= {path.name for path in out.iterdir()}
         assert made.fedhet("follow", out)["weights_sha256"] == row["weights_sha256"]
         with sqlite3.connect(out / "journal.db") as db:
-            assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (9,)
+            assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (6,)
         kept = list((tmp_path / "client0" / "work" / "runs").iterdir())
         assert len(kept) == 1, "a client keeps what it did on its own disk"
 
         folder = tmp_path / "fedcompass"
-        going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=12", "schedule.q_min=2",
+        going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=8", "schedule.q_min=2",
                            "schedule.q_max=10", *SMALL, "--out", folder, "--json")  # fmt: skip
         events = folder / "events.jsonl"
 
@@ -59,7 +59,7 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         assert {0, 1} <= set(combined)
         result = json.loads((folder / "result.json").read_text())
         refused = result["updates"]["rejected"]  # an answer that came between the revocation and the server's look
-        assert result["versions"] == 12 and refused in ({}, {"member": 1})
+        assert result["versions"] == 8 and refused in ({}, {"member": 1})
         assert not [r for r in happened("rejected", 0) + happened("rejected", 1)]
 
         groups = [r for r in rows if r["event"] == "note" and r["kind"] == "group"]
