@@ -35,6 +35,7 @@ from strategies.spaces.lora.names import (
     STAMP,
     WHOLE,
     A,
+    B,
     layer_of,
     pairs,
     tree_of,
@@ -244,9 +245,21 @@ class AbstractProducts(AbstractLora):
 
     def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         rows = [pairs(d) for d in deltas]
-        products = {layer: stack([row[layer] for row in rows], coefficients) for layer in rows[0]}
+        room = _room(rows)
+        products = {layer: stack([row[layer] for row in rows], coefficients, room.get(layer)) for layer in rows[0]}
         rest = [{n: leaf for n, leaf in d.items() if n.startswith((WHOLE, MEAN))} for d in deltas]
         return {**tree_of(products, {}), **(tree.weighted_sum(rest, coefficients) if rest[0] else {})}
+
+
+def _room(rows: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
+    """Memory for the sums of products by layer, in one piece; none if their dtypes differ."""
+    leaves = {}
+    for layer, (left, right) in rows[0].items():
+        rank = sum(row[layer].rank for row in rows)
+        leaves[f"{layer}.{A}"] = Leaf((rank, right.shape[1]), right.dtype)
+        leaves[f"{layer}.{B}"] = Leaf((left.shape[0], rank), left.dtype)
+    schema = Schema(tuple(leaves.items()))
+    return {} if schema.dtype is None else pairs(dict(tree.empty(schema).items()))
 
 
 def hosted(model: Model) -> LoraHost:

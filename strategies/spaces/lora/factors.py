@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhet import blocks
+
 BLOCK = 1 << 21
 """Numbers of a product that exist at a time, in float64, when it is added to a weight: they stay in cache."""
 
@@ -49,16 +51,14 @@ class Pair(NamedTuple):
         return self.left.double() @ self.right.double()
 
 
-def stack(pairs: Sequence[Pair], coefficients: Sequence[float]) -> Pair:
-    """sum_i coefficients[i] * pairs[i], of rank sum_i r_i. Coefficients go on the right factors, once."""
-    rows = sum(p.rank for p in pairs)
-    left = torch.cat([p.left for p in pairs], 1)
-    right = torch.empty((rows, pairs[0].right.shape[1]), dtype=pairs[0].right.dtype)
-    at = 0
-    for pair, c in zip(pairs, coefficients, strict=True):
-        torch.mul(pair.right, float(c), out=right[at : at + pair.rank])
-        at += pair.rank
-    return Pair(left, right)
+def stack(pairs: Sequence[Pair], coefficients: Sequence[float], out: Pair | None = None) -> Pair:
+    """sum_i coefficients[i] * pairs[i], of rank sum_i r_i, in `out` if given. Coefficients go on the right factors,
+    once."""
+    rank, (left, right) = sum(p.rank for p in pairs), pairs[0]
+    room = out or Pair(left.new_empty((len(left), rank)), right.new_empty((rank, right.shape[1])))
+    blocks.stack([p.left for p in pairs], room.left, dim=1)
+    blocks.stack([p.right for p in pairs], room.right, coefficients, dim=0)
+    return room
 
 
 def gram(pairs: Sequence[Pair]) -> np.ndarray:

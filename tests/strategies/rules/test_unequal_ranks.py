@@ -93,6 +93,18 @@ def test_a_linear_rule_on_factors_is_the_rule_on_their_products(combine: Combine
     assert got["in.lora_A"].shape[0] == sum(RANKS), "stacked, not multiplied out"
 
 
+def test_sums_lie_in_one_piece_of_memory_unless_their_dtypes_differ() -> None:
+    deltas = [dict(u.delta) for u in updates()]
+    mixed = [{n: leaf.float() if n.startswith("in.") else leaf for n, leaf in delta.items()} for delta in deltas]
+    shares = [1.0 / len(deltas)] * len(deltas)
+    together, apart = SPACE.combine(deltas, shares), SPACE.combine(mixed, shares)
+    names = [n for n in together if ".lora_" in n]
+    assert len({together[n].untyped_storage().data_ptr() for n in names}) == 1
+    for name in names:
+        assert apart[name].dtype == mixed[0][name].dtype
+        assert torch.allclose(apart[name].double(), together[name], rtol=1e-6)
+
+
 def test_a_rule_of_single_coordinates_does_not_fit() -> None:
     with pytest.raises(Misfit, match="coordinates"):
         Method(Sync(), SPACE, TrimmedMean(), Anything(), Fixed(steps=1))  # type: ignore[arg-type]
