@@ -5,8 +5,8 @@
 
 Ten clients of ranks 64, 32, 16, 16, 8, 8, 4, 4, 4, 4 bring updates of a Llama-7B-shaped set of query and value layers:
 32 blocks, two matrices of 4096 x 4096 each. The stack is what the server does with `space=stacked_lora`; the dense way
-sums c_i B_i A_i into one matrix a layer, in place. The floor is a sum over every input; a copy of every input is the
-floor of any stack, as a stack is new numbers in the order in which they are sent down. The server's whole step adds the
+sums c_i B_i A_i into one matrix a layer, in place. The floor is a sum over every input; a copy of every input stands
+beside it, as a stack is new numbers in the order in which they are sent down. The server's whole step adds the
 merge into its float32 weights, whose old version lives on, and the hash of the new ones. One thread; medians of
 processor time, which on a shared machine says more than the clock. Memory is the peak of the first call above the
 inputs; the C library is told to keep freed memory, so that later calls do not pay for the kernel's fresh pages again,
@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.bench_rules import status
+from fedhet import blocks
 from fedhet.model import Model
 from strategies.spaces.lora import ledger
 from strategies.spaces.lora.factors import Pair, added, compress, incompressible
@@ -202,11 +203,12 @@ def main() -> None:
         "",
         f"Dense against stack: {times:.0f} times the time (target: {TARGET:g}), {memory:.1f} times the memory (target:",
         f"{TARGET:g}; out of reach: any stack has R (d + k) numbers a layer against d k, {ideal:.1f} times fewer).",
-        f"Stack against reading: {stacked.cpu / floor.cpu:.1f} times (target: {FLOOR:g}); against copying, its",
-        f"floor: {stacked.cpu / copied.cpu:.2f} times. A stack is what goes down to clients, numbers in an order",
-        "of their own, so a copy is made once in any case; one of references to what came would put it off until",
-        f"it is sent. It is {stacked.cpu / (merged.cpu * rest):.1%} of the whole step, so stores past the cache, which",
-        "could spare the copy a third of its traffic, were not tried. Nearly all of the step is the merge: a product",
+        f"Stack against reading: {stacked.cpu / floor.cpu:.2f} times (target: {FLOOR:g}); against copying with",
+        f"ordinary stores, which read every line they overwrite: {stacked.cpu / copied.cpu:.2f} times. The loop of",
+        f"large stacks: {blocks.status()}. A stack is what goes down to clients, numbers in an order of their own, so",
+        "it is written once in any case; one of references to what came would put it off until it is sent. Its memory",
+        "is used again by the next one, however the C library is set; a server's first stack pays for fresh pages.",
+        f"It is {stacked.cpu / (merged.cpu * rest):.1%} of the whole step. Nearly all of that is the merge: a product",
         "in float64, added to d k weights, so that unlike machines agree on the bits; a hash of them, so that one that",
         "does not is found out; and a look whether the stack can be compressed. Its memory is new weights beside old,",
         "and comes back with old versions.",
