@@ -63,7 +63,7 @@ class Descent:
         wanted = (count * self.size, samples * self._wide[0], samples * (self._wide[-1] if shares else 1))
         if (flat.numel(), x.numel(), y.numel()) != wanted:
             return None
-        room = 2 * max(sizes) * self._inner
+        room = 4 * max(sizes) * self._inner
         if len(self._room) < room:
             self._room = torch.empty(room)
         losses, n = torch.empty(count, len(sizes)), (ctypes.c_int64 * len(sizes))(*sizes)

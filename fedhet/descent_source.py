@@ -130,6 +130,31 @@ static void step(float *w, float *b, const float *c, const float *h, int64_t n, 
         for (int64_t o = 0; o < outs; o++) b[o] += c[m * outs + o];
 }
 
+/* The same, and then z = next w^T + b of the next samples, while each row of weights is at hand: a first layer that is
+   larger than the cache is fetched twice a step and not three times. */
+static void step_and_forward(float *w, float *b, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs,
+                             float *z, const float *next, int64_t more)
+{
+    for (int64_t m = 0; m < n; m++)
+        for (int64_t o = 0; o < outs; o++) b[o] += c[m * outs + o];
+    for (int64_t m = 0; m < more; m++) memcpy(z + m * outs, b, outs * sizeof *z);
+    int64_t o = 0;
+    for (; o + OUTER <= outs; o += OUTER)
+        for (int64_t at = 0; at < ins; at += BLOCK) {
+            const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
+            float *rows = w + o * ins + at;
+            patches(OUTER, rows, c + o, h + at, n, ins, outs, width);
+            for (int64_t r = 0; r < OUTER; r += 2)
+                all_dots(2, more, z + o + r, outs, next + at, rows + r * ins, ins, width);
+        }
+    for (; o < outs; o++)
+        for (int64_t at = 0; at < ins; at += BLOCK) {
+            const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
+            patches(1, w + o * ins + at, c + o, h + at, n, ins, outs, width);
+            all_dots(1, more, z + o, outs, next + at, w + o * ins + at, ins, width);
+        }
+}
+
 /* below[m][k] = sum_o g[m][o] w[o][k] for M samples and V lanes of inputs */
 INLINE void mix(const int M, const int V, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
 {
@@ -195,17 +220,21 @@ static float cross_entropy(float *z, const int64_t *y, const float *shares, int6
     return loss / (float)n;
 }
 
-/* One step on n samples; the loss before it. */
-static float one(float *flat, const float *x, const int64_t *y, const float *shares, int64_t n, const int64_t *wide,
-                 int64_t layers, float rate, float *room)
+/* One step on n samples; the loss before it. `first` holds what the first layer gives for them, and is overwritten; for
+   `more` samples `next` what it gives afterwards is written into `then`. */
+static float one(float *flat, const float *x, const int64_t *y, const float *shares, int64_t n, float *first,
+                 const float *next, int64_t more, float *then, const int64_t *wide, int64_t layers, float rate,
+                 float *room)
 {
-    float *w[MOST], *b[MOST], *at = flat, *free = room, *z = 0;
+    float *w[MOST], *b[MOST], *at = flat, *free = room, *z = first;
     const float *h[MOST] = {x};
     for (int64_t i = 0; i < layers; i++) {
         const int64_t ins = wide[i], outs = wide[i + 1];
         w[i] = at, b[i] = at + ins * outs, at = b[i] + outs;
-        z = free, free += n * outs;
-        forward(z, h[i], w[i], b[i], n, ins, outs);
+        if (i) {
+            z = free, free += n * outs;
+            forward(z, h[i], w[i], b[i], n, ins, outs);
+        }
         if (i + 1 < layers) {
             for (int64_t j = 0; j < n * outs; j++) z[j] = z[j] > 0.0f ? z[j] : 0.0f;
             h[i + 1] = z;
@@ -213,34 +242,44 @@ static float one(float *flat, const float *x, const int64_t *y, const float *sha
     }
     const float loss = cross_entropy(z, y, shares, n, wide[layers], rate);
     float *g = z;
-    for (int64_t i = layers - 1; i >= 0; i--) {
+    for (int64_t i = layers - 1; i > 0; i--) {
         float *below = free;
-        if (i) backward(below, g, w[i], h[i], n, wide[i], wide[i + 1]), free += n * wide[i];
+        free += n * wide[i];
+        backward(below, g, w[i], h[i], n, wide[i], wide[i + 1]);
         step(w[i], b[i], g, h[i], n, wide[i], wide[i + 1]);
         g = below;
     }
+    if (next) step_and_forward(w[0], b[0], g, x, n, wide[0], wide[1], then, next, more);
+    else step(w[0], b[0], g, x, n, wide[0], wide[1]);
     return loss;
 }
 
 /* Some steps of each of `count` models, `size` floats each: weights (out, in) and biases of layers of wide[0], wide[1]
    ... numbers. Step t takes n[t] samples; x holds the samples of all steps of the first model, then those of the next,
-   y their classes, or shares those of each class. `room` holds 2 max(n) floats for every number of every layer but the
+   y their classes, or shares those of each class. `room` holds 4 max(n) floats for every number of every layer but the
    first. Returns how many classes are out of range; then nothing was done. */
 int64_t descend(float *flat, int64_t size, int64_t count, const float *x, const int64_t *y, const float *shares,
                 const int64_t *n, int64_t steps, const int64_t *wide, int64_t layers, float rate, float *losses,
                 float *room)
 {
     const int64_t outs = wide[layers];
-    int64_t wrong = 0, samples = 0;
-    for (int64_t t = 0; t < steps; t++) samples += n[t];
+    int64_t wrong = 0, samples = 0, most = 0;
+    for (int64_t t = 0; t < steps; t++) samples += n[t], most = n[t] > most ? n[t] : most;
     for (int64_t i = 0; y && i < count * samples; i++) wrong += y[i] < 0 || y[i] >= outs;
-    for (int64_t row = 0; row < count && !wrong; row++, flat += size)
+    float *first = room, *then = room + most * wide[1];
+    for (int64_t row = 0; row < count && !wrong; row++, flat += size) {
+        forward(first, x, flat, flat + wide[0] * wide[1], n[0], wide[0], wide[1]);
         for (int64_t t = 0; t < steps; t++) {
-            *losses++ = one(flat, x, y, shares, n[t], wide, layers, rate, room);
-            x += n[t] * wide[0];
+            const float *next = x + n[t] * wide[0];
+            const int goes_on = t + 1 < steps;
+            *losses++ = one(flat, x, y, shares, n[t], first, goes_on ? next : 0, goes_on ? n[t + 1] : 0, then, wide,
+                            layers, rate, room + 2 * most * wide[1]);
+            float *other = first;
+            first = then, then = other, x = next;
             if (y) y += n[t];
             else shares += n[t] * outs;
         }
+    }
     return wrong;
 }
 """
