@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedhet.descent import Batch
 from fedhet.model import Model
-from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD, Batch
+from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
 
 TRIAL_RATE = 0.05
 ROWS = 48

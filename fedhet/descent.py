@@ -13,12 +13,16 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fedhet.compiled import Call, Source
 from fedhet.descent_source import SOURCE
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs (n, ...), and classes (n,) or each class's share in a sample (n, classes)."""
 
 SAMPLES = 64
 """Largest batch that gains; beyond it torch's own layout of the operands pays for itself."""
@@ -44,33 +48,35 @@ class Descent:
         small = 0 < samples <= SAMPLES and self.size <= NUMBERS and len(self._wide) <= LAYERS + 1
         return small and not isinstance(_load(), str)
 
-    def steps(self, flat: Tensor, x: Tensor, y: Tensor, sizes: Sequence[int], rate: float) -> Tensor | None:
+    def steps(self, flat: Tensor, batches: Sequence[Batch], sizes: Sequence[int], rate: float) -> Tensor | None:
         """Steps of length `rate` of each row of `flat` (count, parameters), in place; the mean losses before each,
         (count, steps).
 
-        Step t takes sizes[t] samples, N in all: x is (count, N, ...), y their classes (count, N), int64, or every
-        class's share (count, N, classes), float32; all contiguous. None, with nothing done, if a class is out of
-        range or shapes do not fit together.
+        `batches` are those of the first row, then those of the second; the t-th of each holds sizes[t] samples: inputs
+        (n, ...), and classes (n,), int64, or every class's share (n, classes), float32, in all of them; contiguous.
+        None, with nothing done, if a class is out of range or shapes do not fit together.
         """
         call = _load()
         assert not isinstance(call, str), call
-        return self.take(call, flat, x, y, sizes, rate)
+        return self.take(call, flat, batches, sizes, rate)
 
-    def take(self, call: Call, flat: Tensor, x: Tensor, y: Tensor, sizes: Sequence[int], rate: float) -> Tensor | None:
+    def take(
+        self, call: Call, flat: Tensor, batches: Sequence[Batch], sizes: Sequence[int], rate: float
+    ) -> Tensor | None:
         """The same, by the function given."""
-        count, samples = len(flat), len(flat) * sum(sizes)
-        shares = y.is_floating_point()
-        wanted = (count * self.size, samples * self._wide[0], samples * (self._wide[-1] if shares else 1))
-        if (flat.numel(), x.numel(), y.numel()) != wanted:
+        count, steps, into, out = len(flat), len(sizes), self._wide[0], self._wide[-1]
+        shares = batches[0][1].is_floating_point()
+        wanted = [(n * into, n * out if shares else n) for n in sizes]
+        if flat.numel() != count * self.size or [(x.numel(), y.numel()) for x, y in batches] != wanted * count:
             return None
         room = 4 * max(sizes) * self._inner
         if len(self._room) < room:
             self._room = torch.empty(room)
-        losses, n = torch.empty(count, len(sizes)), (ctypes.c_int64 * len(sizes))(*sizes)
+        losses, n, places = torch.empty(count, steps), (ctypes.c_int64 * steps)(*sizes), ctypes.c_void_p * len(batches)
+        x, y = (places(*[part.data_ptr() for part in parts]) for parts in zip(*batches, strict=True))
         wrong = call(
-            flat.data_ptr(), self.size, count, x.data_ptr(), None if shares else y.data_ptr(),
-            y.data_ptr() if shares else None, n, len(sizes), self._array, len(self._wide) - 1, rate, losses.data_ptr(),
-            self._room.data_ptr(),
+            flat.data_ptr(), self.size, count, x, None if shares else y, y if shares else None, n, steps, self._array,
+            len(self._wide) - 1, rate, losses.data_ptr(), self._room.data_ptr(),
         )  # fmt: skip
         return None if wrong else losses
 
@@ -109,7 +115,7 @@ def _agrees(call: Call) -> bool:
         steps = torch.autograd.grad(loss, leaves)
         flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
         expected = flat - 0.5 * torch.cat([step.reshape(-1) for step in steps])
-        told = Descent(wide).take(call, flat[None], x[None], y[None], [n], 0.5)
+        told = Descent(wide).take(call, flat[None], [(x, y)], [n], 0.5)
         near = told is not None and torch.allclose(told, loss.detach(), rtol=1e-5)
         if not near or not torch.allclose(flat, expected, rtol=1e-4, atol=1e-6):
             return False

@@ -255,29 +255,28 @@ static float one(float *flat, const float *x, const int64_t *y, const float *sha
 }
 
 /* Some steps of each of `count` models, `size` floats each: weights (out, in) and biases of layers of wide[0], wide[1]
-   ... numbers. Step t takes n[t] samples; x holds the samples of all steps of the first model, then those of the next,
-   y their classes, or shares those of each class. `room` holds 4 max(n) floats for every number of every layer but the
-   first. Returns how many classes are out of range; then nothing was done. */
-int64_t descend(float *flat, int64_t size, int64_t count, const float *x, const int64_t *y, const float *shares,
-                const int64_t *n, int64_t steps, const int64_t *wide, int64_t layers, float rate, float *losses,
-                float *room)
+   ... numbers. Step t takes n[t] samples; x holds where those of the first model's first step lie, of its second, and so
+   on to the last model's; y where their classes, or shares where the shares of each class. `room` holds 4 max(n)
+   floats for every number of every layer but the first. Returns how many classes are out of range; then nothing was
+   done. */
+int64_t descend(float *flat, int64_t size, int64_t count, const float *const *x, const int64_t *const *y,
+                const float *const *shares, const int64_t *n, int64_t steps, const int64_t *wide, int64_t layers,
+                float rate, float *losses, float *room)
 {
     const int64_t outs = wide[layers];
-    int64_t wrong = 0, samples = 0, most = 0;
-    for (int64_t t = 0; t < steps; t++) samples += n[t], most = n[t] > most ? n[t] : most;
-    for (int64_t i = 0; y && i < count * samples; i++) wrong += y[i] < 0 || y[i] >= outs;
+    int64_t wrong = 0, most = 0;
+    for (int64_t t = 0; t < steps; t++) most = n[t] > most ? n[t] : most;
+    for (int64_t i = 0; y && i < count * steps; i++)
+        for (int64_t m = 0; m < n[i % steps]; m++) wrong += y[i][m] < 0 || y[i][m] >= outs;
     float *first = room, *then = room + most * wide[1];
     for (int64_t row = 0; row < count && !wrong; row++, flat += size) {
-        forward(first, x, flat, flat + wide[0] * wide[1], n[0], wide[0], wide[1]);
-        for (int64_t t = 0; t < steps; t++) {
-            const float *next = x + n[t] * wide[0];
+        forward(first, *x, flat, flat + wide[0] * wide[1], n[0], wide[0], wide[1]);
+        for (int64_t t = 0; t < steps; t++, x++) {
             const int goes_on = t + 1 < steps;
-            *losses++ = one(flat, x, y, shares, n[t], first, goes_on ? next : 0, goes_on ? n[t + 1] : 0, then, wide,
-                            layers, rate, room + 2 * most * wide[1]);
+            *losses++ = one(flat, *x, y ? *y++ : 0, y ? 0 : *shares++, n[t], first, goes_on ? x[1] : 0,
+                            goes_on ? n[t + 1] : 0, then, wide, layers, rate, room + 2 * most * wide[1]);
             float *other = first;
-            first = then, then = other, x = next;
-            if (y) y += n[t];
-            else shares += n[t] * outs;
+            first = then, then = other;
         }
     }
     return wrong;

@@ -12,7 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fedhet.perceptron import Batch, Perceptron
+from fedhet.descent import Batch
+from fedhet.perceptron import Perceptron
 from fedhet.tree import FlatTree, Leaf, Schema
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -14,21 +14,17 @@ batches in one compiled call (`fedhet.descent`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fedhet.descent import Descent
+from fedhet.descent import Batch, Descent
 
 NLL = torch.ops.aten.nll_loss_forward.default
 NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
 SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
 RELU_BACKWARD = torch.ops.aten.threshold_backward.default
 MEAN, IGNORE = 1, -100
-
-Batch: TypeAlias = tuple[Tensor, Tensor]
-"""Inputs (n, ...), and classes (n,) or each class's share in a sample (n, classes)."""
 
 
 class Perceptron:
@@ -79,13 +75,12 @@ class Perceptron:
         """
         sizes = [len(y) for _, y in batches[0]]
         every = [batch for own in batches for batch in own]
-        kinds = {(y.dim(), y.dtype) for _, y in every}
-        if kinds not in ({(1, torch.int64)}, {(2, torch.float32)}) or not all(map(self.compiles, set(sizes))):
+        kinds = {(y.dim(), y.dtype, y.is_contiguous()) for _, y in every}
+        if kinds not in ({(1, torch.int64, True)}, {(2, torch.float32, True)}):
             return None
-        if not all(self.fits(x) for x, _ in every) or any([len(y) for _, y in own] != sizes for own in batches):
+        if not all(map(self.compiles, set(sizes))) or not all(self.fits(x) for x, _ in every):
             return None
-        x, y = (torch.cat(part) if len(part) > 1 else part[0].contiguous() for part in zip(*every, strict=True))
-        return self._descent.steps(rows, x, y, sizes, rate)
+        return self._descent.steps(rows, every, sizes, rate)
 
     def fits(self, x: Tensor) -> bool:
         """Whether a batch of inputs, (n, ...), can be taken: of the layers' dtype, and nobody asks for its gradient."""

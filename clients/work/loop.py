@@ -23,8 +23,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedhet.descent import Batch
 from fedhet.model import Model
-from fedhet.perceptron import Batch
 from fedhet.protocols import Shard
 from fedhet.types import Job, Memory
 

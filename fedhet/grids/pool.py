@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
+from fedhet import heap
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.parcel import Place, pack, unpack
@@ -124,6 +125,7 @@ class Pool:
         if workers:
             pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             self._arena = Arena(pages)
+            heap.keep()
             # what is there by now stays: collections need not walk it here, nor touch and thereby copy it in workers
             gc.collect()
             gc.freeze()
