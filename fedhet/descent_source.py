@@ -255,8 +255,8 @@ static float one(float *flat, const float *x, const int64_t *y, const float *sha
 }
 
 /* Some steps of each of `count` models, `size` floats each: weights (out, in) and biases of layers of wide[0], wide[1]
-   ... numbers. Step t takes n[t] samples; x holds where those of the first model's first step lie, of its second, and so
-   on to the last model's; y where their classes, or shares where the shares of each class. `room` holds 4 max(n)
+   ... numbers. Step t takes n[t] samples; x holds where those of the first model's first step lie, of its second,
+   ... of the last model's last; y where their classes, or shares where the shares of each class. `room` holds 4 max(n)
    floats for every number of every layer but the first. Returns how many classes are out of range; then nothing was
    done. */
 int64_t descend(float *flat, int64_t size, int64_t count, const float *const *x, const int64_t *const *y,

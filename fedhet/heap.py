@@ -2,8 +2,8 @@
 more than what is written into them.
 
 glibc gives the top of its heap back when twice the largest freed block lies there, so a worker that frees one update
-after the other would ask for the same pages again and again. It holds for the process and those it forks, and shows in no
-result; with another C library nothing is done.
+after the other would ask for the same pages again and again. It holds for the process and those it forks, and shows in
+no result; with another C library nothing is done.
 """
 
 from __future__ import annotations
