@@ -18,6 +18,8 @@ result.json, schema 1:
     peak_rss_bytes, peak_rss_worker_bytes    most resident memory of the main process; of the largest ended child
     weights_sha256, events_sha256            of the final state's payload and of events.jsonl
     packages                                 versions of Python and of the packages results depend on
+    small_steps                              how small perceptrons are trained here: compiled or by torch, which differs
+                                             in its last bits
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from flwr.serverapp import Grid
 
-from fedhet import checkpoint, wire
+from fedhet import checkpoint, descent, wire
 from fedhet.checkpoint import Extras
 from fedhet.drive import Drive
 from fedhet.evaluate import Evaluator
@@ -211,6 +211,7 @@ class Session:
             "weights_sha256": wire.digest(wire.encode(server.state)),
             "events_sha256": self.record.events.sha256,
             "packages": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+            "small_steps": descent.status(),
         }
         write_atomic(self.folder / "result.json", json.dumps(row, indent=1) + "\n")
         return Result(self.folder, row)

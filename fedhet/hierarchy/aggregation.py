@@ -73,8 +73,10 @@ class Hierarchical:
             raise ValueError(
                 f"hosts={list(self.hosts)} must be one host or more that can serve one update or more each"
             )
-        if self.fan_in != AUTO and (isinstance(self.fan_in, str) or self.fan_in < 2):
-            raise ValueError(f"fan_in={self.fan_in} must be {AUTO}, or 2 or more: a leaf of one update only copies it")
+        if self.fan_in != AUTO and (type(self.fan_in) is not int or self.fan_in < 2):
+            raise ValueError(
+                f"fan_in={self.fan_in} must be {AUTO}, or a whole number from 2 on: a leaf of one update only copies it"
+            )
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement={self.placement!r} is not one of {', '.join(PLACEMENTS)}")
         if self.processes is not None and self.processes < 1:

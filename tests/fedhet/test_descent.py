@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clients.models.vision import mlp
-from fedhet import descent
+from fedhet import config, descent
 from fedhet.batched import Batched
+from fedhet.experiment import Experiment
 from fedhet.model import Model
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -168,3 +169,9 @@ def test_a_wrong_step_is_not_used_and_looking_draws_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(descent, "SOURCE", descent.SOURCE.replace("o == y[m] ? 1.0f", "o == y[m] ? 0.9f"))
     assert "not torch's" in descent.status()
+
+
+def test_a_result_says_how_its_small_steps_were_taken(tmp_path: Path) -> None:
+    asked = ["model=mlp_small", "fleet.clients=2", "workers=0", "stop.versions=1"]
+    row = Experiment.of(config.resolved(config.compose(asked))).run(tmp_path / "run").row
+    assert row["small_steps"] == descent.status()

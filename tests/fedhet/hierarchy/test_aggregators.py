@@ -201,9 +201,9 @@ def test_a_planned_fan_in_gives_the_bits_of_the_same_number_given(began: Any) ->
     assert not torch.equal(planned, combined(began(fan_in=5, processes=1, hosts=[11]), arriving))
 
 
-@pytest.mark.parametrize("fan_in", [1, "four", 0])
+@pytest.mark.parametrize("fan_in", [1, "four", 0, 2.5, True])
 def test_a_fan_in_that_is_none_is_refused(fan_in: Any) -> None:
-    with pytest.raises(ValueError, match="must be auto, or 2 or more"):
+    with pytest.raises(ValueError, match="must be auto, or a whole number from 2 on"):
         Hierarchical(fan_in=fan_in)
 
 
