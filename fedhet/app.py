@@ -91,9 +91,11 @@ class DeviceApp:
     def __call__(self, message: Message, context: Context) -> Message:
         return self._app(message, context)
 
-    def together(self, tasks: Sequence[tuple[Message, Context]]) -> list[Message] | None:
+    def together(
+        self, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
+    ) -> list[Message] | None:
         """The replies to several messages and their contexts, as they would be one by one; None if that is how they
-        must be done."""
+        must be done. Updates may be written into `rooms`, one for each."""
         if any(message.metadata.message_type != "train" for message, _ in tasks):
             return None
         jobs = [records.read_job(message.content)[0] for message, _ in tasks]
@@ -101,7 +103,7 @@ class DeviceApp:
             return None
         sent = [records.read_payload(message.content) for message, _ in tasks]
         memories = [recall(context) for _, context in tasks]
-        updates = self._device.together(jobs, [wire.open_tree(*payload) for payload in sent], memories)
+        updates = self._device.together(jobs, [wire.open_tree(*payload) for payload in sent], memories, rooms)
         if updates is None:
             return None
         replies = []

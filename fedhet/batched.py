@@ -5,6 +5,9 @@ those of all rows, one after the other in one call. Otherwise the products are t
 matrix products. Most sizes are computed slice by slice like single products, some are not (one sample, very
 narrow layers); so a size is used only after it gave the bits of each alone on a trial, and who is trained beside whom
 shows on the clock only. Small models gain most: their steps cost more in calls than in arithmetic.
+
+Between `begin` and `finish` rows start as vectors that lie elsewhere and leave their differences to them elsewhere.
+Compiled steps read and write those directly, and the rows are never filled.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedhet.descent import Batch
+from fedhet.descent import IN_PLACE, Batch, Ends, Picked
 from fedhet.model import Model
 from fedhet.perceptron import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
 
@@ -39,6 +42,25 @@ class Batched:
         self._weights, self._biases = _views(self.flat, perceptron.shapes)
         self._across = [w.transpose(1, 2) for w in self._weights]
         self._agrees: dict[int, bool] = {}
+        self._ends, self._fresh, self._done = IN_PLACE, False, False
+
+    def begin(self, starts: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
+        """The rows are these vectors from now on, which are only read; `finish` makes `deltas` what rows moved by."""
+        self._ends, self._fresh, self._done = Ends(starts, deltas, starts), True, False
+
+    def finish(self) -> None:
+        """Write the deltas, if the last steps did not; the rows hold nothing afterwards."""
+        if not self._done:
+            self._fill()
+            for row, start, delta in zip(self.flat, self._ends.since, self._ends.deltas, strict=True):
+                torch.sub(row, start, out=delta)
+        self._ends, self._fresh, self._done = IN_PLACE, False, False
+
+    def _fill(self) -> None:
+        if self._fresh:
+            for row, start in zip(self.flat, self._ends.begin, strict=True):
+                row.copy_(start)
+            self._fresh = False
 
     def agrees(self, n: int) -> bool:
         """Whether batches of n samples give each row the bits it gets alone; tried once a size, on random numbers.
@@ -73,14 +95,17 @@ class Batched:
                 return False
         return True
 
-    def descend_all(self, batches: Sequence[Sequence[Batch]], rate: float) -> Tensor | None:
+    def descend_all(self, batches: Sequence[Sequence[Batch]], rate: float, *, last: bool = False) -> Tensor | None:
         """Steps of plain gradient descent of every row on its batches; the losses before each, (count, steps).
 
-        None if rows differ in the sizes of their batches, or a size is not for here; rows may have moved then.
+        None if rows differ in the sizes of their batches, or a size is not for here; rows may have moved then. `last`
+        says that `finish` comes next.
         """
-        losses = self._perceptron.steps(self.flat, batches, rate)
+        losses = self._perceptron.steps(self.flat, batches, rate, self._now(last))
         if losses is not None:
+            self._fresh, self._done = False, last
             return losses
+        self._fill()
         told = []
         for pairs in zip(*batches, strict=True):
             if len({(x.shape, y.shape) for x, y in pairs}) > 1:
@@ -90,6 +115,19 @@ class Batched:
                 return None
             told.append(self.descend(x, y, rate))
         return torch.stack(told, 1)
+
+    def pick(self, picked: Sequence[Picked], rate: float) -> Tensor | None:
+        """All steps of every row, `finish` comes next; the losses, (count, steps). None, with nothing done, if only
+        batches are for here."""
+        losses = self._perceptron.pick(self.flat, picked, rate, self._now(last=True))
+        if losses is not None:
+            self._fresh, self._done = False, True
+        return losses
+
+    def _now(self, last: bool) -> Ends:
+        """What the next steps begin with, and where they leave what comes of them."""
+        begin, deltas, since = self._ends
+        return Ends(begin if self._fresh else (), deltas if last else (), since if last else ())
 
     @torch.no_grad()
     def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fedhet.aggregation import Aggregator, Flat
-from fedhet.chores import Chores, Own
+from fedhet.bases import AbstractLayer
+from fedhet.chores import Chores, Own, Pondering
 from fedhet.compose import Method
 from fedhet.limits import PATIENCE, Hopeless, Limits, ScheduleError
 from fedhet.protocols import Adapters, Idle, Space
@@ -79,6 +80,10 @@ class AbstractBooks:
         self.bases.setdefault(self.version, self.state)
         self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.barred)
         self.chores = Chores(Own(dict(self.method.layers)))
+        # asked for with every arrival: protocols take their time to say whether somebody keeps them
+        self._rank = self.space.rank if isinstance(self.space, Adapters) else 0
+        acting = [(name, one) for name, one in self.method.layers if type(one).arrive is not AbstractLayer.arrive]
+        self._pondering = [(name, one) for name, one in acting[-1:] if isinstance(one, Pondering)]
 
     # What plug-ins may read
 
@@ -102,7 +107,7 @@ class AbstractBooks:
 
     def rank_of(self, job: Job) -> int:
         """The rank of a job's adapters, 0 if it has none."""
-        return job.budget.rank or self.space.rank if isinstance(self.space, Adapters) else 0
+        return job.budget.rank or self._rank if self._rank else 0
 
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -46,6 +47,10 @@ class Device:
     world: World
     seed: int
     _rooms: dict[int, Batched] = field(default_factory=dict)
+    _together: Together | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._together = self.method.work if isinstance(self.method.work, Together) else None
 
     def answer(self, job: Job, payload: Tree, memories: Memories) -> Update:
         """Do the job. `memories` is changed in place. Raises what the work raises, and ValueError for bad metrics."""
@@ -73,37 +78,41 @@ class Device:
         return self._send(update, memories)
 
     def together(
-        self, jobs: Sequence[Job], payloads: Sequence[Tree], memories: Sequence[Memories]
+        self,
+        jobs: Sequence[Job],
+        payloads: Sequence[Tree],
+        memories: Sequence[Memories],
+        rooms: Sequence[memoryview | None] = (),
     ) -> list[Update] | None:
         """Several clients' jobs at once, or None if they are for `answer`, one by one. No bit depends on which.
 
         They are done side by side if the model is a perceptron with the standard loss and small beside a cache, the
-        space sends the whole model as one vector, the clients have equal numbers of samples, and the work can.
+        space sends the whole model as one vector, and the work can: in groups, one after the other, whose clients have
+        equal numbers of samples and steps from one version. `rooms` are where the answers may be laid, as they come.
         """
         method, model = self.method, self.model
         most = BESIDE // max(1, model.flat.nbytes)
         if most < 2 or model.perceptron is None or len(model.flat) != model.perceptron.size:
             return None
-        if not isinstance(method.work, Together) or "flat" not in method.space.gives:
+        work = self._together
+        if work is None or not work.beside or "flat" not in method.space.gives:
             return None
         befores = [p.flat for p in payloads if isinstance(p, FlatTree) and p.schema == model.schema]
         shards = [self.world.shard(job.client, job.turn) for job in jobs]
-        if len(befores) < len(jobs) or len({len(shard) for shard in shards}) > 1:
+        if len(befores) < len(jobs):
             return None
         updates: list[Update] = []
-        for at in range(0, len(jobs), most):
-            group = slice(at, at + most)
+        alike = [(len(shard), job.budget.steps, job.version) for shard, job in zip(shards, jobs, strict=True)]
+        free = rooms or [None] * len(jobs)
+        for group in _groups(alike, most):
             rows = self._room(len(jobs[group]))
-            for row, before in zip(rows.flat, befores[group], strict=True):
-                row.copy_(before)
-            told = method.work.together(rows, shards[group], jobs[group])
+            deltas = [wire.blank(model.schema, room) for room in free[group]]
+            rows.begin(befores[group], [delta.flat for delta in deltas])
+            told = work.together(rows, shards[group], jobs[group])
+            rows.finish()
             if told is None or not all(math.isfinite(v) for metrics in told for v in metrics.values()):
                 return None  # one by one the one whose training diverged fails alone
-            for job, row, before, shard, metrics in zip(
-                jobs[group], rows.flat, befores[group], shards[group], told, strict=True
-            ):
-                delta = wire.blank(model.schema)
-                torch.sub(row, before, out=delta.flat)
+            for job, delta, shard, metrics in zip(jobs[group], deltas, shards[group], told, strict=True):
                 updates.append(Update(job, delta, float(len(shard)), metrics=metrics))
         return [self._send(update, memory) for update, memory in zip(updates, memories, strict=True)]
 
@@ -119,6 +128,16 @@ class Device:
         for name in [n for n, m in memories.items() if not m]:
             del memories[name]
         return update
+
+
+def _groups(keys: Sequence[object], most: int) -> Iterator[slice]:
+    """Runs of equal keys, no longer than `most`."""
+    at = 0
+    for _, run in groupby(keys):
+        end = at + sum(1 for _ in run)
+        for start in range(at, end, most):
+            yield slice(start, min(start + most, end))
+        at = end
 
 
 def _told(model: Model) -> dict[str, float]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
-from typing import TypeAlias
+from itertools import accumulate, pairwise
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,35 @@ LAYERS = 8
 """Most layers."""
 
 
+class Picked(NamedTuple):
+    """Batches that are samples of a data set: the t-th are the next sizes[t] that `order`, int64, names."""
+
+    x: Tensor
+    """Inputs (samples, ...)."""
+    y: Tensor
+    """Classes (samples,), int64."""
+    order: Tensor
+    sizes: list[int]
+
+
+class Ends(NamedTuple):
+    """Where the rows of one call start and end, if that is not in themselves: contiguous vectors, one for each row.
+
+    With `begin` the rows start as these vectors, whatever they hold. With `deltas` these become what the rows then
+    differ by from `since`, and the rows are used up. So a model that is read in one place and answered from another
+    costs no copy of its own.
+    """
+
+    begin: Sequence[Tensor] = ()
+    deltas: Sequence[Tensor] = ()
+    since: Sequence[Tensor] = ()
+
+
+IN_PLACE = Ends()
+
+Places: TypeAlias = ctypes.Array[ctypes.c_void_p] | None
+
+
 class Descent:
     """Compiled steps for perceptrons of one shape: `wide` numbers in each layer, the inputs first."""
 
@@ -48,7 +77,9 @@ class Descent:
         small = 0 < samples <= SAMPLES and self.size <= NUMBERS and len(self._wide) <= LAYERS + 1
         return small and not isinstance(_load(), str)
 
-    def steps(self, flat: Tensor, batches: Sequence[Batch], sizes: Sequence[int], rate: float) -> Tensor | None:
+    def steps(
+        self, flat: Tensor, batches: Sequence[Batch], sizes: Sequence[int], rate: float, ends: Ends = IN_PLACE
+    ) -> Tensor | None:
         """Steps of length `rate` of each row of `flat` (count, parameters), in place; the mean losses before each,
         (count, steps).
 
@@ -56,29 +87,79 @@ class Descent:
         (n, ...), and classes (n,), int64, or every class's share (n, classes), float32, in all of them; contiguous.
         None, with nothing done, if a class is out of range or shapes do not fit together.
         """
-        call = _load()
-        assert not isinstance(call, str), call
-        return self.take(call, flat, batches, sizes, rate)
+        return self.take(_call(), flat, batches, sizes, rate, ends)
 
     def take(
-        self, call: Call, flat: Tensor, batches: Sequence[Batch], sizes: Sequence[int], rate: float
+        self,
+        call: Call,
+        flat: Tensor,
+        batches: Sequence[Batch],
+        sizes: Sequence[int],
+        rate: float,
+        ends: Ends = IN_PLACE,
     ) -> Tensor | None:
         """The same, by the function given."""
-        count, steps, into, out = len(flat), len(sizes), self._wide[0], self._wide[-1]
+        into, out = self._wide[0], self._wide[-1]
         shares = batches[0][1].is_floating_point()
         wanted = [(n * into, n * out if shares else n) for n in sizes]
-        if flat.numel() != count * self.size or [(x.numel(), y.numel()) for x, y in batches] != wanted * count:
+        if [(x.numel(), y.numel()) for x, y in batches] != wanted * len(flat):
             return None
-        room = 4 * max(sizes) * self._inner
+        x, y = (_places(part) for part in zip(*batches, strict=True))
+        return self._run(call, flat, x, None if shares else y, y if shares else None, None, 0, sizes, rate, ends)
+
+    def pick(self, flat: Tensor, picked: Sequence[Picked], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
+        """The same steps on samples that nobody has laid beside each other: of every row its own, from one data set.
+
+        None, with nothing done, also if an index is out of range.
+        """
+        x, y, _, sizes = picked[0]
+        total, starts = sum(sizes), [0, *accumulate(sizes)][:-1]
+        if any(p.x is not x or p.y is not y or p.sizes != sizes or p.order.numel() != total for p in picked):
+            return None
+        if x.numel() != len(x) * self._wide[0] or y.shape != (len(x),):
+            return None
+        many = len(sizes) * len(picked)
+        here = [p.order.data_ptr() + 8 * at for p in picked for at in starts]
+        x_at, y_at, index = (
+            (ctypes.c_void_p * many)(*at) for at in ([x.data_ptr()] * many, [y.data_ptr()] * many, here)
+        )
+        return self._run(_call(), flat, x_at, y_at, None, index, len(x), sizes, rate, ends)
+
+    def _run(
+        self,
+        call: Call,
+        flat: Tensor,
+        x: Places,
+        y: Places,
+        shares: Places,
+        index: Places,
+        held: int,
+        sizes: Sequence[int],
+        rate: float,
+        ends: Ends,
+    ) -> Tensor | None:
+        count, steps = len(flat), len(sizes)
+        if flat.numel() != count * self.size or len(ends.deltas) != len(ends.since):
+            return None
+        if any(vectors and [v.numel() for v in vectors] != [self.size] * count for vectors in ends):
+            return None
+        room = max(sizes) * (4 * self._inner + 2 * self._wide[0])
         if len(self._room) < room:
             self._room = torch.empty(room)
-        losses, n, places = torch.empty(count, steps), (ctypes.c_int64 * steps)(*sizes), ctypes.c_void_p * len(batches)
-        x, y = (places(*[part.data_ptr() for part in parts]) for parts in zip(*batches, strict=True))
+        losses = torch.empty(count, steps)
+        # where rows are not what comes of it, one is room enough for all, and stays in the cache
+        stride = 0 if ends.begin and ends.deltas else self.size
         wrong = call(
-            flat.data_ptr(), self.size, count, x, None if shares else y, y if shares else None, n, steps, self._array,
-            len(self._wide) - 1, rate, losses.data_ptr(), self._room.data_ptr(),
+            flat.data_ptr(), stride, count, *map(_places, ends), x, y, shares, index, held,
+            (ctypes.c_int64 * steps)(*sizes), steps, self._array, len(self._wide) - 1, rate, losses.data_ptr(),
+            self._room.data_ptr(),
         )  # fmt: skip
         return None if wrong else losses
+
+
+def _places(vectors: Sequence[Tensor]) -> Places:
+    """Where these lie, for C; None for nothing."""
+    return (ctypes.c_void_p * len(vectors))(*[v.data_ptr() for v in vectors]) if vectors else None
 
 
 def status() -> str:
@@ -87,12 +168,18 @@ def status() -> str:
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 
 
+def _call() -> Call:
+    call = _load()
+    assert not isinstance(call, str), call
+    return call
+
+
 @cache
 def _load() -> Call | str:
     """The compiled function, or why there is none."""
     pointer, many = ctypes.c_void_p, ctypes.c_int64
     source = Source("descent", "descend", SOURCE, ["-O2", "-ffp-contract=fast", "-fno-math-errno"])
-    types = [pointer, many, many, *[pointer] * 4, many, pointer, many, ctypes.c_float, pointer, pointer]
+    types = [pointer, many, many, *[pointer] * 7, many, pointer, many, pointer, many, ctypes.c_float, *[pointer] * 2]
     call = source.load(types, many)
     if isinstance(call, str):
         return call

@@ -72,10 +72,10 @@ INLINE void all_dots(const int R, int64_t n, float *z, int64_t outs, const float
     }
 }
 
-/* z = h w^T + b */
-static void forward(float *z, const float *h, const float *w, const float *b, int64_t n, int64_t ins, int64_t outs)
+/* z = h w^T + b, with b behind w */
+static void forward(float *z, const float *h, const float *w, int64_t n, int64_t ins, int64_t outs)
 {
-    for (int64_t m = 0; m < n; m++) memcpy(z + m * outs, b, outs * sizeof *z);
+    for (int64_t m = 0; m < n; m++) memcpy(z + m * outs, w + ins * outs, outs * sizeof *z);
     for (int64_t at = 0; at < ins; at += BLOCK) {
         const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
         int64_t o = 0;
@@ -84,9 +84,9 @@ static void forward(float *z, const float *h, const float *w, const float *b, in
     }
 }
 
-/* w[r][k] += sum_m c[m][r] h[m][k] for R rows of weights and V lanes of inputs */
-INLINE void patch(const int R, const int V, float *w, const float *c, const float *h, int64_t n, int64_t ins,
-                  int64_t outs)
+/* to[r][k] = w[r][k] + sum_m c[m][r] h[m][k] for R rows of weights and V lanes of inputs; less start[r][k] if `less` */
+INLINE void patch(const int R, const int V, const int less, float *to, const float *w, const float *start,
+                  const float *c, const float *h, int64_t n, int64_t ins, int64_t outs)
 {
     Lane s[OUTER][2];
     UNROLL for (int r = 0; r < R; r++)
@@ -100,58 +100,86 @@ INLINE void patch(const int R, const int V, float *w, const float *c, const floa
         }
     }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < V; v++) *(Lane *)(w + r * ins + v * LANES) = s[r][v];
+        UNROLL for (int v = 0; v < V; v++) {
+            const int64_t at = r * ins + v * LANES;
+            if (less) s[r][v] -= *(const Lane *)(start + at);
+            *(Lane *)(to + at) = s[r][v];
+        }
 }
 
-INLINE void patches(const int R, float *w, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs,
-                    int64_t width)
+INLINE void patches(const int R, const int less, float *to, const float *w, const float *start, const float *c,
+                    const float *h, int64_t n, int64_t ins, int64_t outs, int64_t width)
 {
     int64_t k = 0;
-    for (; k + 2 * LANES <= width; k += 2 * LANES) patch(R, 2, w + k, c, h + k, n, ins, outs);
-    for (; k + LANES <= width; k += LANES) patch(R, 1, w + k, c, h + k, n, ins, outs);
+    for (; k + 2 * LANES <= width; k += 2 * LANES)
+        patch(R, 2, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
+    for (; k + LANES <= width; k += LANES) patch(R, 1, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
     for (; k < width; k++)
         for (int r = 0; r < R; r++) {
             float s = w[r * ins + k];
             for (int64_t m = 0; m < n; m++) s += h[m * ins + k] * c[m * outs + r];
-            w[r * ins + k] = s;
+            to[r * ins + k] = less ? s - start[r * ins + k] : s;
         }
 }
 
-/* w += c^T h, b += sum_m c[m] */
-static void step(float *w, float *b, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs)
+/* A layer's weights (outs, ins) and its biases behind them: to = w + c^T h, b + sum_m c[m]; less start if `less` */
+INLINE void change(const int less, float *to, const float *w, const float *start, const float *c, const float *h,
+                   int64_t n, int64_t ins, int64_t outs)
 {
     for (int64_t at = 0; at < ins; at += BLOCK) {
         const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
         int64_t o = 0;
-        for (; o + OUTER <= outs; o += OUTER) patches(OUTER, w + o * ins + at, c + o, h + at, n, ins, outs, width);
-        for (; o < outs; o++) patches(1, w + o * ins + at, c + o, h + at, n, ins, outs, width);
+        for (; o + OUTER <= outs; o += OUTER) {
+            const int64_t rows = o * ins + at;
+            patches(OUTER, less, to + rows, w + rows, start + rows, c + o, h + at, n, ins, outs, width);
+        }
+        for (; o < outs; o++) {
+            const int64_t rows = o * ins + at;
+            patches(1, less, to + rows, w + rows, start + rows, c + o, h + at, n, ins, outs, width);
+        }
     }
-    for (int64_t m = 0; m < n; m++)
-        for (int64_t o = 0; o < outs; o++) b[o] += c[m * outs + o];
+    const int64_t b = ins * outs;
+    for (int64_t o = 0; o < outs; o++) {
+        float s = w[b + o];
+        for (int64_t m = 0; m < n; m++) s += c[m * outs + o];
+        to[b + o] = less ? s - start[b + o] : s;
+    }
+}
+
+static void step(float *to, const float *w, const float *start, const float *c, const float *h, int64_t n, int64_t ins,
+                 int64_t outs)
+{
+    if (start) change(1, to, w, start, c, h, n, ins, outs);
+    else change(0, to, w, w, c, h, n, ins, outs);
 }
 
 /* The same, and then z = next w^T + b of the next samples, while each row of weights is at hand: a first layer that is
    larger than the cache is fetched twice a step and not three times. */
-static void step_and_forward(float *w, float *b, const float *c, const float *h, int64_t n, int64_t ins, int64_t outs,
-                             float *z, const float *next, int64_t more)
+static void step_and_forward(float *to, const float *w, const float *c, const float *h, int64_t n, int64_t ins,
+                             int64_t outs, float *z, const float *next, int64_t more)
 {
-    for (int64_t m = 0; m < n; m++)
-        for (int64_t o = 0; o < outs; o++) b[o] += c[m * outs + o];
-    for (int64_t m = 0; m < more; m++) memcpy(z + m * outs, b, outs * sizeof *z);
+    const int64_t b = ins * outs;
+    for (int64_t o = 0; o < outs; o++) {
+        float s = w[b + o];
+        for (int64_t m = 0; m < n; m++) s += c[m * outs + o];
+        to[b + o] = s;
+    }
+    for (int64_t m = 0; m < more; m++) memcpy(z + m * outs, to + b, outs * sizeof *z);
     int64_t o = 0;
     for (; o + OUTER <= outs; o += OUTER)
         for (int64_t at = 0; at < ins; at += BLOCK) {
             const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
-            float *rows = w + o * ins + at;
-            patches(OUTER, rows, c + o, h + at, n, ins, outs, width);
+            float *rows = to + o * ins + at;
+            patches(OUTER, 0, rows, w + o * ins + at, w, c + o, h + at, n, ins, outs, width);
             for (int64_t r = 0; r < OUTER; r += 2)
                 all_dots(2, more, z + o + r, outs, next + at, rows + r * ins, ins, width);
         }
     for (; o < outs; o++)
         for (int64_t at = 0; at < ins; at += BLOCK) {
             const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
-            patches(1, w + o * ins + at, c + o, h + at, n, ins, outs, width);
-            all_dots(1, more, z + o, outs, next + at, w + o * ins + at, ins, width);
+            float *rows = to + o * ins + at;
+            patches(1, 0, rows, w + o * ins + at, w, c + o, h + at, n, ins, outs, width);
+            all_dots(1, more, z + o, outs, next + at, rows, ins, width);
         }
 }
 
@@ -220,20 +248,22 @@ static float cross_entropy(float *z, const int64_t *y, const float *shares, int6
     return loss / (float)n;
 }
 
-/* One step on n samples; the loss before it. `first` holds what the first layer gives for them, and is overwritten; for
-   `more` samples `next` what it gives afterwards is written into `then`. */
-static float one(float *flat, const float *x, const int64_t *y, const float *shares, int64_t n, float *first,
-                 const float *next, int64_t more, float *then, const int64_t *wide, int64_t layers, float rate,
-                 float *room)
+/* One step on n samples from the model `flat`; the loss before it. The model after it is written into `to`, or what it
+   differs by from the model `start` if there is one. `first` holds what the first layer gives for the samples, and is
+   overwritten; for `more` samples `next` what it gives afterwards is written into `then`. */
+static float one(float *to, const float *flat, const float *start, const float *x, const int64_t *y,
+                 const float *shares, int64_t n, float *first, const float *next, int64_t more, float *then,
+                 const int64_t *wide, int64_t layers, float rate, float *room)
 {
-    float *w[MOST], *b[MOST], *at = flat, *free = room, *z = first;
+    int64_t at[MOST], end = 0;
+    float *free = room, *z = first;
     const float *h[MOST] = {x};
     for (int64_t i = 0; i < layers; i++) {
         const int64_t ins = wide[i], outs = wide[i + 1];
-        w[i] = at, b[i] = at + ins * outs, at = b[i] + outs;
+        at[i] = end, end += (ins + 1) * outs;
         if (i) {
             z = free, free += n * outs;
-            forward(z, h[i], w[i], b[i], n, ins, outs);
+            forward(z, h[i], flat + at[i], n, ins, outs);
         }
         if (i + 1 < layers) {
             for (int64_t j = 0; j < n * outs; j++) z[j] = z[j] > 0.0f ? z[j] : 0.0f;
@@ -245,38 +275,68 @@ static float one(float *flat, const float *x, const int64_t *y, const float *sha
     for (int64_t i = layers - 1; i > 0; i--) {
         float *below = free;
         free += n * wide[i];
-        backward(below, g, w[i], h[i], n, wide[i], wide[i + 1]);
-        step(w[i], b[i], g, h[i], n, wide[i], wide[i + 1]);
+        backward(below, g, flat + at[i], h[i], n, wide[i], wide[i + 1]);
+        step(to + at[i], flat + at[i], start ? start + at[i] : 0, g, h[i], n, wide[i], wide[i + 1]);
         g = below;
     }
-    if (next) step_and_forward(w[0], b[0], g, x, n, wide[0], wide[1], then, next, more);
-    else step(w[0], b[0], g, x, n, wide[0], wide[1]);
+    if (next) step_and_forward(to, flat, g, x, n, wide[0], wide[1], then, next, more);
+    else step(to, flat, start, g, x, n, wide[0], wide[1]);
     return loss;
 }
 
-/* Some steps of each of `count` models, `size` floats each: weights (out, in) and biases of layers of wide[0], wide[1]
-   ... numbers. Step t takes n[t] samples; x holds where those of the first model's first step lie, of its second,
-   ... of the last model's last; y where their classes, or shares where the shares of each class. `room` holds 4 max(n)
-   floats for every number of every layer but the first. Returns how many classes are out of range; then nothing was
-   done. */
-int64_t descend(float *flat, int64_t size, int64_t count, const float *const *x, const int64_t *const *y,
-                const float *const *shares, const int64_t *n, int64_t steps, const int64_t *wide, int64_t layers,
-                float rate, float *losses, float *room)
+/* The samples of one step: those of x that `index` names, laid into `room`; all of x where there is no index. */
+INLINE const float *samples(float *room, const float *x, const int64_t *index, int64_t n, int64_t ins)
 {
-    const int64_t outs = wide[layers];
-    int64_t wrong = 0, most = 0;
+    if (!index) return x;
+    for (int64_t m = 0; m < n; m++) memcpy(room + m * ins, x + index[m] * ins, ins * sizeof *room);
+    return room;
+}
+
+/* Some steps of each of `count` models, rows of floats that lie `stride` apart: weights (out, in) and biases of layers
+   of wide[0], wide[1] ... numbers. Step t takes n[t] samples, at most 64; x holds where those of the first model's
+   first step lie, of its second, ... of the last model's last; y where their classes, or shares where the shares of
+   each class. If there is an `index`, it holds as many places, and a step's samples are those of the `held` samples and
+   classes at x and y that the n[t] numbers there name. A model starts from its row or, if there is a `from`, from what
+   lies there, which is only read. It ends in its row; or, if there is a `to`, what it differs by from `since` is
+   written there, and its row holds nothing. `room` holds 4 max(n) floats for each number of all layers but the first,
+   and 2 max(n) for each of that. Returns how many classes or indices are out of range; then nothing was done. */
+int64_t descend(float *flat, int64_t stride, int64_t count, const float *const *from, float *const *to,
+                const float *const *since, const float *const *x, const int64_t *const *y,
+                const float *const *shares, const int64_t *const *index, int64_t held, const int64_t *n, int64_t steps,
+                const int64_t *wide, int64_t layers, float rate, float *losses, float *room)
+{
+    const int64_t ins = wide[0], outs = wide[layers];
+    int64_t wrong = 0, most = 0, inner = 0, own[64];
     for (int64_t t = 0; t < steps; t++) most = n[t] > most ? n[t] : most;
-    for (int64_t i = 0; y && i < count * steps; i++)
-        for (int64_t m = 0; m < n[i % steps]; m++) wrong += y[i][m] < 0 || y[i][m] >= outs;
-    float *first = room, *then = room + most * wide[1];
-    for (int64_t row = 0; row < count && !wrong; row++, flat += size) {
-        forward(first, *x, flat, flat + wide[0] * wide[1], n[0], wide[0], wide[1]);
-        for (int64_t t = 0; t < steps; t++, x++) {
-            const int goes_on = t + 1 < steps;
-            *losses++ = one(flat, *x, y ? *y++ : 0, y ? 0 : *shares++, n[t], first, goes_on ? x[1] : 0,
-                            goes_on ? n[t + 1] : 0, then, wide, layers, rate, room + 2 * most * wide[1]);
+    for (int64_t i = 1; i <= layers; i++) inner += wide[i];
+    for (int64_t i = 0; index && i < count * steps; i++)
+        for (int64_t m = 0; m < n[i % steps]; m++) wrong += index[i][m] < 0 || index[i][m] >= held;
+    for (int64_t i = 0; y && !wrong && i < count * steps; i++)
+        for (int64_t m = 0; m < n[i % steps]; m++) {
+            const int64_t class = y[i][index ? index[i][m] : m];
+            wrong += class < 0 || class >= outs;
+        }
+    float *first = room, *then = first + most * wide[1], *free = then + most * wide[1];
+    float *here = room + 4 * most * inner, *ahead = here + most * ins;
+    for (int64_t row = 0; row < count && !wrong; row++, flat += stride) {
+        const float *now = from ? from[row] : flat;
+        const float *h = samples(here, x[row * steps], index ? index[row * steps] : 0, n[0], ins);
+        forward(first, h, now, n[0], ins, wide[1]);
+        for (int64_t t = 0; t < steps; t++) {
+            const int64_t i = row * steps + t, more = t + 1 < steps ? n[t + 1] : 0;
+            const int64_t *classes = y ? y[i] : 0;
+            if (y && index) {
+                for (int64_t m = 0; m < n[t]; m++) own[m] = y[i][index[i][m]];
+                classes = own;
+            }
+            const float *next = more ? samples(ahead, x[i + 1], index ? index[i + 1] : 0, more, ins) : 0;
+            const int ends = to && !more;
+            losses[i] = one(ends ? to[row] : flat, now, ends ? since[row] : 0, h, classes, y ? 0 : shares[i], n[t],
+                            first, next, more, then, wide, layers, rate, free);
             float *other = first;
             first = then, then = other;
+            other = here, here = ahead, ahead = other;
+            h = next, now = flat;
         }
     }
     return wrong;

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedhet.descent import Batch, Descent
+from fedhet.descent import IN_PLACE, Batch, Descent, Ends, Picked
 
 NLL = torch.ops.aten.nll_loss_forward.default
 NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
@@ -67,11 +67,13 @@ class Perceptron:
         """Whether steps on so many samples are compiled ones."""
         return self.dtype == torch.float32 and self._flat is not None and self._descent.fits(samples)
 
-    def steps(self, rows: Tensor, batches: Sequence[Sequence[Batch]], rate: float) -> Tensor | None:
+    def steps(
+        self, rows: Tensor, batches: Sequence[Sequence[Batch]], rate: float, ends: Ends = IN_PLACE
+    ) -> Tensor | None:
         """Compiled steps of each row, (count, parameters), on its batches, which are as long as the other rows' are.
 
-        Returns the losses, (count, steps); or None, with nothing done, if a step is not for compiled code or there is
-        something wrong with it, which torch then says.
+        `ends` says where rows start and end if not in themselves. Returns the losses, (count, steps); or None, with
+        nothing done, if a step is not for compiled code or there is something wrong with it, which torch then says.
         """
         sizes = [len(y) for _, y in batches[0]]
         every = [batch for own in batches for batch in own]
@@ -80,7 +82,16 @@ class Perceptron:
             return None
         if not all(map(self.compiles, set(sizes))) or not all(self.fits(x) for x, _ in every):
             return None
-        return self._descent.steps(rows, every, sizes, rate)
+        return self._descent.steps(rows, every, sizes, rate, ends)
+
+    def pick(self, rows: Tensor, picked: Sequence[Picked], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
+        """The same steps on batches whose samples are still where the data set has them."""
+        whole = picked[0]
+        if whole.y.dtype != torch.int64 or not whole.y.is_contiguous() or not self.fits(whole.x):
+            return None
+        if not all(map(self.compiles, set(whole.sizes))):
+            return None
+        return self._descent.pick(rows, picked, rate, ends)
 
     def fits(self, x: Tensor) -> bool:
         """Whether a batch of inputs, (n, ...), can be taken: of the layers' dtype, and nobody asks for its gradient."""

@@ -14,6 +14,7 @@ Plug-ins are frozen dataclasses of hyper-parameters. What changes lives in a `Me
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,6 +35,7 @@ from fedhet.types import (
 
 if TYPE_CHECKING:
     from fedhet.batched import Batched
+    from fedhet.descent import Picked
     from fedhet.model import Model
     from fedhet.profile import Profile
     from fedhet.tree import Schema
@@ -270,6 +272,21 @@ class Shard(Protocol):
         ...
 
 
+@runtime_checkable
+class Picking(Protocol):
+    """A shard that need not copy anything for a batch."""
+
+    def pick(self, size: int, count: int) -> Picked:
+        """The first `count` of `batches(size)`."""
+        ...
+
+
+@cache
+def keeps(kind: type, protocol: type) -> bool:
+    """Whether a class has the methods of a protocol; Python takes its time to say so, and needs to once."""
+    return issubclass(kind, protocol)
+
+
 class Work(Protocol):
     """Local training. Changes the model in place and reports finite scalar metrics (at least "loss")."""
 
@@ -286,11 +303,16 @@ class Work(Protocol):
 class Together(Protocol):
     """Work that can do the jobs of several clients side by side, with the bits of one after the other."""
 
+    @property
+    def beside(self) -> bool:
+        """Whether it can as it is set."""
+        ...
+
     def together(
         self, rows: Batched, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
-        """Train row c of `rows` on the data of job c, all of one length; metrics as `Work.run` reports them. None if
-        these jobs, or this work as it is set, are for `run` alone; the rows may have changed then."""
+        """Train row c of `rows` on the data of job c, all of one length, number of steps and version; metrics as
+        `Work.run` reports them. None if these jobs are for `run` alone; the rows may have changed then."""
         ...
 
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedhet import tree, wire
-from fedhet.bases import AbstractLayer
 from fedhet.books import AbstractBooks, Seen
 from fedhet.chores import Chore, Pondering
 from fedhet.limits import Diverged, ScheduleError
@@ -200,10 +199,9 @@ class Server(AbstractBooks):
     def _ponder(self, update: Update, seconds: float) -> bool:
         """Whether a layer has a chore with an update first: the outermost that does anything to what comes in, which
         sees it as it came."""
-        acting = [(n, one) for n, one in self.method.layers if type(one).arrive is not AbstractLayer.arrive]
-        name, layer = acting[-1] if acting else ("", None)
-        if self.closing or not isinstance(layer, Pondering):
+        if self.closing or not self._pondering:
             return False
+        ((name, layer),) = self._pondering
         asked = layer.ponder(update, self, self.memories.setdefault(name, {}))
         if asked is None:
             return False

@@ -48,12 +48,23 @@ class Schema(Mapping[str, Leaf]):
     """Ordered names with shapes and dtypes: what a tree must look like. Equal schemas have equal order too."""
 
     leaves: tuple[tuple[str, Leaf], ...]
+    size: int = field(init=False, repr=False, compare=False)
+    """Number of elements of all leaves."""
+    nbytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of all leaves, without any header."""
+    dtype: torch.dtype | None = field(init=False, repr=False, compare=False)
+    """The dtype all leaves share, or None."""
     _index: dict[str, Leaf] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        kinds = {leaf.dtype for _, leaf in self.leaves}
+        # asked for with every message: once is enough
+        object.__setattr__(self, "size", sum(leaf.size for _, leaf in self.leaves))
+        object.__setattr__(self, "nbytes", sum(leaf.nbytes for _, leaf in self.leaves))
+        object.__setattr__(self, "dtype", kinds.pop() if len(kinds) == 1 else None)
         object.__setattr__(self, "_index", dict(self.leaves))
-        object.__setattr__(self, "_hash", hash(self.leaves))  # hashed for every message: once is enough
+        object.__setattr__(self, "_hash", hash(self.leaves))
         if len(self._index) != len(self.leaves):
             raise ValueError("a schema names a tensor twice")
 
@@ -75,22 +86,6 @@ class Schema(Mapping[str, Leaf]):
 
     def __hash__(self) -> int:
         return self._hash
-
-    @property
-    def size(self) -> int:
-        """Number of elements of all leaves."""
-        return sum(leaf.size for _, leaf in self.leaves)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all leaves, without any header."""
-        return sum(leaf.nbytes for _, leaf in self.leaves)
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype all leaves share, or None."""
-        kinds = {leaf.dtype for _, leaf in self.leaves}
-        return kinds.pop() if len(kinds) == 1 else None
 
 
 class FlatTree(Mapping[str, Tensor]):

@@ -66,15 +66,20 @@ def size(schema: Schema) -> int:
     return len(header(schema)) + schema.nbytes
 
 
-def blank(schema: Schema) -> FlatTree:
+def blank(schema: Schema, room: memoryview | None = None) -> FlatTree:
     """A tree of one dtype inside its own payload, for numbers yet to come: what is written into it is encoded already.
 
-    Raises ValueError for a schema of several dtypes, or without an element.
+    The payload is laid into `room`, bytes that may be written, if it is large enough. Raises ValueError for a schema of
+    several dtypes, or without an element.
     """
     kind, start = schema.dtype, header(schema)
     if kind is None or not schema.size:
         raise ValueError(f"{len(schema)} tensors of several dtypes or no element have no flat payload")
-    whole = torch.empty(len(start) + schema.nbytes, dtype=torch.uint8)
+    many = len(start) + schema.nbytes
+    if room is not None and len(room) >= many:
+        whole = torch.frombuffer(room, dtype=torch.uint8, count=many)
+    else:
+        whole = torch.empty(many, dtype=torch.uint8)
     payload = memoryview(whole.numpy())  # type: ignore[arg-type]
     payload[: len(start)] = start
     return FlatTree(schema, whole[len(start) :].view(kind), payload)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhet.descent import Picked
 from fedhet.streams import stream
 
 FIRST, FETCH = 1 << 18, 1 << 21
@@ -38,9 +39,23 @@ class ClientShard:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Epochs without end, each in a new order. Raises ValueError if there is nothing to draw or size is under 1."""
+        self._check(size)
+        return self._epochs(size)
+
+    def pick(self, size: int, count: int) -> Picked:
+        """The first `count` of `batches(size)`, uncopied. Raises ValueError as that does."""
+        self._check(size)
+        rng, n = self.rng("batches"), len(self)
+        epoch = [min(size, n - at) for at in range(0, n, size)]
+        epochs = -(-count // len(epoch))
+        orders = [self._index.index_select(0, torch.from_numpy(rng.permutation(n))) for _ in range(epochs)]
+        sizes = (epoch * epochs)[:count]
+        order = orders[0] if epochs == 1 else torch.cat(orders)
+        return Picked(self._x, self._y, order[: sum(sizes)], sizes)
+
+    def _check(self, size: int) -> None:
         if size < 1 or len(self) == 0:
             raise ValueError(f"batches of {size} out of {len(self)} samples: both must be at least 1")
-        return self._epochs(size)
 
     def _epochs(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = self.rng("batches")

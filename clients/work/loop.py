@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
@@ -48,6 +48,12 @@ def portions(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
             part, held = [], 0
     if part:
         yield part
+
+
+def plain_metrics(losses: Sequence[float]) -> dict[str, float]:
+    """Metrics of plain steps with these losses: every gradient has weight 1 in the displacement."""
+    count = float(len(losses))
+    return {"loss": sum(losses) / count, "steps": count, "a_norm": count}
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,10 @@ class AbstractLocal(ABC):
         batches = data.batches(self.batch)
         velocity = torch.zeros_like(params) if self.momentum else None
         if velocity is None and adjust is None and not self.weight_decay and self.clip_norm is None:
-            loss = 0.0
+            losses: list[float] = []
             for part in portions(batches, count):
-                loss = sum(model.descend_all(part, rate).tolist(), loss)
-            return {"loss": loss / count, "steps": float(count), "a_norm": float(count)}
+                losses += model.descend_all(part, rate).tolist()
+            return plain_metrics(losses)
         total = torch.zeros((), dtype=params.dtype)
         lever = a_norm = 0.0
         for _ in range(count):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from clients.work.loop import AbstractLocal, portions
+from clients.work.loop import AbstractLocal, plain_metrics, portions
 from fedhet.batched import Batched
 from fedhet.model import Model
-from fedhet.protocols import Shard
+from fedhet.protocols import Picking, Shard, keeps
 from fedhet.types import Job, Memory
 
 
@@ -23,19 +24,29 @@ class Sgd(AbstractLocal):
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         return self.steps(model, data, job)
 
+    @property
+    def beside(self) -> bool:
+        """Whether nothing is added to a gradient."""
+        return not (self.momentum or self.weight_decay or self.clip_norm is not None)
+
     def together(
         self, rows: Batched, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
-        """Jobs of equal length, side by side, if nothing is added to a gradient and all steps are of one size."""
-        counts, rates = {job.budget.steps for job in jobs}, {self.rate(job) for job in jobs}
-        if self.momentum or self.weight_decay or self.clip_norm is not None or len(counts) > 1 or len(rates) > 1:
-            return None
-        count, rate = counts.pop(), rates.pop()
-        total = [0.0] * len(jobs)
+        """Jobs of equal length, side by side."""
+        count, rate = jobs[0].budget.steps, self.rate(jobs[0])
+        if count < 1:
+            return None  # `run` says what is wrong with it
+        if all(keeps(type(shard), Picking) for shard in data):
+            shards = cast(Sequence[Picking], data)
+            losses = rows.pick([shard.pick(self.batch, count) for shard in shards], rate)
+            if losses is not None:
+                return [plain_metrics(own) for own in losses.tolist()]
+        every: list[list[float]] = [[] for _ in jobs]
         for part in zip(*(portions(shard.batches(self.batch), count) for shard in data), strict=True):
-            losses = rows.descend_all(part, rate)
+            taken = len(every[0]) + len(part[0])
+            losses = rows.descend_all(part, rate, last=taken == count)
             if losses is None:
                 return None
-            total = [sum(own, before) for before, own in zip(total, losses.tolist(), strict=True)]
-        # without momentum every gradient has weight 1 in the displacement
-        return [{"loss": loss / count, "steps": float(count), "a_norm": float(count)} for loss in total]
+            for all_, own in zip(every, losses.tolist(), strict=True):
+                all_ += own
+        return [plain_metrics(own) for own in every]

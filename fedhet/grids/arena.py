@@ -10,6 +10,7 @@ import mmap
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Arena:
         """`descriptor` is a file to map instead, for processes that are started rather than forked."""
         flags = mmap.MAP_SHARED | NORESERVE | (mmap.MAP_ANONYMOUS if descriptor < 0 else 0)
         self._map = mmap.mmap(descriptor, size, flags=flags)
-        self._size, self._top = size, 0
+        self._size, self._top, self._base = size, 0, _address(self._map)
         self._free: defaultdict[int, list[int]] = defaultdict(list)
 
     def take(self, size: int) -> Slot | None:
@@ -55,6 +56,15 @@ class Arena:
         weakref.finalize(holder, self.give, slot).atexit = False
         return memoryview(holder)  # type: ignore[arg-type]
 
+    def place(self, data: Any) -> int:
+        """Where a buffer's bytes lie in the arena; negative or beyond its end if they do not."""
+        return _address(data) - self._base
+
     def view(self, at: int, size: int) -> memoryview:
         """The bytes of a slot, writable."""
         return memoryview(self._map)[at : at + size]
+
+
+def _address(data: Any) -> int:
+    where: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+    return where

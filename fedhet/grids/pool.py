@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
@@ -26,12 +26,17 @@ from fedhet import heap
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.parcel import Place, pack, unpack
+from fedhet.protocols import keeps
 
 DEPTH = 2
 """Bundles of tasks a worker holds, so that it never waits for the parent."""
 
 BUNDLE = 8
 """Most tasks handed to a worker at once. It may train them side by side, and answers when all are done."""
+
+SHARES = 5
+"""An answer's slot is as many times as large as what the task brings: once where the answer is made, the rest for what
+is copied there afterwards, such as the client's state."""
 
 BULKY = 1 << 15
 """Bytes in the pipe above which a task is only given to a worker that is listening: two full pipes would deadlock."""
@@ -45,8 +50,11 @@ class Bundling(Protocol):
 
     def __call__(self, message: Message, context: Context) -> Message: ...
 
-    def together(self, tasks: Sequence[tuple[Message, Context]]) -> Sequence[Message] | None:
-        """The replies, in order; None if these messages are for one call each."""
+    def together(
+        self, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
+    ) -> Sequence[Message] | None:
+        """The replies, in order; None if these messages are for one call each. What is large in a reply may be written
+        into its room, from where it need not be copied."""
         ...
 
 
@@ -82,13 +90,15 @@ def execute(app: App, message: Message, context: Context) -> Outcome:
     return Outcome(reply, context.state)
 
 
-def execute_all(app: App, tasks: Sequence[tuple[Message, Context]]) -> list[Outcome]:
+def execute_all(
+    app: App, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
+) -> list[Outcome]:
     """Run several messages: at once if the app can and everything goes well, or else one by one, so that a client that
     raises fails for itself alone."""
-    if len(tasks) > 1 and isinstance(app, Bundling):
+    if _bundles(app):
         before = [RecordDict(dict(context.state)) for _, context in tasks]
         try:
-            replies = app.together(tasks)
+            replies = app.together(tasks, rooms)
         except Exception:  # whose it is shows when each is run by itself
             replies = None
         if replies is not None:
@@ -96,6 +106,10 @@ def execute_all(app: App, tasks: Sequence[tuple[Message, Context]]) -> list[Outc
         for (_, context), state in zip(tasks, before, strict=True):
             context.state = state
     return [execute(app, message, context) for message, context in tasks]
+
+
+def _bundles(app: App) -> TypeGuard[Bundling]:
+    return keeps(type(app), Bundling)  # type: ignore[arg-type]  # classes are hashable, also that of a Callable
 
 
 @dataclass(slots=True)
@@ -231,7 +245,7 @@ class Pool:
                 return place
 
             body, places = pack((task.message, task.context), put)
-            task.answer = self._arena.take(4 * lain) if lain else None
+            task.answer = self._arena.take(SHARES * lain) if lain else None
             task.packed = pickle.dumps((task.number, body, places, task.answer))
         return task.packed
 
@@ -324,22 +338,30 @@ def _serve(app: App, pipe: connection.Connection, inherited: list[connection.Con
             return
         tasks = [unpack(body, [arena.view(at, size) for at, size in places]) for _, body, places, _ in bundle]
         had = [bool(context.state) for _, context in tasks]
+        fillers = [Filler(arena, slot) for _, _, _, slot in bundle]
+        outcomes = execute_all(app, tasks, [filler.room for filler in fillers])
         answers = []
-        for (number, _, _, slot), outcome, some in zip(bundle, execute_all(app, tasks), had, strict=True):
+        for (number, _, _, _), outcome, some, filler in zip(bundle, outcomes, had, fillers, strict=True):
             state = outcome.state if some or outcome.state else None
-            answers.append((number, *pack((outcome.reply, state), _Filler(arena, slot))))
+            answers.append((number, *pack((outcome.reply, state), filler)))
         pipe.send_bytes(pickle.dumps(answers))
 
 
-class _Filler:
-    """Puts an answer's large arrays into its slot one after the other, as far as it reaches."""
+class Filler:
+    """Puts an answer's large arrays into its slot one after the other, as far as it reaches. The slot begins with a
+    `room` for whoever makes the answer; what lies there already stays there."""
 
     def __init__(self, arena: Arena, slot: Slot | None) -> None:
-        self._arena, self._at = arena, slot.at if slot else 0
+        self._arena, self.room = arena, arena.view(slot.at, slot.size // SHARES) if slot else None
+        self._start = slot.at if slot else 0
         self._end = slot.at + slot.size if slot else 0
+        self._at = self._start + (-(-(slot.size // SHARES) // 64) * 64 if slot else 0)
 
     def __call__(self, data: Any) -> Place | None:
-        at, size = self._at, len(data)
+        at, size = self._arena.place(data), len(data)
+        if self._start <= at and at + size <= self._end:
+            return at, size
+        at = self._at
         if at + size > self._end:
             return None
         self._arena.view(at, size)[:] = data

@@ -104,6 +104,42 @@ def test_no_bit_depends_on_how_many_steps_or_models_a_call_takes(hidden: tuple[i
 
 
 @needs_compiler
+@pytest.mark.parametrize("hidden", [(), (9, 33)])
+def test_samples_picked_from_a_data_set_give_the_bits_of_their_batches(hidden: tuple[int, ...]) -> None:
+    m, sizes, draw = model(*hidden), [10, 1, 64, 10], torch.Generator().manual_seed(5)
+    x, y = torch.randn(200, *SHAPE, generator=draw), torch.randint(4, (200,), generator=draw)
+    orders = [torch.randint(200, (sum(sizes),), generator=draw) for _ in range(3)]
+    rows = Batched(m, 3)
+    starts = list(torch.randn(3, len(m.flat), generator=draw) * 0.1)
+    rows.flat.copy_(torch.stack(starts))
+    own = [list(zip(x[o].split(sizes), y[o].split(sizes), strict=True)) for o in orders]
+    losses = rows.descend_all(own, 0.1)
+    expected = rows.flat - torch.stack(starts)
+    deltas = list(torch.empty_like(expected))
+    rows.begin(starts, deltas)
+    assert torch.equal(rows.pick([descent.Picked(x, y, o, sizes) for o in orders], 0.1), losses)
+    rows.finish()
+    assert torch.equal(torch.stack(deltas), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", ["index", "below", "class", "count", "shares"])
+def test_a_sample_that_is_not_there_is_not_picked_and_moves_nothing(bad: str) -> None:
+    m = model(8)
+    ((x, y),) = batches([20])
+    order = torch.arange(20)
+    order[3] = {"index": 20, "below": -1}.get(bad, 3)
+    y[7] = 4 if bad == "class" else 0
+    if bad == "shares":
+        y = torch.nn.functional.one_hot(y, 4).float()
+    rows, start = Batched(m, 1), m.flat.clone()
+    rows.begin([m.flat], [torch.zeros_like(start)])
+    assert rows.pick([descent.Picked(x, y, order, [10, 9] if bad == "count" else [10, 10])], 0.1) is None
+    rows.finish()
+    assert torch.equal(m.flat, start)
+
+
+@needs_compiler
 def test_a_step_beside_one_that_is_too_large_keeps_its_bits() -> None:
     m, steps = model(8), batches([10, descent.SAMPLES + 1])
     start = m.flat.clone()

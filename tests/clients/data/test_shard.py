@@ -72,7 +72,20 @@ def test_the_whole_is_in_storage_order():
     assert len(shard()) == 6
 
 
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 9))
+def test_picked_are_the_samples_of_the_first_batches(length, size, count):
+    part = shard(range(length))
+    picked = part.pick(size, count)
+    assert picked.x is X and picked.y is Y and len(picked.order) == sum(picked.sizes)
+    batches = list(islice(part.batches(size), count))
+    assert picked.sizes == [len(y) for _, y in batches]
+    for order, (x, y) in zip(picked.order.split(picked.sizes), batches, strict=True):
+        assert torch.equal(X[order], x) and torch.equal(Y[order], y)
+
+
 @pytest.mark.parametrize(("index", "size"), [((), 4), ((1, 2), 0)])
 def test_nothing_to_draw_is_an_error_at_once(index, size):
     with pytest.raises(ValueError, match="both must be at least 1"):
         shard(index).batches(size)
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        shard(index).pick(size, 1)

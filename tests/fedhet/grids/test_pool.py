@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedhet.flower_compat import ErrorCode, claim_identity
-from fedhet.grids.pool import Pool
+from fedhet.grids.arena import Arena
+from fedhet.grids.pool import SHARES, Filler, Pool
 
 app = ClientApp()
 
@@ -156,11 +157,69 @@ class Bundled:
     def __call__(self, message, context):
         return app(message, context)
 
-    def together(self, tasks):
+    def together(self, tasks, rooms=()):
         hows = [message.content["config"]["how"] for message, _ in tasks]
         if "apart" in hows:
             return None
         return [app(message, context) for message, context in tasks]
+
+
+def raw(data):
+    """An array that is its bytes, without numpy's own header; of a view, the view."""
+    array = Array("float64", (len(data) // 8,), "raw", data if isinstance(data, bytes) else b"")
+    array.data = data
+    record = ArrayRecord()
+    record["x"] = array
+    return record
+
+
+def numbers(record):
+    return np.frombuffer(record["x"].data)
+
+
+class Roomy(Bundled):
+    """Writes what it answers into its room; the client's state is the same bytes, and others."""
+
+    def together(self, tasks, rooms=()):
+        replies = []
+        for (task, own), room in zip(tasks, rooms, strict=True):
+            x = numbers(task.content["arrays"])
+            mine = np.frombuffer(room, count=x.size)
+            mine[:] = 2 * x
+            own.state["same"], own.state["other"] = raw(memoryview(mine).cast("B")), raw((3 * x).tobytes())
+            replies.append(Message(RecordDict({"arrays": raw(memoryview(mine).cast("B"))}), reply_to=task))
+        return replies
+
+
+def test_what_is_written_into_a_room_arrives_whole_beside_what_is_not():
+    x = np.arange(50_000.0)
+    with Pool(Roomy(), 1) as pool:
+        claim_identity(1)
+        for n in range(4):
+            content = RecordDict({"arrays": raw(x.tobytes()), "config": ConfigRecord({"how": "work"})})
+            pool.submit(n, n, Message(content, n + 2, "train"), context(node=n + 2))
+        got = [pool.result(n) for n in range(4)]
+    for outcome in got:
+        assert np.array_equal(numbers(outcome.reply.content["arrays"]), 2 * x)
+        assert np.array_equal(numbers(outcome.state["same"]), 2 * x)
+        assert np.array_equal(numbers(outcome.state["other"]), 3 * x)
+
+
+def test_what_lies_in_its_slot_stays_there_and_the_rest_is_laid_behind_the_room():
+    arena = Arena(1 << 24)
+    arena.take(4096)
+    slot = arena.take(SHARES * 100_000)
+    fill = Filler(arena, slot)
+    assert len(fill.room) >= 100_000
+    fill.room[:5] = b"reply"
+    assert fill(fill.room[:50_000]) == (slot.at, 50_000)
+    at, size = fill(b"other" * 20_000)
+    assert at >= slot.at + len(fill.room) and size == 100_000 and bytes(arena.view(at, 5)) == b"other"
+    assert bytes(fill.room[:5]) == b"reply"
+    assert fill(bytes(slot.size)) is None, "what does not fit goes another way"
+    elsewhere = arena.take(4096)
+    copied = fill(arena.view(elsewhere.at, 4096))
+    assert slot.at <= copied[0] < slot.at + slot.size, "other slots may be used anew"
 
 
 def outcomes(pool, hows):
