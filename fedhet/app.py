@@ -21,6 +21,7 @@ from fedhet import message as records
 from fedhet import origin, wire
 from fedhet.chores import Pondering
 from fedhet.client import Device, Memories
+from fedhet.grids.worker import Brief
 from fedhet.message import Sign
 from fedhet.types import Job, Memory
 
@@ -83,7 +84,7 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
 
 
 class DeviceApp:
-    """The ClientApp around one device for processes of our own, which may hand it several messages at once."""
+    """The ClientApp around one device for processes of our own, which may do several jobs without their messages."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._app = device, client_app(lambda message: device, seal=False)
@@ -91,26 +92,29 @@ class DeviceApp:
     def __call__(self, message: Message, context: Context) -> Message:
         return self._app(message, context)
 
-    def together(
-        self, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
-    ) -> list[Message] | None:
-        """The replies to several messages and their contexts, as they would be one by one; None if that is how they
-        must be done. Updates may be written into `rooms`, one for each."""
-        if any(message.metadata.message_type != "train" for message, _ in tasks):
+    def brief(self, message: Message, context: Context) -> Brief | None:
+        """The job and its payload, if they are all there is; None if the message is for the app."""
+        if not self._device.beside or context.state or message.metadata.message_type != "train":
             return None
-        jobs = [records.read_job(message.content)[0] for message, _ in tasks]
-        if any(c.node_config.get("partition-id", j.client) != j.client for j, (_, c) in zip(jobs, tasks, strict=True)):
-            return None
-        sent = [records.read_payload(message.content) for message, _ in tasks]
-        memories = [recall(context) for _, context in tasks]
-        updates = self._device.together(jobs, [wire.open_tree(*payload) for payload in sent], memories, rooms)
+        payload, sha256 = records.read_payload(message.content)
+        own = context.node_config.get("partition-id", "")
+        return None if sha256 else Brief(f"{own} {records.job_text(message.content)}", payload)
+
+    def together(self, briefs: Sequence[Brief], rooms: Sequence[memoryview | None]) -> list[Brief] | None:
+        """Header and payload of the answers; None if the messages are for the app."""
+        told = [brief.text.partition(" ") for brief in briefs]
+        jobs = [records.parse_job(job)[0] for _, _, job in told]
+        if any(own not in ("", str(job.client)) for job, (own, _, _) in zip(jobs, told, strict=True)):
+            return None  # the app says what is wrong with it
+        updates = self._device.together(jobs, [wire.open_tree(brief.payload) for brief in briefs], rooms)
         if updates is None:
             return None
-        replies = []
-        for (message, context), update, memory in zip(tasks, updates, memories, strict=True):
-            remember(context, memory)
-            replies.append(Message(records.answer(update, code=origin.fingerprint(), seal=False), reply_to=message))
-        return replies
+        code = origin.fingerprint()
+        return [Brief(records.answer_text(update, code), wire.encode(update.delta)) for update in updates]
+
+    def reply(self, message: Message, answer: Brief) -> Message:
+        """The message that the app would have answered with."""
+        return Message(records.compose_answer(answer.text, answer.payload), reply_to=message)
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from fedhet import wire
+from fedhet.bases import AbstractLayer
 from fedhet.batched import Batched
 from fedhet.compose import Method
 from fedhet.model import Model
@@ -50,7 +51,18 @@ class Device:
     _together: Together | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._together = self.method.work if isinstance(self.method.work, Together) else None
+        method, model = self.method, self.model
+        plain = all(type(layer).send is AbstractLayer.send for _, layer in method.layers)
+        whole = model.perceptron is not None and len(model.flat) == model.perceptron.size
+        work = method.work if isinstance(method.work, Together) and method.work.beside else None
+        able = plain and whole and 2 * model.flat.nbytes <= BESIDE and "flat" in method.space.gives
+        self._together = work if able else None
+
+    @property
+    def beside(self) -> bool:
+        """Whether `together` can be asked: the model is a perceptron with the standard loss and small beside a cache,
+        the space sends the whole model as one vector, nothing is done to it on its way, and the work can."""
+        return self._together is not None
 
     def answer(self, job: Job, payload: Tree, memories: Memories) -> Update:
         """Do the job. `memories` is changed in place. Raises what the work raises, and ValueError for bad metrics."""
@@ -78,24 +90,15 @@ class Device:
         return self._send(update, memories)
 
     def together(
-        self,
-        jobs: Sequence[Job],
-        payloads: Sequence[Tree],
-        memories: Sequence[Memories],
-        rooms: Sequence[memoryview | None] = (),
+        self, jobs: Sequence[Job], payloads: Sequence[Tree], rooms: Sequence[memoryview | None] = ()
     ) -> list[Update] | None:
-        """Several clients' jobs at once, or None if they are for `answer`, one by one. No bit depends on which.
+        """Jobs of several clients without memories, or None if they are for `answer`. No bit depends on which.
 
-        They are done side by side if the model is a perceptron with the standard loss and small beside a cache, the
-        space sends the whole model as one vector, and the work can: in groups, one after the other, whose clients have
-        equal numbers of samples and steps from one version. `rooms` are where the answers may be laid, as they come.
+        They are done in groups, one after the other, whose clients have equal numbers of samples and steps from one
+        version. `rooms` are where the deltas may be laid, as their payloads.
         """
-        method, model = self.method, self.model
-        most = BESIDE // max(1, model.flat.nbytes)
-        if most < 2 or model.perceptron is None or len(model.flat) != model.perceptron.size:
-            return None
-        work = self._together
-        if work is None or not work.beside or "flat" not in method.space.gives:
+        work, model = self._together, self.model
+        if work is None:
             return None
         befores = [p.flat for p in payloads if isinstance(p, FlatTree) and p.schema == model.schema]
         shards = [self.world.shard(job.client, job.turn) for job in jobs]
@@ -104,7 +107,7 @@ class Device:
         updates: list[Update] = []
         alike = [(len(shard), job.budget.steps, job.version) for shard, job in zip(shards, jobs, strict=True)]
         free = rooms or [None] * len(jobs)
-        for group in _groups(alike, most):
+        for group in _groups(alike, BESIDE // model.flat.nbytes):
             rows = self._room(len(jobs[group]))
             deltas = [wire.blank(model.schema, room) for room in free[group]]
             rows.begin(befores[group], [delta.flat for delta in deltas])
@@ -114,7 +117,7 @@ class Device:
                 return None  # one by one the one whose training diverged fails alone
             for job, delta, shard, metrics in zip(jobs[group], deltas, shards[group], told, strict=True):
                 updates.append(Update(job, delta, float(len(shard)), metrics=metrics))
-        return [self._send(update, memory) for update, memory in zip(updates, memories, strict=True)]
+        return updates
 
     def _room(self, count: int) -> Batched:
         if count not in self._rooms:

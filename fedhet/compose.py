@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedhet.protocols import Layer, Policy, Rule, Schedule, Space, Work
 
@@ -56,7 +57,7 @@ class Method:
         """What the layers want to be said plainly, each once."""
         return tuple(dict.fromkeys(layer.notice for _, layer in self.layers if layer.notice))
 
-    @property
+    @cached_property
     def layers(self) -> tuple[tuple[str, Layer], ...]:
         """All layers with the name their memory is kept under, in the order of `send`."""
         return tuple((f"{slot}.{i}", layer) for slot in ONION for i, layer in enumerate(getattr(self, slot)))

@@ -93,9 +93,17 @@ def request(
 
 def read_job(content: RecordDict) -> tuple[Job, dict[str, Any]]:
     """The job in a request, and the carrier's fields beside it ("bytes_up", "batch")."""
-    id_, client, version, turn, steps, rank, width, sent, task, held, bytes_up, batch = json.loads(
-        str(_head(content)["job"])
-    )
+    return parse_job(job_text(content))
+
+
+def job_text(content: RecordDict) -> str:
+    """The job in a request as it is written there."""
+    return str(_head(content)["job"])
+
+
+def parse_job(text: str) -> tuple[Job, dict[str, Any]]:
+    """What `read_job` reads, from `job_text`."""
+    id_, client, version, turn, steps, rank, width, sent, task, held, bytes_up, batch = json.loads(text)
     job = Job(id_, client, version, turn, Budget(steps, rank, width), sent, task, held)
     return job, {"bytes_up": bytes_up, "batch": batch}
 
@@ -124,23 +132,22 @@ def answer(update: Update, *, code: str, seal: bool, sign: Sign | None = None) -
     payload = wire.encode(update.delta)
     if seal or sign is not None:
         payload = bytes(payload)  # it leaves this process tree, for which Flower wants bytes
-    job = update.job
-    head = {
-        "update": json.dumps(
-            {
-                "job": job.id,
-                "client": job.client,
-                "version": job.version,
-                "weight": update.weight,
-                "metrics": dict(update.metrics),
-                "code": code,
-            }
-        )
-    }
-    if seal:
-        head["sha256"] = wire.digest(payload)
+    more = {"sha256": wire.digest(payload)} if seal else {}
     if sign is not None:
-        head |= sign(update, payload)
+        more |= sign(update, payload)
+    return compose_answer(answer_text(update, code), payload, more)
+
+
+def answer_text(update: Update, code: str) -> str:
+    """What an answer says of an update beside its payload."""
+    job = update.job
+    fields = {"job": job.id, "client": job.client, "version": job.version, "weight": update.weight}
+    return json.dumps({**fields, "metrics": dict(update.metrics), "code": code})
+
+
+def compose_answer(text: str, payload: bytes | memoryview, more: Mapping[str, str] | None = None) -> RecordDict:
+    """An answer of what `answer_text` made and a payload, with `more` in its header."""
+    head = {"update": text, **(more or {})}
     return RecordDict({"fedhet": ConfigRecord(head), "payload": parcel(payload)})  # type: ignore[arg-type]
 
 

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+"""A row as JSON; `json.dumps` with separators would make an encoder for every row."""
+
 
 class Lines:
     """An append-only file of JSON lines with a running SHA-256."""
@@ -32,7 +35,7 @@ class Lines:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row."""
-        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        line = ENCODE(row).encode() + b"\n"
         self._file.write(line)
         self._hash.update(line)
         self.size += len(line)

@@ -27,7 +27,7 @@ from flwr.app import Context, Message, RecordDict
 from fedhet.enroll import files
 from fedhet.enroll.device import Device
 from fedhet.flower_compat import fleet, forget
-from fedhet.grids.pool import App, execute
+from fedhet.grids.worker import App, execute
 
 log = logging.getLogger("fedhet.node")
 SHORTEST_S, LONGEST_S, SHARE = 0.1, 3.0, 0.05

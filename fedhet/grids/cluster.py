@@ -24,7 +24,8 @@ from ray.exceptions import RayActorError
 from fedhet import origin
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids.parcel import pack, unpack
-from fedhet.grids.pool import DEPTH, App, Outcome, execute
+from fedhet.grids.pool import DEPTH
+from fedhet.grids.worker import App, Outcome, execute
 
 PATIENCE = 120.0
 """Seconds to wait for a first worker: machines may be starting."""

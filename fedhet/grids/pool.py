@@ -12,50 +12,30 @@ import gc
 import heapq
 import os
 import pickle
-import signal
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any
 
-import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 
 from fedhet import heap
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.parcel import Place, pack, unpack
-from fedhet.protocols import keeps
+from fedhet.grids.worker import SHARES, App, Brief, Briefed, Outcome, Short, Whole, execute, serve
 
 DEPTH = 2
 """Bundles of tasks a worker holds, so that it never waits for the parent."""
 
 BUNDLE = 8
-"""Most tasks handed to a worker at once. It may train them side by side, and answers when all are done."""
+"""Most tasks handed to a worker at once, if the app can do several at once; it answers when all are done."""
 
-SHARES = 5
-"""An answer's slot is as many times as large as what the task brings: once where the answer is made, the rest for what
-is copied there afterwards, such as the client's state."""
+UNDONE = 3
+"""Bundles of briefs that come back undone, one after the other, before no more are tried."""
 
 BULKY = 1 << 15
 """Bytes in the pipe above which a task is only given to a worker that is listening: two full pipes would deadlock."""
-
-App = Callable[[Message, Context], Message]
-
-
-@runtime_checkable
-class Bundling(Protocol):
-    """An app that can answer several messages at once, with what it would answer to each."""
-
-    def __call__(self, message: Message, context: Context) -> Message: ...
-
-    def together(
-        self, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
-    ) -> Sequence[Message] | None:
-        """The replies, in order; None if these messages are for one call each. What is large in a reply may be written
-        into its room, from where it need not be copied."""
-        ...
 
 
 @dataclass(slots=True)
@@ -66,50 +46,11 @@ class Task:
     message: Message
     context: Context
     alone: bool = False
+    """Not beside others, and not as a brief."""
+    brief: bool = False
     answer: Slot | None = None
     shared: list[int] = field(default_factory=list)
     packed: bytes = b""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The reply (an error reply if the client raised or its worker died) and the client's state after it."""
-
-    reply: Message
-    state: RecordDict
-
-
-def execute(app: App, message: Message, context: Context) -> Outcome:
-    """Run one message. A client that raises keeps the state it had: its half-done changes are thrown away."""
-    before = RecordDict(dict(context.state))
-    try:
-        reply = app(message, context)
-    except Exception as error:  # the client's own failure, reported to the server as Flower does
-        reason = f"{type(error).__name__}: {error}"
-        return Outcome(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message), before)
-    return Outcome(reply, context.state)
-
-
-def execute_all(
-    app: App, tasks: Sequence[tuple[Message, Context]], rooms: Sequence[memoryview | None] = ()
-) -> list[Outcome]:
-    """Run several messages: at once if the app can and everything goes well, or else one by one, so that a client that
-    raises fails for itself alone."""
-    if _bundles(app):
-        before = [RecordDict(dict(context.state)) for _, context in tasks]
-        try:
-            replies = app.together(tasks, rooms)
-        except Exception:  # whose it is shows when each is run by itself
-            replies = None
-        if replies is not None:
-            return [Outcome(reply, context.state) for reply, (_, context) in zip(replies, tasks, strict=True)]
-        for (_, context), state in zip(tasks, before, strict=True):
-            context.state = state
-    return [execute(app, message, context) for message, context in tasks]
-
-
-def _bundles(app: App) -> TypeGuard[Bundling]:
-    return keeps(type(app), Bundling)  # type: ignore[arg-type]  # classes are hashable, also that of a Callable
 
 
 @dataclass(slots=True)
@@ -129,7 +70,9 @@ class Pool:
         if workers < 0:
             raise ValueError(f"workers={workers} must be 0 (in this process) or more")
         self._app, self._isolate = app, isolate
-        self._most = BUNDLE if isinstance(app, Bundling) else 1
+        self._briefed = app if isinstance(app, Briefed) else None
+        self._most = BUNDLE if self._briefed else 1
+        self._undone = 0
         self._tasks: dict[int, Task] = {}
         self._done: dict[int, Outcome] = {}
         self._queue: list[tuple[int, int]] = []
@@ -195,7 +138,7 @@ class Pool:
         ours, theirs = context.Pipe()
         inherited = [w.pipe for w in self._workers] + [ours]
         process = context.Process(
-            target=_serve, args=(self._app, theirs, inherited, self._arena), name=f"fedhet-worker-{number}", daemon=True
+            target=serve, args=(self._app, theirs, inherited, self._arena), name=f"fedhet-worker-{number}", daemon=True
         )
         process.start()
         theirs.close()
@@ -226,7 +169,8 @@ class Pool:
         while self._queue and len(bundle) < most:
             task = self._tasks[self._queue[0][1]]
             size += len(self._pack(task))
-            if (bundle and task.alone) or (size > BULKY and (bundle or not listening)):
+            unlike = bool(bundle) and (task.alone or task.brief != self._tasks[bundle[0][1]].brief)
+            if unlike or (size > BULKY and (bundle or not listening)):
                 break
             bundle.append(heapq.heappop(self._queue))
             if task.alone:
@@ -235,7 +179,7 @@ class Pool:
 
     def _pack(self, task: Task) -> bytes:
         """A task as bytes for the pipe, its large arrays laid into the arena; done once per task."""
-        if not task.packed:
+        if not task.packed and not self._pack_brief(task):
             lain = 0
 
             def put(data: Any) -> Place | None:
@@ -246,8 +190,22 @@ class Pool:
 
             body, places = pack((task.message, task.context), put)
             task.answer = self._arena.take(SHARES * lain) if lain else None
-            task.packed = pickle.dumps((task.number, body, places, task.answer))
+            task.packed = pickle.dumps(Whole(task.number, body, places, task.answer))
         return task.packed
+
+    def _pack_brief(self, task: Task) -> bool:
+        """Pack what the app needs of the message, if that will do."""
+        if self._briefed is None or task.alone or self._undone >= UNDONE:
+            return False
+        brief = self._briefed.brief(task.message, task.context)
+        if brief is None:
+            return False
+        place = self._share(task, brief.payload)
+        if place is not None:
+            task.answer = self._arena.take(SHARES * place[1])
+        payload = bytes(brief.payload) if place is None else place
+        task.packed, task.brief = pickle.dumps(Short(task.number, brief.text, payload, task.answer)), True
+        return True
 
     def _share(self, task: Task, data: Any) -> Place | None:
         """Lay an array's data into the arena; one object is laid once, however many tasks use it."""
@@ -274,33 +232,57 @@ class Pool:
                 self._bury(worker)
                 continue
             worker.held.pop(0)
-            for number, body, places in answers:
-                self._take_in(number, body, places)
+            if isinstance(answers[0], Short):
+                self._undone = self._undone + 1 if answers[0].text is None else 0
+            for answer in answers:
+                self._take_in(answer)
 
-    def _take_in(self, number: int, body: bytes, places: list[Place]) -> None:
-        task = self._tasks[number]
-        views: list[memoryview] = []
-        if places and task.answer is not None:
-            # what is read from the answer keeps the slot for as long as it is kept itself
-            whole, start = self._arena.lend(task.answer), task.answer.at
-            views = [whole[at - start : at - start + size] for at, size in places]
-            task.answer = None
-        reply, state = unpack(body, views)
-        for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
-            array.data = bytes(array.data)  # states outlive answers
-        self._finish(number, Outcome(reply, task.context.state if state is None else state))
+    def _take_in(self, answer: Whole | Short) -> None:
+        task = self._tasks[answer.number]
+        if isinstance(answer, Whole):
+            reply, state = unpack(answer.body, self._read(task, answer.places))
+            for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
+                array.data = bytes(array.data)  # states outlive answers
+            self._finish(task, Outcome(reply, task.context.state if state is None else state))
+        elif answer.text is None:
+            self._again(task)
+            heapq.heappush(self._queue, (0, task.number))
+        else:
+            assert self._briefed is not None
+            payload = answer.payload if isinstance(answer.payload, bytes) else self._read(task, [answer.payload])[0]
+            reply = self._briefed.reply(task.message, Brief(answer.text, payload))
+            self._finish(task, Outcome(reply, task.context.state))
 
-    def _finish(self, number: int, outcome: Outcome) -> None:
-        task = self._tasks.pop(number)
+    def _again(self, task: Task) -> None:
+        """By itself, and whole."""
+        self._release(task)
+        task.alone, task.brief, task.packed = True, False, b""
+
+    def _read(self, task: Task, places: list[Place]) -> list[memoryview]:
+        """What lies at these places of the task's answer, and keeps the slot for as long as it is kept itself."""
+        if not places or task.answer is None:
+            return []
+        whole, start = self._arena.lend(task.answer), task.answer.at
+        task.answer = None
+        return [whole[at - start : at - start + size] for at, size in places]
+
+    def _finish(self, task: Task, outcome: Outcome) -> None:
+        del self._tasks[task.number]
+        self._release(task)
+        self._done[task.number] = outcome
+
+    def _release(self, task: Task) -> None:
+        """Give back what the task has in the arena."""
         if task.answer is not None:
             self._arena.give(task.answer)
+            task.answer = None
         for token in task.shared:
             data, slot, users = self._written.pop(token)
             if users > 1:
                 self._written[token] = (data, slot, users - 1)
             else:
                 self._arena.give(slot)
-        self._done[number] = outcome
+        task.shared.clear()
 
     def _bury(self, worker: _Worker) -> None:
         """A worker died: its running task failed, those queued behind go back, a new worker takes its place. If it ran
@@ -316,54 +298,10 @@ class Pool:
                 if position == 0 and len(bundle) == 1:
                     reason = f"worker {worker.number} died ({cause})"
                     reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=task.message)
-                    self._finish(number, Outcome(reply, task.context.state))
+                    self._finish(task, Outcome(reply, task.context.state))
                 else:
-                    task.alone = task.alone or position == 0
+                    if position == 0 and not task.alone:
+                        self._again(task)
                     heapq.heappush(self._queue, (0, number))
         self._workers.remove(worker)
         self._workers.append(self._spawn(worker.number))
-
-
-def _serve(app: App, pipe: connection.Connection, inherited: list[connection.Connection], arena: Arena) -> None:
-    """A worker's life: until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    for other in inherited:  # or a dead parent's pipes would be held open by its other children
-        other.close()
-    torch.set_num_threads(1)
-    while True:
-        try:
-            # written by the process this one was forked from
-            bundle = [pickle.loads(task) for task in pickle.loads(pipe.recv_bytes())]
-        except (EOFError, ConnectionResetError, OSError):
-            return
-        tasks = [unpack(body, [arena.view(at, size) for at, size in places]) for _, body, places, _ in bundle]
-        had = [bool(context.state) for _, context in tasks]
-        fillers = [Filler(arena, slot) for _, _, _, slot in bundle]
-        outcomes = execute_all(app, tasks, [filler.room for filler in fillers])
-        answers = []
-        for (number, _, _, _), outcome, some, filler in zip(bundle, outcomes, had, fillers, strict=True):
-            state = outcome.state if some or outcome.state else None
-            answers.append((number, *pack((outcome.reply, state), filler)))
-        pipe.send_bytes(pickle.dumps(answers))
-
-
-class Filler:
-    """Puts an answer's large arrays into its slot one after the other, as far as it reaches. The slot begins with a
-    `room` for whoever makes the answer; what lies there already stays there."""
-
-    def __init__(self, arena: Arena, slot: Slot | None) -> None:
-        self._arena, self.room = arena, arena.view(slot.at, slot.size // SHARES) if slot else None
-        self._start = slot.at if slot else 0
-        self._end = slot.at + slot.size if slot else 0
-        self._at = self._start + (-(-(slot.size // SHARES) // 64) * 64 if slot else 0)
-
-    def __call__(self, data: Any) -> Place | None:
-        at, size = self._arena.place(data), len(data)
-        if self._start <= at and at + size <= self._end:
-            return at, size
-        at = self._at
-        if at + size > self._end:
-            return None
-        self._arena.view(at, size)[:] = data
-        self._at = at + -(-size // 64) * 64
-        return at, size

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fedhet.flower_compat import ErrorCode, Run, claim_identity, empty_run, set_message_id
 from fedhet.grids.executor import Executor
-from fedhet.grids.pool import Outcome
+from fedhet.grids.worker import Outcome
 from fedhet.profile import Trip
 
 NEVER = 1 << 62

@@ -23,6 +23,7 @@ from fedhet.compose import Method
 from fedhet.model import Model
 from fedhet.types import Budget, Job
 from strategies.budgets.fixed import Fixed
+from strategies.privacy.noise import Noise
 from strategies.rules.mean import Mean
 from strategies.schedules.sync import Sync
 from strategies.spaces.full import Full
@@ -84,7 +85,7 @@ def test_a_trial_leaves_rows_and_model_as_they_were() -> None:
     assert torch.equal(rows.flat, before[0]) and torch.equal(model.flat, before[1])
 
 
-def device(work: Any, samples: int = 120, clients: int = 6, hidden: Sequence[int] = HIDDEN) -> Device:
+def device(work: Any, samples: int = 120, clients: int = 6, hidden: Sequence[int] = HIDDEN, **layers: Any) -> Device:
     class Even:
         def split(self, dataset: Any, clients: int, seed: int) -> Partition:
             return Partition.of(dataset, np.arange(len(dataset.x_train)) % clients, clients)
@@ -92,7 +93,7 @@ def device(work: Any, samples: int = 120, clients: int = 6, hidden: Sequence[int
     world = SimulatedWorld(
         Synthetic(samples=samples, shape=(1, 8, 8)), Even(), lambda **k: mlp(hidden=hidden, **k), clients, 0
     )
-    return Device(Method(Sync(), Full(), Mean(), work, Fixed(steps=3)), world.model(), world, 0)
+    return Device(Method(Sync(), Full(), Mean(), work, Fixed(steps=3), **layers), world.model(), world, 0)
 
 
 def jobs(steps: Sequence[int]) -> list[Job]:
@@ -104,7 +105,7 @@ def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
     d, tasks = device(Sgd(lr=0.1, batch=batch)), jobs([7] * 5)
     payload = d.method.space.begin(d.model)
     alone = [d.answer(job, payload, {}) for job in tasks]
-    together = d.together(tasks, [payload] * 5, [{} for _ in tasks])
+    together = d.together(tasks, [payload] * 5)
     sizes = {batch, 20 % batch or batch}
     assert (together is None) == (not all(Batched(d.model, 5).agrees(n) for n in sizes))
     for a, b in zip(alone, together or alone, strict=True):
@@ -120,12 +121,13 @@ def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
         device(Sgd(lr=0.1, clip_norm=1.0)),
         device(FedProx(lr=0.1, mu=0.1)),
         device(Sgd(lr=0.1), hidden=(4000, 4000)),
+        device(Sgd(lr=0.1), privacy=(Noise(rms=0.1),)),
     ],
-    ids=["momentum", "decay", "clipping", "fedprox", "large model"],
+    ids=["momentum", "decay", "clipping", "fedprox", "large model", "a layer that sends"],
 )
-def test_other_work_and_large_models_are_for_one_by_one(why: Device) -> None:
+def test_what_is_more_than_plain_steps_and_a_delta_is_for_one_by_one(why: Device) -> None:
     payload = why.method.space.begin(why.model)
-    assert why.together(jobs([2] * 6), [payload] * 6, [{} for _ in range(6)]) is None
+    assert not why.beside and why.together(jobs([2] * 6), [payload] * 6) is None
 
 
 def test_unlike_jobs_go_in_groups_and_get_the_bits_they_get_alone() -> None:
@@ -133,7 +135,7 @@ def test_unlike_jobs_go_in_groups_and_get_the_bits_they_get_alone() -> None:
     payload, tasks = d.method.space.begin(d.model), jobs([3, 3, 3, 3, 3, 5])
     tasks[1] = replace(tasks[1], version=4)
     alone = [d.answer(job, payload, {}) for job in tasks]
-    together = d.together(tasks, [payload] * 6, [{} for _ in tasks])
+    together = d.together(tasks, [payload] * 6)
     for a, b in zip(alone, together or alone, strict=True):
         assert torch.equal(a.delta.flat, b.delta.flat)
         assert (a.job, a.weight, a.metrics) == (b.job, b.weight, b.metrics)
@@ -144,7 +146,7 @@ def test_updates_lie_in_the_rooms_they_were_given_if_those_are_large_enough() ->
     d, tasks = device(Sgd(lr=0.1, batch=10)), jobs([4, 4])
     payload = d.method.space.begin(d.model)
     large, small = bytearray(1 << 20), bytearray(100)
-    updates = d.together(tasks, [payload] * 2, [{}, {}], [memoryview(large), memoryview(small)])
+    updates = d.together(tasks, [payload] * 2, [memoryview(large), memoryview(small)])
     assert updates is not None
     alone = [d.answer(job, payload, {}) for job in tasks]
     for a, b in zip(alone, updates, strict=True):
@@ -182,4 +184,4 @@ def test_diverging_clients_are_for_one_by_one() -> None:
     payload = d.method.space.begin(d.model)
     broken = d.method.space.begin(d.model)
     broken.flat.fill_(float("inf"))
-    assert d.together(jobs([2, 2]), [payload, broken], [{}, {}]) is None
+    assert d.beside and d.together(jobs([2, 2]), [payload, broken]) is None

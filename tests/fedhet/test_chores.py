@@ -18,7 +18,7 @@ from fedhet.chores import Chore, Own
 from fedhet.compose import Method
 from fedhet.flower_compat import claim_identity
 from fedhet.grids.hands import PoolHands
-from fedhet.grids.pool import Outcome
+from fedhet.grids.worker import Outcome
 from fedhet.limits import Limits
 from fedhet.protocols import View
 from fedhet.server import Send, Server

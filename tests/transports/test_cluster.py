@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedhet import config
 from fedhet.experiment import Experiment
 from fedhet.flower_compat import ErrorCode, claim_identity
-from fedhet.grids.pool import Outcome
+from fedhet.grids.worker import Outcome
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.transport

@@ -11,7 +11,8 @@ from flwr.clientapp import ClientApp
 
 from fedhet.flower_compat import ErrorCode, claim_identity
 from fedhet.grids.arena import Arena
-from fedhet.grids.pool import SHARES, Filler, Pool
+from fedhet.grids.pool import UNDONE, Pool
+from fedhet.grids.worker import SHARES, Brief, Filler
 
 app = ClientApp()
 
@@ -157,11 +158,27 @@ class Bundled:
     def __call__(self, message, context):
         return app(message, context)
 
-    def together(self, tasks, rooms=()):
-        hows = [message.content["config"]["how"] for message, _ in tasks]
+    def brief(self, message, context):
+        if message.metadata.message_type != "train" or context.state:
+            return None
+        return Brief(message.content["config"]["how"], message.content["arrays"]["x"].data)
+
+    def together(self, briefs, rooms):
+        hows = [brief.text for brief in briefs]
         if "apart" in hows:
             return None
-        return [app(message, context) for message, context in tasks]
+        if "raise" in hows:
+            raise ValueError("told to")
+        if "die" in hows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "exit" in hows:
+            os._exit(7)
+        return [Brief("at once", bytes(payload)) for _, payload in briefs]
+
+    def reply(self, message, answer):
+        told = Array(message.content["arrays"]["x"].dtype, (3,), "numpy.ndarray", bytes(answer.payload))
+        content = {"arrays": ArrayRecord({"x": told}), "m": MetricRecord({"sum": float(told.numpy().sum())})}
+        return Message(RecordDict({**content, "config": ConfigRecord({"how": answer.text})}), reply_to=message)
 
 
 def raw(data):
@@ -178,31 +195,33 @@ def numbers(record):
 
 
 class Roomy(Bundled):
-    """Writes what it answers into its room; the client's state is the same bytes, and others."""
+    """Writes what it answers into its room, if there is one."""
 
-    def together(self, tasks, rooms=()):
-        replies = []
-        for (task, own), room in zip(tasks, rooms, strict=True):
-            x = numbers(task.content["arrays"])
-            mine = np.frombuffer(room, count=x.size)
+    def together(self, briefs, rooms):
+        answers = []
+        for (_, payload), room in zip(briefs, rooms, strict=True):
+            x = np.frombuffer(payload)
+            mine = np.empty(x.size) if room is None else np.frombuffer(room, count=x.size)
             mine[:] = 2 * x
-            own.state["same"], own.state["other"] = raw(memoryview(mine).cast("B")), raw((3 * x).tobytes())
-            replies.append(Message(RecordDict({"arrays": raw(memoryview(mine).cast("B"))}), reply_to=task))
-        return replies
+            answers.append(Brief("", memoryview(mine).cast("B")))
+        return answers
+
+    def reply(self, message, answer):
+        return Message(RecordDict({"arrays": raw(answer.payload)}), reply_to=message)
 
 
-def test_what_is_written_into_a_room_arrives_whole_beside_what_is_not():
-    x = np.arange(50_000.0)
-    with Pool(Roomy(), 1) as pool:
+@pytest.mark.parametrize("size", [10, 50_000])
+def test_what_is_written_into_a_room_arrives_whole(size):
+    x = np.arange(float(size))
+    with Pool(Roomy(), 2) as pool:
         claim_identity(1)
-        for n in range(4):
-            content = RecordDict({"arrays": raw(x.tobytes()), "config": ConfigRecord({"how": "work"})})
+        for n in range(9):
+            content = RecordDict({"arrays": raw(((n + 1) * x).tobytes()), "config": ConfigRecord({"how": "work"})})
             pool.submit(n, n, Message(content, n + 2, "train"), context(node=n + 2))
-        got = [pool.result(n) for n in range(4)]
-    for outcome in got:
-        assert np.array_equal(numbers(outcome.reply.content["arrays"]), 2 * x)
-        assert np.array_equal(numbers(outcome.state["same"]), 2 * x)
-        assert np.array_equal(numbers(outcome.state["other"]), 3 * x)
+        got = [pool.result(n) for n in range(9)]
+    for n, outcome in enumerate(got):
+        assert np.array_equal(numbers(outcome.reply.content["arrays"]), 2 * (n + 1) * x) and not outcome.state
+        assert outcome.reply.metadata.src_node_id == n + 2
 
 
 def test_what_lies_in_its_slot_stays_there_and_the_rest_is_laid_behind_the_room():
@@ -236,11 +255,41 @@ def test_in_a_bundle_everybody_fails_or_succeeds_for_himself(workers, bad):
         got = outcomes(pool, hows)
         failed = [n for n, outcome in enumerate(got) if outcome.reply.has_error()]
         assert failed == ([] if bad == "apart" else [5])
-        assert all("total" in o.state for n, o in enumerate(got) if n != 5)
-        if bad != "apart":
-            assert "total" not in got[5].state
+        at_once = [n for n, o in enumerate(got) if n not in failed and "config" in o.reply.content]
+        for n in set(range(12)) - set(failed):
+            assert got[n].reply.content["m"]["sum"] == 3.0
+            assert ("total" in got[n].state) == (n not in at_once), "a call keeps the client's state"
+        assert 0 < len(at_once) < 11
         again = outcomes(pool, ["work"] * 3)
         assert not any(o.reply.has_error() for o in again)
+
+
+def test_an_app_that_cannot_do_with_briefs_is_not_asked_for_ever():
+    with Pool(Bundled(), 1) as pool:
+        for _ in range(UNDONE):
+            assert pool._undone < UNDONE
+            outcomes(pool, ["apart"])
+        assert pool._undone == UNDONE
+        assert all("total" in o.state for o in outcomes(pool, ["work"] * 4))
+
+
+def test_one_that_raises_does_not_keep_others_from_being_done_at_once():
+    with Pool(Bundled(), 1) as pool:
+        for _ in range(UNDONE + 2):
+            outcomes(pool, ["raise"])
+            got = outcomes(pool, ["work"] * 4)
+        assert all("config" in o.reply.content for o in got)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clients_with_a_state_are_called_beside_those_without(workers):
+    state = RecordDict({"total": ArrayRecord({"x": Array(np.full(3, 5.0))})})
+    with Pool(Bundled(), workers) as pool:
+        for n in range(12):
+            own = RecordDict(dict(state)) if n % 3 == 0 else None
+            pool.submit(n, n, message(np.ones(3), node=n + 2), context(own, node=n + 2))
+        sums = [pool.result(n).reply.content["m"]["sum"] for n in range(12)]
+    assert sums == [18.0 if n % 3 == 0 else 3.0 for n in range(12)]
 
 
 def test_a_bundle_is_shared_out_evenly(monkeypatch):
@@ -259,7 +308,7 @@ def test_nobodys_training_waits_for_what_is_none():
     with Pool(Bundled(), 1) as pool:
         for n in range(6):
             kind = "query.other" if n == 2 else "train"
-            content = RecordDict({"config": ConfigRecord({"how": "work"})})
+            content = RecordDict({"config": ConfigRecord({"how": "work"}), "arrays": raw(bytes(8))})
             pool.submit(n, n, Message(content, n + 2, kind), context(node=n + 2))
         sizes = []
         while pool._queue:
