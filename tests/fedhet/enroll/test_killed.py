@@ -71,7 +71,7 @@ def test_a_memory_that_starts_anew_is_told_from_one_that_went_on():
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_counts_twice_when_server_client_and_superlink_are_killed(tmp_path):
     """Of a detached run: nobody sees to it that it goes on but the server."""
-    done = soak(tmp_path / "soak", ["server", "client", "superlink"], clients=2, tasks=24, methods=("FedBuff",))
+    done = soak(tmp_path / "soak", ["server", "client", "superlink"], clients=2, tasks=16, methods=("FedBuff",))
     assert [role for role, _ in done.blows] == ["server", "client", "superlink"]
     assert done.lost == done.doubled == 0
     assert sum(ledger.accepted for _, ledger in done.runs) >= 8
