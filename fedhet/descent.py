@@ -114,7 +114,9 @@ class Descent:
         """
         x, y, _, sizes = picked[0]
         total, starts = sum(sizes), [0, *accumulate(sizes)][:-1]
-        if any(p.x is not x or p.y is not y or p.sizes != sizes or p.order.numel() != total for p in picked):
+        if any(p.x is not x or p.y is not y or p.sizes != sizes or p.order.shape != (total,) for p in picked):
+            return None
+        if any(p.order.dtype != torch.int64 or not p.order.is_contiguous() for p in picked):
             return None
         if x.numel() != len(x) * self._wide[0] or y.shape != (len(x),):
             return None
@@ -141,6 +143,8 @@ class Descent:
         count, steps = len(flat), len(sizes)
         if flat.numel() != count * self.size or len(ends.deltas) != len(ends.since):
             return None
+        if not all(0 < n <= SAMPLES for n in sizes):
+            return None  # the C code has room for no more
         if any(vectors and [v.numel() for v in vectors] != [self.size] * count for vectors in ends):
             return None
         room = max(sizes) * (4 * self._inner + 2 * self._wide[0])

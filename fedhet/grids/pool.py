@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import heapq
+import logging
 import os
 import pickle
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from fedhet.flower_compat import ErrorCode
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.parcel import Place, pack, unpack
 from fedhet.grids.worker import SHARES, App, Brief, Briefed, Outcome, Short, Whole, execute, serve
+
+log = logging.getLogger("fedhet.pool")
 
 DEPTH = 2
 """Bundles of tasks a worker holds, so that it never waits for the parent."""
@@ -226,16 +229,24 @@ class Pool:
         ready = connection.wait([w.pipe for w in self._workers], timeout)
         for worker in [w for w in self._workers if w.pipe in ready]:
             try:
-                # the other end is a fork of this process: nothing from outside is unpickled (fedhet/grids/parcel.py)
+                # Unpickled is only what a fork of this process wrote into a pipe without a name; updates in it are
+                # bytes, and are decoded at the gate like any other's.
                 answers = pickle.loads(worker.pipe.recv_bytes())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
                 continue
             worker.held.pop(0)
             if isinstance(answers[0], Short):
-                self._undone = self._undone + 1 if answers[0].text is None else 0
+                self._count(answers[0])
             for answer in answers:
                 self._take_in(answer)
+
+    def _count(self, first: Short) -> None:
+        """Whether briefs are worth trying, from the first answer of a bundle of them."""
+        self._undone = self._undone + 1 if first.text is None else 0
+        if self._undone == UNDONE:
+            why = bytes(first.payload).decode() or "the app asks for messages"
+            log.warning("small jobs are given to workers as whole messages from now on, which is slower: %s", why)
 
     def _take_in(self, answer: Whole | Short) -> None:
         task = self._tasks[answer.number]

@@ -76,7 +76,8 @@ class Whole(NamedTuple):
 
 
 class Short(NamedTuple):
-    """A brief on its way, its payload in the arena or in the pipe; `text` is None if a message is asked for."""
+    """A brief on its way, its payload in the arena or in the pipe; `text` is None if a message is asked for, and the
+    payload then says what was raised, if anything was."""
 
     number: int
     text: str | None
@@ -108,7 +109,8 @@ def serve(app: App, pipe: connection.Connection, inherited: Sequence[connection.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     while True:
         try:
-            # written by the process this one was forked from
+            # Unpickled is only what the process wrote that this one was forked from: the pipe has no name, and both its
+            # ends have never been anywhere else. What came from outside lies in it as bytes.
             bundle = [pickle.loads(task) for task in pickle.loads(pipe.recv_bytes())]
         except (EOFError, ConnectionResetError, OSError):
             return
@@ -134,8 +136,8 @@ def _shortly(app: Briefed, bundle: Sequence[Short], arena: Arena) -> list[Short]
     briefs = [Brief(str(t.text), t.payload if isinstance(t.payload, bytes) else arena.view(*t.payload)) for t in bundle]
     try:
         told = app.together(briefs, [filler.room for filler in fillers])
-    except Exception:  # whose it is shows when each is run by itself
-        told = None
+    except Exception as error:  # whose it is shows when each is run by itself; the pool counts and tells it
+        return [Short(task.number, None, f"{type(error).__name__}: {error}".encode()) for task in bundle]
     if told is None:
         return [Short(task.number, None, b"") for task in bundle]
     return [

@@ -123,7 +123,7 @@ def test_samples_picked_from_a_data_set_give_the_bits_of_their_batches(hidden: t
 
 
 @needs_compiler
-@pytest.mark.parametrize("bad", ["index", "below", "class", "count", "shares"])
+@pytest.mark.parametrize("bad", ["index", "below", "class", "count", "shares", "int32", "stride", "large"])
 def test_a_sample_that_is_not_there_is_not_picked_and_moves_nothing(bad: str) -> None:
     m = model(8)
     ((x, y),) = batches([20])
@@ -132,9 +132,18 @@ def test_a_sample_that_is_not_there_is_not_picked_and_moves_nothing(bad: str) ->
     y[7] = 4 if bad == "class" else 0
     if bad == "shares":
         y = torch.nn.functional.one_hot(y, 4).float()
+    if bad == "int32":
+        order = order.int()
+    if bad == "stride":
+        order = torch.arange(40).div(2, rounding_mode="floor")[::2]
+    sizes = {"count": [10, 9], "large": [descent.SAMPLES + 1]}.get(bad, [10, 10])
+    if bad == "large":
+        order = torch.zeros(sizes[0], dtype=torch.int64)
     rows, start = Batched(m, 1), m.flat.clone()
     rows.begin([m.flat], [torch.zeros_like(start)])
-    assert rows.pick([descent.Picked(x, y, order, [10, 9] if bad == "count" else [10, 10])], 0.1) is None
+    picked = descent.Picked(x, y, order, sizes)
+    assert rows.pick([picked], 0.1) is None
+    assert m.perceptron._descent.pick(m.flat[None], [picked], 0.1) is None, "also without the perceptron's look"
     rows.finish()
     assert torch.equal(m.flat, start)
 

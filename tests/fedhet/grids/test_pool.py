@@ -264,13 +264,23 @@ def test_in_a_bundle_everybody_fails_or_succeeds_for_himself(workers, bad):
         assert not any(o.reply.has_error() for o in again)
 
 
-def test_an_app_that_cannot_do_with_briefs_is_not_asked_for_ever():
+@pytest.mark.parametrize(("how", "why"), [("apart", "asks for messages"), ("raise", "ValueError: told to")])
+def test_an_app_that_cannot_do_with_briefs_is_not_asked_for_ever_and_that_is_told(how, why, caplog):
     with Pool(Bundled(), 1) as pool:
         for _ in range(UNDONE):
-            assert pool._undone < UNDONE
-            outcomes(pool, ["apart"])
-        assert pool._undone == UNDONE
+            assert not caplog.records
+            outcomes(pool, [how])
+        assert [r.levelname for r in caplog.records] == ["WARNING"] and why in caplog.text
         assert all("total" in o.state for o in outcomes(pool, ["work"] * 4))
+        assert len(caplog.records) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="no such policy on this system")
+def test_a_worker_that_is_woken_does_not_push_the_parent_aside():
+    with Pool(app, 1) as pool:
+        pool.submit(0, 0, message(np.ones(3)), context())
+        pool.result(0)
+        assert os.sched_getscheduler(pool._workers[0].process.pid) == os.SCHED_BATCH
 
 
 def test_one_that_raises_does_not_keep_others_from_being_done_at_once():
