@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from fedhet import message as records
 from fedhet import wire
 from fedhet.flower_compat import ErrorCode
+from fedhet.flower_replies import allow
 from fedhet.gate import Gate, Rejected
 from fedhet.journal import Inputs
 from fedhet.protocols import Clock
@@ -65,6 +66,7 @@ class Drive:
 
     def __post_init__(self) -> None:
         self.tell = self.server
+        allow(self.grid, self.allowance)
 
     def run(self, *, start: bool = True) -> None:
         """Until the server is over. Raises what a plug-in raises, and the clock's `Stalled`."""
@@ -91,6 +93,11 @@ class Drive:
     def settled(self) -> bool:
         """Whether every message on its way belongs to a job the server still waits for: what a checkpoint can hold."""
         return all(job in self.server.inflight for job in self._pending.values())
+
+    def allowance(self, message_id: str) -> int:
+        """Bytes that the payload of a message's reply may have at most: what the server expects of the job."""
+        job = self.server.inflight.get(self._pending.get(message_id, -1))
+        return 0 if job is None else wire.size(self.server.expects(job))
 
     def resend(self, job: Job) -> None:
         """Put one outstanding job back on its way, with the payload it had, after a resume."""
@@ -220,6 +227,8 @@ def _reason(reply: Message) -> str:
     detail = text[0][:200] if text else ""
     if error.code == ErrorCode.NODE_UNAVAILABLE:
         return detail if detail in ("dropout", "offline", "memory") else "node unavailable"
+    if error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+        return f"no reply: {detail}"
     if error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
         return f"client error: {detail}"
     if error.code == ErrorCode.CLIENT_APP_CRASHED:

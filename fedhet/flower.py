@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from fedhet import origin
+from fedhet import flower_replies, origin
 from fedhet.aggregation import Flat
 from fedhet.clock import WallClock
 from fedhet.drive import Drive
@@ -70,7 +70,7 @@ class MethodStrategy(flower.Strategy):
         if train_config or evaluate_config:
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
-        clock = self.clock
+        clock, grid = self.clock, flower_replies.whole(grid)
         nodes = Nodes(grid, clock)
         nodes.gather(self.wanted, timeout, lambda: clock.wait(None))
         result = flower.Result()

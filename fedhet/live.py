@@ -20,7 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
-from fedhet import config, origin, record
+from fedhet import config, flower_replies, origin, record
 from fedhet.aside import Aside
 from fedhet.chores import Own
 from fedhet.clock import WallClock
@@ -60,7 +60,7 @@ def live(
     Clients that are not there are left out until they come. After a resume, jobs that were in flight are sent again:
     a client that did one already answers from its disk. Raises NoClients if too few nodes answer in time.
     """
-    clock = WallClock(poll)
+    clock, grid = WallClock(poll), flower_replies.whole(grid)
     nodes = Nodes(grid, clock, None if members is None else members.nodes)
     session = Session(
         experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=True, journaled=True

@@ -10,7 +10,7 @@ import pytest
 from fedhet import origin
 
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
-COMPAT = "fedhet/flower_compat.py"
+INNER = {"fedhet/flower_compat.py", "fedhet/flower_fleet.py", "fedhet/flower_replies.py"}
 FILES = sorted(
     path.relative_to(origin.root()).as_posix()
     for tree in ("fedhet", "strategies", "clients")
@@ -30,13 +30,14 @@ def flower_modules(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_the_compatibility_file_touches_flowers_inner_modules(name):
+def test_only_the_compatibility_files_touch_flowers_inner_modules(name):
     private = flower_modules(origin.root() / name) - PUBLIC
-    assert name == COMPAT or private == set()
+    assert name in INNER or private == set()
 
 
-def test_the_compatibility_file_is_where_they_are():
-    assert flower_modules(origin.root() / COMPAT) - PUBLIC != set()
+@pytest.mark.parametrize("name", sorted(INNER))
+def test_the_compatibility_files_are_where_they_are(name):
+    assert flower_modules(origin.root() / name) - PUBLIC != set()
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("strategies/", "clients/"))])

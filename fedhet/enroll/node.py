@@ -26,7 +26,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedhet.enroll import files
 from fedhet.enroll.device import Device
-from fedhet.flower_compat import fleet, forget
+from fedhet.flower_fleet import fleet, forget
 from fedhet.grids.worker import App, execute
 
 log = logging.getLogger("fedhet.node")

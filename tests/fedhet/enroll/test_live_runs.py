@@ -39,7 +39,7 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         assert len(kept) == 1, "a client keeps what it did on its own disk"
 
         folder = tmp_path / "fedcompass"
-        going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=8", "schedule.q_min=2",
+        going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=20", "schedule.q_min=2",
                            "schedule.q_max=10", *SMALL, "--out", folder, "--json")  # fmt: skip
         events = folder / "events.jsonl"
 
@@ -59,7 +59,7 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         assert {0, 1} <= set(combined)
         result = json.loads((folder / "result.json").read_text())
         refused = result["updates"]["rejected"]  # an answer that came between the revocation and the server's look
-        assert result["versions"] == 8 and refused in ({}, {"member": 1})
+        assert result["versions"] == 20 and refused in ({}, {"member": 1})
         assert not [r for r in happened("rejected", 0) + happened("rejected", 1)]
 
         groups = [r for r in rows if r["event"] == "note" and r["kind"] == "group"]

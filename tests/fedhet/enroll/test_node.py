@@ -7,7 +7,8 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedhet.enroll import node
 from fedhet.enroll.node import Node, pause
-from fedhet.flower_compat import PUSHES, ErrorCode, FleetNode, claim_identity, set_message_id
+from fedhet.flower_compat import ErrorCode, claim_identity, set_message_id
+from fedhet.flower_fleet import PUSHES, FleetNode
 
 
 class Ended(Exception):

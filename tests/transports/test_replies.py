@@ -1,0 +1,284 @@
+"""Replies from a real SuperLink: whoever uploads slowly, never ends, or lies about its reply is alone with it."""
+
+import contextlib
+import datetime
+import json
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message.message import make_message
+from flwr.app.metadata import Metadata
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.superlink.main import create_app
+from flwr.supernode.fleet_http_connection import http_request_response
+
+from fedhet import app, config
+from fedhet import message as records
+from fedhet.drive import _reason
+from fedhet.enroll import node
+from fedhet.experiment import Experiment
+from fedhet.flower_compat import claim_identity, empty_run, set_message_id
+from fedhet.flower_fleet import FleetNode
+from fedhet.flower_replies import SLACK, whole
+from fedhet.live import live
+from fedhet.record import read_rows
+from fedhet.wire import MalformedUpdate
+
+ALLOWED = 1 << 20
+"""Bytes of payload that are expected of every reply here."""
+
+
+class Node:
+    """An online node that can leave off in the middle of a reply."""
+
+    def __init__(self, parts):
+        self.id, self._receive, self._send, _, _, _, self._put, _ = parts
+        self.session, self.left = "", []
+
+    def pull(self):
+        """The node's task, without its content, which is the same for every node here."""
+        end = time.monotonic() + 10
+        while (received := self._receive()) is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return received[0]
+
+    def announce(self, reply, made=None):
+        """The reply is known from now on; nothing of it is there. `made` says what it will be instead."""
+        root, parts, tree = made or plain(reply)
+        set_message_id(reply, root)
+        self.run = reply.metadata.run_id
+        wanted, self.session = self._send(reply, tree, 0.1)
+        self.left = [(name, content) for name, content in parts.items() if name in wanted]
+
+    def upload(self, parts=None):
+        """Some of what is left, or all."""
+        for name, content in self.left[:parts]:
+            self._put(self.run, self.session, name, content)
+        del self.left[:parts]
+
+
+class Link:
+    """A SuperLink in this process with one run, its ServerApp's grid, and nodes."""
+
+    def __init__(self, stack):
+        self.app, self.stack = create_app(), stack
+        self.state = self.app.state.linkstate_factory.state()
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{listening.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(setattr, server, "should_exit", True)
+        self.run_id = self.state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "", TaskType.SERVER_APP)
+        [task] = self.state.get_tasks(run_ids=[self.run_id])
+        token = self.state.claim_task(task.task_id)
+        self.state.activate_task(task.task_id)
+        claim_identity(self.run_id)
+        self.flower = HttpGrid(self.address, insecure=True, token=token)
+        self.flower.set_run(empty_run(self.run_id))
+        stack.callback(self.flower.close)
+        self.grid = whole(self.flower)
+        self.grid.allowance = lambda request: ALLOWED
+
+    def nodes(self, count):
+        return [Node(self.stack.enter_context(http_request_response(self.address, True))) for _ in range(count)]
+
+    def ask(self, nodes):
+        """A message for each; their ids by node."""
+        messages = [Message(RecordDict(), node.id, "train", ttl=600.0) for node in nodes]
+        return dict(zip([node.id for node in nodes], self.grid.push_messages(messages), strict=True))
+
+    def forget_uploads(self):
+        """The three minutes are over for every upload that is not whole."""
+        for session in self.state._object_push_sessions.values():
+            session.expires_at -= datetime.timedelta(seconds=181)
+
+
+@pytest.fixture
+def link(monkeypatch):
+    monkeypatch.setenv("FLWR_DATABASE", ":flwr-in-memory:")
+    with contextlib.ExitStack() as stack:
+        yield Link(stack)
+
+
+def answer(task, x):
+    """A reply of several parts."""
+    arrays = ArrayRecord({"x": Array(np.asarray(x, np.float64))})
+    return Message(RecordDict({"arrays": arrays, "told": ConfigRecord({"n": 1})}), reply_to=task)
+
+
+def numbers(reply):
+    return reply.content["arrays"]["x"].numpy().tolist()
+
+
+@pytest.mark.transport
+def test_one_that_uploads_slowly_or_never_ends_keeps_nobody_waiting(link):
+    quick, slow, gone = nodes = link.nodes(3)
+    asked = link.ask(nodes)
+    for number, one in enumerate(nodes):
+        one.announce(answer(one.pull(), [number, 7.0]))
+    slow.upload(2)
+    gone.upload(1)
+    start = time.monotonic()
+    assert list(link.grid.pull_messages(asked.values())) == []
+    quick.upload()
+    [first] = link.grid.pull_messages(asked.values())
+    assert first.metadata.reply_to_message_id == asked[quick.id] and numbers(first) == [0, 7]
+    assert time.monotonic() - start < 30, "Flower's own grid would wait for minutes"
+    waiting = [asked[slow.id], asked[gone.id]]
+    assert list(link.grid.pull_messages(waiting)) == []
+    assert list(link.grid.pull_messages([asked[gone.id]])) == []
+    slow.upload()
+    assert list(link.grid.pull_messages([asked[gone.id]])) == [], "only what was asked for"
+    [second] = link.grid.pull_messages(waiting)
+    assert second.metadata.reply_to_message_id == asked[slow.id] and numbers(second) == [1, 7]
+    link.forget_uploads()
+    [third] = link.grid.pull_messages([asked[gone.id]])
+    assert third.metadata.reply_to_message_id == asked[gone.id]
+    assert _reason(third) == "no reply: its upload was broken off"
+    assert list(link.grid.pull_messages([])) == [] and not link.grid._arriving
+
+
+@pytest.mark.transport
+def test_a_node_that_is_gone_is_an_error_as_on_flowers_own_grid(link):
+    with contextlib.ExitStack() as brief:
+        node = Node(brief.enter_context(http_request_response(link.address, True)))
+        [asked] = link.ask([node]).values()
+    [reply] = link.grid.pull_messages([asked])
+    assert reply.metadata.reply_to_message_id == asked and _reason(reply) == "node unavailable"
+    [reply] = link.grid.pull_messages(["0" * 64])
+    assert _reason(reply).startswith("no reply: ")
+
+
+def forged(reply, change):
+    """The reply's parts with `change` made to the contents of its array, and their new tree and root."""
+    names, parts, trees = {}, {}, {}
+    for name, one in get_all_nested_objects(reply).items():
+        content = change(one.deflate()) if isinstance(one, Array) else one.deflate()
+        for old, new in names.items():
+            content = content.replace(old.encode(), new.encode())
+        names[name] = get_object_id(content)
+        parts[names[name]] = content
+        children = [trees[names[child.object_id]] for child in (one.children or {}).values()]
+        trees[names[name]] = ObjectTree(object_id=names[name], children=children)
+    root = names[reply.object_id]
+    return root, parts, trees[root]
+
+
+def plain(reply):
+    return forged(reply, lambda content: content)
+
+
+def otherwise(reply, **said):
+    """The reply as if its sender had said something else of it."""
+    kept = ("run_id", "message_id", "src_node_id", "dst_node_id", "reply_to_message_id", "group_id", "created_at",
+            "ttl", "message_type")  # fmt: skip
+    told = {name: getattr(reply.metadata, name) for name in kept}
+    return plain(make_message(Metadata(**{**told, **said}), reply.content))
+
+
+def repeated(reply):
+    """Its array is one piece, very many times over: few bytes that would be many."""
+
+    def change(content):
+        head, body = content.split(b"\0", 1)
+        body = json.dumps({**json.loads(body), "arraychunk_ids": [0] * 300_000}).encode()
+        kind, children, _ = head.decode().split(" ")
+        return f"{kind} {children} {len(body)}".encode() + b"\0" + body
+
+    return forged(reply, change)
+
+
+class Worker(threading.Thread):
+    """A client of ours on a link: a device's node in a thread. After `honest` messages it begins its reply only."""
+
+    def __init__(self, link, number, honest=10**6):
+        super().__init__()
+        self.link, self.number, self.honest, self.over = link, number, honest, threading.Event()
+        self.start()
+
+    def run(self):
+        with http_request_response(self.link.address, True) as (number, receive, send, _, _, pull, put, confirm):
+            self.node_id, self._whole = number, FleetNode(number, receive, send, pull, put, confirm)
+            with contextlib.suppress(InterruptedError):
+                node.Node(app.client, {"partition-id": self.number}, nap=self.nap).work(self)
+
+    def nap(self, seconds):
+        if self.over.wait(0.02):
+            raise InterruptedError
+
+    def pull(self):
+        return self._whole.pull()
+
+    def push(self, reply, seconds):
+        self.honest -= 1
+        if self.honest >= 0:
+            return self._whole.push(reply, seconds)
+        set_message_id(reply, reply.object_id)
+        self._whole._send(reply, get_object_tree(reply), seconds)
+        self.over.wait()
+        return True
+
+
+@pytest.mark.transport
+def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
+    """The model is larger than what any reply may have anyway, so that what a job's may have is used, too."""
+    given = ["strategy=fedasync", "fleet=homogeneous", "fleet.clients=3", "partition=iid", "model.hidden=[600,600]",
+             "budget.epochs=null", "budget.steps=2", "stop.versions=6"]  # fmt: skip
+    experiment = Experiment.of(config.resolved(config.compose(given)))
+    workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, honest=1)]
+    try:
+        result = live(experiment, tmp_path, link.flower, wanted=3, poll=0.02)
+    finally:
+        for worker in workers:
+            worker.over.set()
+            worker.join()
+    row = result.row
+    assert row["bytes_up"] > 6 * SLACK and row["updates"]["accepted"] == 6
+    assert row["updates"]["failed"] == row["updates"]["rejected"] == {} and row["wall_seconds"] < 60
+    combined = [r["clients"] for r in read_rows(tmp_path / "events.jsonl") if r["event"] == "combined"]
+    assert {c for clients in combined for c in clients} == {0, 1}
+
+
+LIES = {
+    "it says otherwise of its reply_to_message_id": lambda reply, victim, task: otherwise(
+        reply, reply_to_message_id=task.metadata.message_id
+    ),
+    "it says otherwise of its src_node_id": lambda reply, victim, task: otherwise(reply, src_node_id=victim.id),
+    "it is no message": lambda reply, victim, task: plain(reply.content),
+    "it is larger than": lambda reply, victim, task: plain(answer(task, np.arange((SLACK + ALLOWED) / 8 + 1))),
+    "its arrays would be larger than": lambda reply, victim, task: repeated(reply),
+    "KeyError": lambda reply, victim, task: forged(reply, lambda content: content.replace(b"shape", b"sh4pe")),
+}
+
+
+@pytest.mark.transport
+def test_a_reply_is_what_it_was_announced_as_or_it_is_malformed(link, caplog):
+    """Each of these would end a run, or be held against somebody else, if it were believed."""
+    victim, liar = nodes = link.nodes(2)
+    for how, lie in {"": lambda reply, victim, task: plain(reply), **LIES}.items():
+        asked = link.ask(nodes)
+        task, others = liar.pull(), victim.pull()
+        reply = answer(task, [1.0])
+        liar.announce(reply, lie(reply, victim, others))
+        liar.upload()
+        caplog.clear()
+        [found] = link.grid.pull_messages(asked.values())
+        assert found.metadata.reply_to_message_id == asked[liar.id] and found.metadata.src_node_id == liar.id
+        if how:
+            assert how in caplog.text
+            with pytest.raises(MalformedUpdate):
+                records.read_answer(found.content)
+        else:
+            assert numbers(found) == [1]
