@@ -235,7 +235,7 @@ class Worker(threading.Thread):
 def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
     """The model is larger than what any reply may have anyway, so that what a job's may have is used, too."""
     given = ["strategy=fedasync", "fleet=homogeneous", "fleet.clients=3", "partition=iid", "model.hidden=[600,600]",
-             "budget.epochs=null", "budget.steps=2", "stop.versions=6"]  # fmt: skip
+             "budget.epochs=null", "budget.steps=2", "stop.versions=6", "stop.seconds=30"]  # fmt: skip
     experiment = Experiment.of(config.resolved(config.compose(given)))
     workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, honest=1)]
     try:
@@ -245,8 +245,8 @@ def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path)
             worker.over.set()
             worker.join()
     row = result.row
-    assert row["bytes_up"] > 6 * SLACK and row["updates"]["accepted"] == 6
-    assert row["updates"]["failed"] == row["updates"]["rejected"] == {} and row["wall_seconds"] < 60
+    assert row["bytes_up"] > 6 * SLACK and row["updates"]["accepted"] == row["versions"] == 6
+    assert row["updates"]["failed"] == row["updates"]["rejected"] == {}
     combined = [r["clients"] for r in read_rows(tmp_path / "events.jsonl") if r["event"] == "combined"]
     assert {c for clients in combined for c in clients} == {0, 1}
 
