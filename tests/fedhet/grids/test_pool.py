@@ -291,6 +291,28 @@ def test_one_that_raises_does_not_keep_others_from_being_done_at_once():
         assert all("config" in o.reply.content for o in got)
 
 
+class Choosy(Bundled):
+    """Does nothing at once that it is told to do apart."""
+
+    def together(self, briefs, rooms):
+        return None if "apart" in [brief.text for brief in briefs] else [Brief("", b"") for _ in briefs]
+
+    def reply(self, message, answer):
+        return Message(RecordDict(), reply_to=message)
+
+
+def test_what_is_done_again_by_itself_takes_no_more_room_each_time():
+    with Pool(Choosy(), 1) as pool:
+        for turn in range(4):
+            for n in range(6):
+                how = "apart" if n < 3 else "work"  # both, so that briefs are not given up
+                pool.submit(n, n, message(np.ones(20_000 + n), node=n + 2, how=how), context(node=n + 2))
+            whole = ["m" in pool.result(n).reply.content for n in range(6)]
+            assert not pool._written and whole[:3] == [True] * 3
+            pages = pool._arena._top if turn == 0 else pages
+        assert pool._arena._top == pages and pool._undone < UNDONE
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_clients_with_a_state_are_called_beside_those_without(workers):
     state = RecordDict({"total": ArrayRecord({"x": Array(np.full(3, 5.0))})})
@@ -299,6 +321,7 @@ def test_clients_with_a_state_are_called_beside_those_without(workers):
             own = RecordDict(dict(state)) if n % 3 == 0 else None
             pool.submit(n, n, message(np.ones(3), node=n + 2), context(own, node=n + 2))
         sums = [pool.result(n).reply.content["m"]["sum"] for n in range(12)]
+        assert pool.deaths == 0, "a bundle is of one kind"
     assert sums == [18.0 if n % 3 == 0 else 3.0 for n in range(12)]
 
 
