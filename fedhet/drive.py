@@ -28,6 +28,7 @@ from fedhet.wire import MalformedUpdate
 TTL = 12 * 3600.0
 """Seconds a message may live on a real grid when no job timeout is set."""
 
+GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 Packed = tuple[Tree | None, ArrayRecord, str]
 """A payload, its record, and its hash if records are sealed."""
@@ -94,10 +95,13 @@ class Drive:
         """Whether every message on its way belongs to a job the server still waits for: what a checkpoint can hold."""
         return all(job in self.server.inflight for job in self._pending.values())
 
-    def allowance(self, message_id: str) -> int:
-        """Bytes that the payload of a message's reply may have at most: what the server expects of the job."""
-        job = self.server.inflight.get(self._pending.get(message_id, -1))
-        return 0 if job is None else wire.size(self.server.expects(job))
+    def allowance(self, message_id: str) -> int | None:
+        """Bytes that the payload of a message's reply may have: what the server expects of the job, None if it no
+        longer waits for it; 0 if the message is no job's."""
+        if message_id not in self._pending:
+            return 0
+        job = self.server.inflight.get(self._pending[message_id])
+        return None if job is None else wire.size(self.server.expects(job))
 
     def resend(self, job: Job) -> None:
         """Put one outstanding job back on its way, with the payload it had, after a resume."""
@@ -124,7 +128,7 @@ class Drive:
             self._deadlines.pop(job_id, None)
             job = self.server.inflight.get(job_id)
             if job is None:  # it timed out before; the answer is late for everything
-                self.server.counts["answered after timeout"] += 1
+                self.server.counts["answered after timeout"] += not reply.has_error()
                 continue
             self._judge(job, reply)
         return quiet
@@ -132,7 +136,9 @@ class Drive:
     def _judge(self, job: Job, reply: Message) -> None:
         server, now = self.server, self.clock.now()
         if reply.has_error():
-            self.tell.failed(job.id, _reason(reply), now)
+            # a SuperLink forgets a message at the moment of the deadline here: which of the two is seen first is chance
+            late = self.timeout is not None and now >= job.sent + self.timeout and reply.error.code in GONE
+            self.tell.failed(job.id, "timeout" if late else _reason(reply), now)
             return
         try:
             answer = records.read_answer(reply.content)
@@ -227,7 +233,7 @@ def _reason(reply: Message) -> str:
     detail = text[0][:200] if text else ""
     if error.code == ErrorCode.NODE_UNAVAILABLE:
         return detail if detail in ("dropout", "offline", "memory") else "node unavailable"
-    if error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+    if error.code in GONE:
         return f"no reply: {detail}"
     if error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
         return f"client error: {detail}"

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -28,13 +28,17 @@ SLACK = 1 << 20
 BROKEN_OFF = "its upload was broken off"
 
 
+Allowance: TypeAlias = Callable[[str], int | None]
+"""Of a request, by its id: bytes that the payload of its reply may have; None if nobody waits for it any more."""
+
+
 class WholeReplies(Grid):
-    """A SuperLink's grid. `allowance` says of a request's id how many bytes the payload of its reply may have."""
+    """A SuperLink's grid. A reply that nobody waits for any more is given all the same, but empty."""
 
     def __init__(self, grid: Any) -> None:
         self._grid = grid
         self._arriving: dict[str, _Arriving] = {}
-        self.allowance: Callable[[str], int] = lambda request: 0
+        self.allowance: Allowance = lambda request: 0
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Of these requests, the replies that are whole by now, each fetched when it is asked for."""
@@ -42,7 +46,7 @@ class WholeReplies(Grid):
         if unheard := wanted - set(self._arriving):
             self._arriving |= {one.request: one for one in self._announced(unheard)}
         for request in [request for request in self._arriving if request in wanted]:
-            reply = self._arriving[request].fetch(SLACK + self.allowance(request))
+            reply = self._arriving[request].fetch(self.allowance(request))
             if reply is not None:
                 del self._arriving[request]
                 yield reply
@@ -100,13 +104,19 @@ class _Arriving:
         """The id of the message it answers."""
         return str(self.metadata.reply_to_message_id)
 
-    def fetch(self, allowed: int) -> Message | None:
-        """What there is; None while a part is not there yet. A reply in error if its sender gave up."""
+    def fetch(self, allowance: int | None) -> Message | None:
+        """What there is; None while a part is not there yet. A reply in error if its sender gave up.
+
+        What nobody waits for is fetched to its end, or its sender would take that for a failure; but not kept.
+        """
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
+        allowed = SLACK + allowance if allowance is not None else 0
         client, node = self.grid._runtime_client, self.grid.node
         pull = make_pull_object_fn_protobuf(client.PullObject, node, self.metadata.run_id)
+        if allowance is None:
+            self.size, self.parts = 0, {}
         while self.missing and self.size <= allowed:
             try:
                 part = pull(self.missing[-1])
@@ -114,9 +124,11 @@ class _Arriving:
                 return None
             except ObjectPullError:
                 return self._message(error=Error(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF))
-            self.size += len(part)
-            self.parts[self.missing.pop()] = part
-        reply = self._read(allowed)
+            name = self.missing.pop()
+            if allowance is not None:
+                self.size += len(part)
+                self.parts[name] = part
+        reply = self._read(allowed) if allowance is not None else self._message(content=RecordDict())
         self._confirm()
         return reply
 
@@ -179,7 +191,7 @@ def whole(grid: Grid) -> Grid:
     return WholeReplies(grid) if isinstance(grid, HttpGrid) else grid
 
 
-def allow(grid: Grid, allowance: Callable[[str], int]) -> None:
-    """How large the payload of a request's reply may be, in bytes, on a grid from `whole`."""
+def allow(grid: Grid, allowance: Allowance) -> None:
+    """How large the replies may be on a grid from `whole`."""
     if isinstance(grid, WholeReplies):
         grid.allowance = allowance

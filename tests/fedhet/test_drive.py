@@ -1,14 +1,16 @@
-"""What goes to many is encoded once: payloads that are the same parts of the same tensors."""
+"""What goes to many is encoded once: payloads that are the same parts of the same tensors. What comes late is told."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from fedhet import drive, wire
 from fedhet.drive import Drive
+from fedhet.flower_compat import ErrorCode, claim_identity
 
 
 def packer(seal: bool = False) -> Drive:
@@ -43,3 +45,32 @@ def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_
 def test_a_tree_that_goes_out_again_later_is_not_encoded_again():
     payload, one = {"a": torch.arange(3.0)}, packer()
     assert one._pack(payload, {})[1] is one._pack(payload, {})[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "now", "told"),
+    [
+        (ErrorCode.MESSAGE_UNAVAILABLE, 12.0, "timeout"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, 12.5, "timeout"),
+        (ErrorCode.MESSAGE_UNAVAILABLE, 11.9, "no reply: it is gone"),
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, 12.5, "client error: it is gone"),
+    ],
+)
+def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, told):
+    """Which of the two sees the deadline first is chance; the reason that is counted is not."""
+    heard = []
+    server = SimpleNamespace(failed=lambda job, reason, at: heard.append((job, reason, at)))
+    one = Drive(server=server, grid=None, clock=SimpleNamespace(now=lambda: now), gate=None, nodes=int, timeout=2.0)  # type: ignore[arg-type]
+    claim_identity(1)
+    asked = Message(RecordDict(), 2, "train")
+    one._judge(SimpleNamespace(id=7, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
+    assert heard == [(7, told, now)]
+
+
+def test_a_reply_may_be_as_large_as_its_job_lets_expect_and_one_too_late_is_for_nobody():
+    server = SimpleNamespace(inflight={7: "job"}, expects={"job": wire.Schema.of({"x": torch.zeros(1000)})}.get)
+    one = Drive(server=server, grid=None, clock=None, gate=None, nodes=int)  # type: ignore[arg-type]
+    one._pending = {"in flight": 7, "timed out": 8}
+    assert one.allowance("in flight") == len(wire.encode({"x": torch.zeros(1000)}))
+    assert one.allowance("timed out") is None
+    assert one.allowance("who are you") == 0

@@ -15,7 +15,7 @@ from flwr.app.message.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_connection import http_request_response
@@ -201,11 +201,12 @@ def repeated(reply):
 
 
 class Worker(threading.Thread):
-    """A client of ours on a link: a device's node in a thread. After `honest` messages it begins its reply only."""
+    """A client of ours on a link: a device's node in a thread. Between the beginning and the end of a reply it waits
+    for as many seconds as `naps` say for each; the first is to the server's question who it is."""
 
-    def __init__(self, link, number, honest=10**6):
+    def __init__(self, link, number, *naps):
         super().__init__()
-        self.link, self.number, self.honest, self.over = link, number, honest, threading.Event()
+        self.link, self.number, self.naps, self.over = link, number, iter(naps), threading.Event()
         self.start()
 
     def run(self):
@@ -222,33 +223,53 @@ class Worker(threading.Thread):
         return self._whole.pull()
 
     def push(self, reply, seconds):
-        self.honest -= 1
-        if self.honest >= 0:
-            return self._whole.push(reply, seconds)
-        set_message_id(reply, reply.object_id)
-        self._whole._send(reply, get_object_tree(reply), seconds)
-        self.over.wait()
+        one = Node((self.node_id, None, self._whole._send, *[None] * 3, self._whole._push_object, None))
+        one.announce(reply)
+        if self.over.wait(next(self.naps, 0.0)):
+            raise InterruptedError
+        one.upload()
         return True
 
 
-@pytest.mark.transport
-def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
-    """The model is larger than what any reply may have anyway, so that what a job's may have is used, too."""
+def run(link, folder, workers, *more):
+    """A run over these clients. The model is larger than what any reply may have anyway, so that what a job's may have
+    is used, too."""
     given = ["strategy=fedasync", "fleet=homogeneous", "fleet.clients=3", "partition=iid", "model.hidden=[600,600]",
-             "budget.epochs=null", "budget.steps=2", "stop.versions=6", "stop.seconds=30"]  # fmt: skip
+             "budget.epochs=null", "budget.steps=2", *more]  # fmt: skip
     experiment = Experiment.of(config.resolved(config.compose(given)))
-    workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, honest=1)]
     try:
-        result = live(experiment, tmp_path, link.flower, wanted=3, poll=0.02)
+        return live(experiment, folder, link.flower, wanted=3, poll=0.02).row
     finally:
         for worker in workers:
             worker.over.set()
             worker.join()
-    row = result.row
-    assert row["bytes_up"] > 6 * SLACK and row["updates"]["accepted"] == row["versions"] == 6
+
+
+@pytest.mark.transport
+def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
+    workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, 0.0, None)]
+    row = run(link, tmp_path, workers, "stop.versions=12", "stop.seconds=30")
+    assert row["bytes_up"] > 12 * SLACK and row["updates"]["accepted"] == row["versions"] == 12
     assert row["updates"]["failed"] == row["updates"]["rejected"] == {}
     combined = [r["clients"] for r in read_rows(tmp_path / "events.jsonl") if r["event"] == "combined"]
     assert {c for clients in combined for c in clients} == {0, 1}
+
+
+@pytest.mark.transport
+def test_of_a_reply_that_nobody_waits_for_nothing_is_kept(link, caplog):
+    [node] = link.nodes(1)
+    [asked] = link.ask([node]).values()
+    node.announce(answer(node.pull(), np.arange(ALLOWED / 8)))
+    node.upload(2)
+    assert list(link.grid.pull_messages([asked])) == [] and link.grid._arriving[asked].parts
+    link.grid.allowance = lambda request: None
+    for _ in range(2):
+        assert list(link.grid.pull_messages([asked])) == [] and not link.grid._arriving[asked].parts
+        node.upload(1)
+    node.upload()
+    [reply] = link.grid.pull_messages([asked])
+    assert reply.has_content() and not reply.content and reply.metadata.reply_to_message_id == asked
+    assert not [r for r in caplog.records if r.name == "fedhet.replies"]
 
 
 LIES = {
