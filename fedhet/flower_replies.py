@@ -25,6 +25,9 @@ log = logging.getLogger("fedhet.replies")
 SLACK = 1 << 20
 """Bytes a reply may have beside the payload that is expected: heads, metrics, Flower's names for its parts."""
 
+PARTS = 100
+"""Most parts of one reply that are fetched at a look: small ones take as long as large ones, and others wait."""
+
 BROKEN_OFF = "its upload was broken off"
 
 
@@ -105,30 +108,32 @@ class _Arriving:
         return str(self.metadata.reply_to_message_id)
 
     def fetch(self, allowance: int | None) -> Message | None:
-        """What there is; None while a part is not there yet. A reply in error if its sender gave up.
+        """What there is, at most as much as honest replies are; None until it is whole. An error if its sender gave up.
 
-        What nobody waits for is fetched to its end, or its sender would take that for a failure; but not kept.
+        What is too large, or what nobody waits for, is fetched to its end, or its sender would take that for a failure
+        of the SuperLink; but not kept.
         """
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
-        allowed = SLACK + allowance if allowance is not None else 0
+        allowed = SLACK + (allowance or 0)
         client, node = self.grid._runtime_client, self.grid.node
         pull = make_pull_object_fn_protobuf(client.PullObject, node, self.metadata.run_id)
-        if allowance is None:
-            self.size, self.parts = 0, {}
-        while self.missing and self.size <= allowed:
+        end, rest = self.size + allowed, len(self.missing) - PARTS  # of this look
+        while self.missing:
+            if self.size > end or len(self.missing) <= rest:
+                return None
             try:
                 part = pull(self.missing[-1])
             except ObjectUnavailableError:
                 return None
             except ObjectPullError:
                 return self._message(error=Error(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF))
-            name = self.missing.pop()
-            if allowance is not None:
-                self.size += len(part)
-                self.parts[name] = part
-        reply = self._read(allowed) if allowance is not None else self._message(content=RecordDict())
+            self.size += len(part)
+            self.parts[self.missing.pop()] = part
+            if allowance is None or self.size > allowed:
+                self.parts.clear()
+        reply = self._message(content=RecordDict()) if allowance is None else self._read(allowed)
         self._confirm()
         return reply
 
