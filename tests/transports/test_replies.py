@@ -297,7 +297,7 @@ def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path)
 def test_of_a_reply_that_nobody_waits_for_nothing_is_kept(link, caplog):
     [node] = link.nodes(1)
     [asked] = link.ask([node]).values()
-    node.announce(answer(node.pull(), np.arange(ALLOWED / 8)))
+    node.announce(answer(node.pull(), [1.0]))
     node.upload(2)
     assert list(link.grid.pull_messages([asked])) == [] and link.grid._arriving[asked].parts
     link.grid.allowance = lambda request: None
