@@ -1,43 +1,59 @@
 """The C text of `fedhet.descent`: steps of gradient descent of several perceptrons.
 
 Every product is a loop over blocks of numbers that stay in registers while the rest streams past them; a register
-holds eight numbers, in the compiler's own notation for that, so nothing here is written for one kind of processor.
+holds eight numbers, or sixteen where the processor has such, in the compiler's own notation for that, so nothing here
+is written for one kind of processor. What is left of a row is taken by half a register, then one by one.
 """
 
-SOURCE = r"""
+HEAD = r"""
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__ /* registers twice as long, and twice as many */
+#define LANES 16
+#define ROWS 4
+#define OUTER 8
+#else
 #define LANES 8
-#define BLOCK 400   /* inputs taken at a time: of ten samples and some rows of weights they stay in first-level cache */
-#define ROWS 2      /* rows of weights and samples whose inner products are in registers at a time */
-#define SAMPLES 5
+#define ROWS 2      /* rows of weights whose products with samples are in registers at a time */
 #define OUTER 6     /* rows of weights that are changed at a time, on two lanes */
+#endif
+#define SAMPLES 5
+#define BLOCK 400   /* inputs taken at a time: of ten samples and some rows of weights they stay in first-level cache */
 #define MOST 8
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __AVX__
-#define HOLD(x) __asm__("" : "+x"(x)) /* in a register: the compiler would read it again for every product */
+#define HOLD(x) __asm__("" : "+v"(x)) /* in a register: the compiler would read it again for every product */
 #else
 #define HOLD(x)
 #endif
 typedef float Lane __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float Half __attribute__((vector_size(2 * LANES)));
+typedef float Half __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+#define WIDE(T) ((int64_t)(sizeof(T) / sizeof(float)))
 
-INLINE float across(Lane v)
+INLINE Half fold(Lane v)
 {
     Half low, high;
     memcpy(&low, &v, sizeof low);
     memcpy(&high, (const char *)&v + sizeof low, sizeof high);
-    low += high;
-    return (low[0] + low[2]) + (low[1] + low[3]);
+    return low + high;
+}
+
+INLINE float across(Half v)
+{
+#if LANES == 16
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 /* z[m][r] += sum_k h[m][k] w[r][k] for M samples and R rows of weights */
 INLINE void dots(const int M, const int R, float *z, int64_t outs, const float *h, const float *w, int64_t ins,
                  int64_t width)
 {
-    const int64_t whole = width - width % LANES;
+    const int64_t whole = width - width % LANES, most = width - width % (LANES / 2);
     Lane sum[SAMPLES][ROWS];
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++) sum[m][r] = (Lane){0};
@@ -52,8 +68,10 @@ INLINE void dots(const int M, const int R, float *z, int64_t outs, const float *
     }
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++) {
-            float s = across(sum[m][r]);
-            for (int64_t k = whole; k < width; k++) s += h[m * ins + k] * w[r * ins + k];
+            Half half = fold(sum[m][r]);
+            if (most > whole) half += *(const Half *)(h + m * ins + whole) * *(const Half *)(w + r * ins + whole);
+            float s = across(half);
+            for (int64_t k = most; k < width; k++) s += h[m * ins + k] * w[r * ins + k];
             z[m * outs + r] += s;
         }
 }
@@ -79,21 +97,25 @@ static void forward(float *z, const float *h, const float *w, int64_t n, int64_t
     for (int64_t at = 0; at < ins; at += BLOCK) {
         const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
         int64_t o = 0;
-        for (; o + 2 <= outs; o += 2) all_dots(2, n, z + o, outs, h + at, w + o * ins + at, ins, width);
+        for (; o + ROWS <= outs; o += ROWS) all_dots(ROWS, n, z + o, outs, h + at, w + o * ins + at, ins, width);
         for (; o < outs; o++) all_dots(1, n, z + o, outs, h + at, w + o * ins + at, ins, width);
     }
 }
 
+"""
+
+# What takes columns beside each other: written for lanes, and used for halves of them, too.
+COLUMNS = r"""
 /* to[r][k] = w[r][k] + sum_m c[m][r] h[m][k] for R rows of weights and V lanes of inputs; less start[r][k] if `less` */
-INLINE void patch(const int R, const int V, const int less, float *to, const float *w, const float *start,
-                  const float *c, const float *h, int64_t n, int64_t ins, int64_t outs)
+INLINE void patch_Lane(const int R, const int V, const int less, float *to, const float *w, const float *start,
+                       const float *c, const float *h, int64_t n, int64_t ins, int64_t outs)
 {
     Lane s[OUTER][2];
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < V; v++) s[r][v] = *(const Lane *)(w + r * ins + v * LANES);
+        UNROLL for (int v = 0; v < V; v++) s[r][v] = *(const Lane *)(w + r * ins + v * WIDE(Lane));
     for (int64_t m = 0; m < n; m++) {
         Lane a[2];
-        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(h + m * ins + v * LANES);
+        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(h + m * ins + v * WIDE(Lane));
         UNROLL for (int r = 0; r < R; r++) {
             const float f = c[m * outs + r];
             UNROLL for (int v = 0; v < V; v++) s[r][v] += a[v] * f;
@@ -101,19 +123,41 @@ INLINE void patch(const int R, const int V, const int less, float *to, const flo
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < V; v++) {
-            const int64_t at = r * ins + v * LANES;
+            const int64_t at = r * ins + v * WIDE(Lane);
             if (less) s[r][v] -= *(const Lane *)(start + at);
             *(Lane *)(to + at) = s[r][v];
         }
 }
 
+/* below[m][k] = sum_o g[m][o] w[o][k] for M samples and V lanes of inputs */
+INLINE void mix_Lane(const int M, const int V, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
+{
+    Lane s[SAMPLES][2];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int v = 0; v < V; v++) s[m][v] = (Lane){0};
+    for (int64_t o = 0; o < outs; o++) {
+        Lane a[2];
+        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(w + o * ins + v * WIDE(Lane));
+        UNROLL for (int m = 0; m < M; m++) {
+            const float f = g[m * outs + o];
+            UNROLL for (int v = 0; v < V; v++) s[m][v] += a[v] * f;
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int v = 0; v < V; v++) *(Lane *)(below + m * ins + v * WIDE(Lane)) = s[m][v];
+}
+"""
+
+REST = r"""
 INLINE void patches(const int R, const int less, float *to, const float *w, const float *start, const float *c,
                     const float *h, int64_t n, int64_t ins, int64_t outs, int64_t width)
 {
     int64_t k = 0;
     for (; k + 2 * LANES <= width; k += 2 * LANES)
-        patch(R, 2, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
-    for (; k + LANES <= width; k += LANES) patch(R, 1, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
+        patch_Lane(R, 2, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
+    for (; k + LANES <= width; k += LANES) patch_Lane(R, 1, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
+    for (; k + LANES / 2 <= width; k += LANES / 2)
+        patch_Half(R, 1, less, to + k, w + k, start + k, c, h + k, n, ins, outs);
     for (; k < width; k++)
         for (int r = 0; r < R; r++) {
             float s = w[r * ins + k];
@@ -171,8 +215,8 @@ static void step_and_forward(float *to, const float *w, const float *c, const fl
             const int64_t width = ins - at < BLOCK ? ins - at : BLOCK;
             float *rows = to + o * ins + at;
             patches(OUTER, 0, rows, w + o * ins + at, w, c + o, h + at, n, ins, outs, width);
-            for (int64_t r = 0; r < OUTER; r += 2)
-                all_dots(2, more, z + o + r, outs, next + at, rows + r * ins, ins, width);
+            for (int64_t r = 0; r < OUTER; r += ROWS)
+                all_dots(ROWS, more, z + o + r, outs, next + at, rows + r * ins, ins, width);
         }
     for (; o < outs; o++)
         for (int64_t at = 0; at < ins; at += BLOCK) {
@@ -183,29 +227,12 @@ static void step_and_forward(float *to, const float *w, const float *c, const fl
         }
 }
 
-/* below[m][k] = sum_o g[m][o] w[o][k] for M samples and V lanes of inputs */
-INLINE void mix(const int M, const int V, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
-{
-    Lane s[SAMPLES][2];
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int v = 0; v < V; v++) s[m][v] = (Lane){0};
-    for (int64_t o = 0; o < outs; o++) {
-        Lane a[2];
-        UNROLL for (int v = 0; v < V; v++) a[v] = *(const Lane *)(w + o * ins + v * LANES);
-        UNROLL for (int m = 0; m < M; m++) {
-            const float f = g[m * outs + o];
-            UNROLL for (int v = 0; v < V; v++) s[m][v] += a[v] * f;
-        }
-    }
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int v = 0; v < V; v++) *(Lane *)(below + m * ins + v * LANES) = s[m][v];
-}
-
 INLINE void mixes(const int M, float *below, const float *g, const float *w, int64_t ins, int64_t outs)
 {
     int64_t k = 0;
-    for (; k + 2 * LANES <= ins; k += 2 * LANES) mix(M, 2, below + k, g, w + k, ins, outs);
-    for (; k + LANES <= ins; k += LANES) mix(M, 1, below + k, g, w + k, ins, outs);
+    for (; k + 2 * LANES <= ins; k += 2 * LANES) mix_Lane(M, 2, below + k, g, w + k, ins, outs);
+    for (; k + LANES <= ins; k += LANES) mix_Lane(M, 1, below + k, g, w + k, ins, outs);
+    for (; k + LANES / 2 <= ins; k += LANES / 2) mix_Half(M, 1, below + k, g, w + k, ins, outs);
     for (; k < ins; k++)
         for (int m = 0; m < M; m++) {
             float s = 0.0f;
@@ -342,3 +369,5 @@ int64_t descend(float *flat, int64_t stride, int64_t count, const float *const *
     return wrong;
 }
 """
+
+SOURCE = HEAD + COLUMNS + COLUMNS.replace("Lane", "Half") + REST
