@@ -114,6 +114,7 @@ class Session:
             if not self.started:
                 self.evaluator.look(self.drive, force=True)
             self.drive.run(start=not self.started)
+            self._show()  # all tasks are done; the last evaluation may take a while
             self.evaluator.look(self.drive, force=True)
             self._show(last=True)
         finally:
