@@ -194,7 +194,8 @@ def main() -> None:
         print(json.dumps(SYSTEMS[given.one[0]](json.loads(given.one[1]))))
         return
     repeats = 1 if given.quick else given.repeats
-    w1, w3 = {**W1, "rounds": 10 if given.quick else 60}, {**W3, "rounds": 10 if given.quick else 30}
+    # so many that a turn of the fastest takes a second or more on any machine met so far
+    w1, w3 = {**W1, "rounds": 10 if given.quick else 200}, {**W3, "rounds": 10 if given.quick else 100}
     names = [n for n in SYSTEMS if not (given.no_ray and n == "flower/ray")]
     first: dict[str, list[dict]] = {n: [] for n in names}
     second: dict[str, list[dict]] = {n: [] for n in ("hand, 2 processes", "fedhet 2 workers")}

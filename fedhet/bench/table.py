@@ -32,7 +32,7 @@ class Section:
 
 def simulated() -> Section:
     """Tasks per second on W1, with one worker and with one on every processor; and W3 with two fleets' sizes."""
-    small = {**simulation.W1, "rounds": 20}
+    small = {**simulation.W1, "rounds": 40}
     cores = len(os.sched_getaffinity(0))
     systems: dict[str, Callable[[], dict[str, float]]] = {"loop by hand": lambda: simulation.hand(small)}
     for workers in sorted({1, min(8, cores)}):
@@ -52,7 +52,7 @@ def simulated() -> Section:
         for name, got in rates.items()
     ]
     for clients in (1_000, 100_000):
-        load = {**simulation.W3, "clients": clients, "rounds": 15}
+        load = {**simulation.W3, "clients": clients, "rounds": 30}
         found = simulation.ours(load, min(8, cores))
         told = f"softmax, 100 of {clients:,} clients"
         rows.append({"load": told, "system": f"fedhet, workers={min(8, cores)}", "tasks/s": found["rate"]})
