@@ -1,14 +1,19 @@
 """A SuperNode's half of the conversation with a SuperLink, which has no public name: private touch points, as in
 flower_compat.
 
-Without the SuperNode's waits of three seconds, and without its new process for every message.
+Without the SuperNode's waits of three seconds, and without its new process for every message. A SuperLink announces a
+message when the server begins to upload it, and everybody's before anybody's; Flower then waits for a second and longer
+for what is not there yet, and for minutes if the server was killed in the middle. Here it is asked for again soon, and
+whatever else comes meanwhile is taken first if it is whole first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,8 +21,40 @@ from flwr.app import Message
 
 from fedhet.flower_compat import set_message_id
 
+log = logging.getLogger("fedhet.fleet")
+
+SOONEST_S, LATEST_S, SHARE = 0.02, 1.0, 0.1
+"""The pause before the next look at what is coming: a share of the time it has been coming, within these bounds."""
+
 PUSHES = 3
 """How often a reply is sent whose objects a SuperLink does not take."""
+
+
+@dataclass(slots=True)
+class _Coming:
+    """A message that was announced, and what is here of it."""
+
+    run_id: int
+    tree: Any
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+    def fetch(self, pull: Callable[[int, str], bytes]) -> bool:
+        """Ask for the missing parts, several at a time; True if that was all. Raises ObjectPullError if they will not
+        come."""
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+
+        late: list[str] = []
+
+        def part(name: str) -> bytes:
+            try:
+                self.parts[name] = pull(self.run_id, name)
+            except ObjectUnavailableError:  # Flower would wait for it
+                late.append(name)
+            return b""
+
+        pull_objects(list({one.object_id for one in iterate_object_tree(self.tree)} - set(self.parts)), part)
+        return not late
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +67,51 @@ class FleetNode:
     _pull_object: Callable[[int, str], bytes]
     _push_object: Callable[[int, str, str, bytes], None]
     _confirm: Callable[[int, str], None]
+    _coming: list[_Coming] = field(default_factory=list)
 
     def pull(self) -> Message | None:
-        """The next message, whole; None if there is none, or if its run has ended."""
-        from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+        """The next message that is whole; None if none is on its way."""
+        begun = time.monotonic()
+        while True:
+            self._hear()
+            for one in list(self._coming):
+                message = self._take(one)
+                if message is not None:
+                    return message
+            if not self._coming:
+                return None
+            time.sleep(min(LATEST_S, max(SOONEST_S, SHARE * (time.monotonic() - begun))))
+
+    def _hear(self) -> None:
         from flwr.supercore.run import RunNotRunningException
 
-        try:
+        with contextlib.suppress(RunNotRunningException):
             received = self._receive()
-            if received is None:
+            if received is not None:
+                self._coming.append(_Coming(received[0].metadata.run_id, received[1]))
+
+    def _take(self, one: _Coming) -> Message | None:
+        """The message if it is whole. It is forgotten if it never will be."""
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
+        from flwr.supercore.run import RunNotRunningException
+
+        name = one.tree.object_id
+        try:
+            if not one.fetch(self._pull_object):
                 return None
-            run_id, tree = received[0].metadata.run_id, received[1]
-            message: Message = pull_and_inflate_object_from_tree(
-                tree,
-                lambda object_id: self._pull_object(run_id, object_id),
-                lambda object_id: self._confirm(run_id, object_id),
-                return_type=Message,
-            )
+            self._confirm(one.run_id, name)
         except RunNotRunningException:
+            self._coming.remove(one)
             return None
-        set_message_id(message, tree.object_id)
+        except ObjectPullError:
+            log.warning("a message of run %d was not sent to its end", one.run_id)
+            self._coming.remove(one)
+            return None
+        self._coming.remove(one)
+        message = inflate_object_from_contents(name, one.parts)
+        if not isinstance(message, Message):
+            raise TypeError(f"expected a message, but got {type(message).__name__}")
+        set_message_id(message, name)
         return message
 
     def push(self, reply: Message, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""Replies from a real SuperLink: whoever uploads slowly, never ends, or lies about its reply is alone with it."""
+"""Messages through a real SuperLink: whoever uploads slowly, never ends, or lies about its reply is alone with it."""
 
 import contextlib
 import datetime
@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -197,6 +198,66 @@ def test_one_that_is_too_large_is_not_kept_and_lets_others_through(link):
     assert list(link.grid.pull_messages(waiting)) == []
     [found] = link.grid.pull_messages(waiting)
     assert found.metadata.src_node_id == large.id and not found.content
+
+
+class Held:
+    """Uploads of the server, which announces its messages and goes no further: an upload is [parts, put] then."""
+
+    def __init__(self, monkeypatch):
+        self.uploads = []
+        monkeypatch.setattr("flwr.superlink.grid.http_grid.push_objects", self.hold)
+
+    def hold(self, objects, push_object_fn, object_ids_to_push):
+        self.uploads.append(([(name, objects[name].deflate()) for name in object_ids_to_push], push_object_fn))
+
+    def upload(self, number, parts=None):
+        left, put = self.uploads[number]
+        for name, content in left[:parts]:
+            put(name, content)
+        del left[:parts]
+
+
+def asked_for(link, node, x):
+    content = RecordDict({"arrays": ArrayRecord({"x": Array(np.asarray(x, np.float64))})})
+    return link.grid.push_messages([Message(content, node.node_id, "train", ttl=600.0)])
+
+
+@pytest.mark.transport
+def test_a_node_takes_first_what_is_whole_first_and_goes_on_after_a_server_that_stopped(link, monkeypatch, caplog):
+    number, receive, send, _, _, pull, put, confirm = link.stack.enter_context(
+        http_request_response(link.address, True)
+    )
+    pulled, server = [], Held(monkeypatch)
+
+    def noted(run, name):
+        content = pull(run, name)
+        pulled.append(name)
+        return content
+
+    node = FleetNode(number, receive, send, noted, put, confirm)
+    assert node.pull() is None
+    [stopped, slow, quick] = [asked_for(link, node, [n, 7.0])[0] for n in range(3)]
+    server.upload(0, 1)
+    server.upload(1, 2)
+    server.upload(2)
+    first = node.pull()
+    assert first.metadata.message_id == quick and numbers(first) == [2, 7]
+    assert node.push(answer(first, [1.0]), 0.1)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(node.pull)
+        time.sleep(0.3)
+        assert not waiting.done()
+        server.upload(1)
+        second = waiting.result(10)
+    assert second.metadata.message_id == slow and numbers(second) == [1, 7]
+    assert not [r for r in caplog.records if r.name == "fedhet.fleet"] and len(pulled) == len(set(pulled))
+    link.forget_uploads()
+    assert node.pull() is None and not node._coming
+    assert [r.name for r in caplog.records if r.name == "fedhet.fleet"] == ["fedhet.fleet"]
+    [reply] = link.grid.pull_messages([quick])
+    assert numbers(reply) == [1]
+    [gone] = link.grid.pull_messages([stopped])
+    assert _reason(gone).startswith("no reply: ")
 
 
 def forged(reply, change):

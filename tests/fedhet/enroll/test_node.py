@@ -2,8 +2,9 @@
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.run import RunNotRunningException
 
 from fedhet.enroll import node
 from fedhet.enroll.node import Node, pause
@@ -110,6 +111,31 @@ def test_questions_are_frequent_again_after_work():
     with pytest.raises(Ended):
         Node(counting, {"place": ""}, clock, nap).work(carrier)
     assert naps[99] > 0.5 and naps[100:] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("at", ["receive", "pull", "confirm"])
+def test_a_message_of_a_run_that_ended_is_none(at):
+    def unless(name, given):
+        def do(*_):
+            if name == at:
+                raise RunNotRunningException
+            return given(*_)
+
+        return do
+
+    message = request()
+    parts = {name: one.deflate() for name, one in get_all_nested_objects(message).items()}
+    announced = [(message, get_object_tree(message))]
+    receive, pull, confirm = (
+        unless(name, given)
+        for name, given in {
+            "receive": lambda: announced.pop() if announced else None,
+            "pull": lambda run, name: parts[name],
+            "confirm": lambda run, name: None,
+        }.items()
+    )
+    fleet_node = FleetNode(7, receive, lambda *_: None, pull, lambda *_: None, confirm)
+    assert fleet_node.pull() is None and not fleet_node._coming
 
 
 class Forgetful:
