@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
+from flwr.app import Error, Message
 
-from fedhet.flower_compat import set_message_id
+from fedhet.flower_compat import ErrorCode, set_message_id
 
 log = logging.getLogger("fedhet.fleet")
 
 SOONEST_S, LATEST_S, SHARE = 0.02, 1.0, 0.1
 """The pause before the next look at what is coming: a share of the time it has been coming, within these bounds."""
+
+NOT_SENT = "the message was not sent to its end"
 
 PUSHES = 3
 """How often a reply is sent whose objects a SuperLink does not take."""
@@ -32,9 +34,9 @@ PUSHES = 3
 
 @dataclass(slots=True)
 class _Coming:
-    """A message that was announced, and what is here of it."""
+    """A message that was announced, itself without its content, and what is here of it."""
 
-    run_id: int
+    announced: Message
     tree: Any
     parts: dict[str, bytes] = field(default_factory=dict)
 
@@ -48,7 +50,7 @@ class _Coming:
 
         def part(name: str) -> bytes:
             try:
-                self.parts[name] = pull(self.run_id, name)
+                self.parts[name] = pull(self.announced.metadata.run_id, name)
             except ObjectUnavailableError:  # Flower would wait for it
                 late.append(name)
             return b""
@@ -88,10 +90,10 @@ class FleetNode:
         with contextlib.suppress(RunNotRunningException):
             received = self._receive()
             if received is not None:
-                self._coming.append(_Coming(received[0].metadata.run_id, received[1]))
+                self._coming.append(_Coming(*received))
 
     def _take(self, one: _Coming) -> Message | None:
-        """The message if it is whole. It is forgotten if it never will be."""
+        """The message if it is whole. One that never will be is answered with an error: somebody may wait for it."""
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
         from flwr.supercore.run import RunNotRunningException
 
@@ -99,13 +101,14 @@ class FleetNode:
         try:
             if not one.fetch(self._pull_object):
                 return None
-            self._confirm(one.run_id, name)
+            self._confirm(one.announced.metadata.run_id, name)
         except RunNotRunningException:
             self._coming.remove(one)
             return None
         except ObjectPullError:
-            log.warning("a message of run %d was not sent to its end", one.run_id)
             self._coming.remove(one)
+            log.warning(NOT_SENT)
+            self.push(Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, NOT_SENT), reply_to=one.announced), 0.0)
             return None
         self._coming.remove(one)
         message = inflate_object_from_contents(name, one.parts)

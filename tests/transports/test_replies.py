@@ -260,6 +260,22 @@ def test_a_node_takes_first_what_is_whole_first_and_goes_on_after_a_server_that_
     assert _reason(gone).startswith("no reply: ")
 
 
+@pytest.mark.transport
+def test_a_message_whose_parts_a_superlink_lost_is_answered_with_an_error_and_nobody_waits(link, monkeypatch):
+    number, receive, send, _, _, pull, put, confirm = link.stack.enter_context(
+        http_request_response(link.address, True)
+    )
+    node, server = FleetNode(number, receive, send, pull, put, confirm), Held(monkeypatch)
+    [lost] = asked_for(link, node, [1.0])
+    server.upload(0, 2)
+    node._hear()
+    link.state.object_store.clear()
+    assert node.pull() is None
+    [reply] = link.grid.pull_messages([lost])
+    assert reply.metadata.src_node_id == number
+    assert _reason(reply) == "no reply: the message was not sent to its end"
+
+
 def forged(reply, change):
     """The reply's parts with `change` made to the contents of its array, and their new tree and root."""
     names, parts, trees = {}, {}, {}
