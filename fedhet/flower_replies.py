@@ -53,6 +53,17 @@ class WholeReplies(Grid):
             if reply is not None:
                 del self._arriving[request]
                 yield reply
+        yield from self._forsaken(wanted)
+
+    def _forsaken(self, wanted: set[str]) -> Iterator[Message]:
+        """Errors for replies that are not whole and whose senders went offline, as a SuperLink gives where there is no
+        reply at all; of one that it has announced it says nothing more."""
+        late = [one for request, one in self._arriving.items() if request in wanted]
+        online = set(self._grid.get_node_ids()) if late else set()
+        for one in late:
+            if one.metadata.src_node_id not in online:
+                del self._arriving[one.request]
+                yield one.fetch(self.allowance(one.request)) or one.failed(ErrorCode.NODE_UNAVAILABLE, "")
 
     def _announced(self, requests: set[str]) -> list[_Arriving]:
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -128,7 +139,7 @@ class _Arriving:
             except ObjectUnavailableError:
                 return None
             except ObjectPullError:
-                return self._message(error=Error(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF))
+                return self.failed(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF)
             self.size += len(part)
             self.parts[self.missing.pop()] = part
             if allowance is None or self.size > allowed:
@@ -136,6 +147,10 @@ class _Arriving:
         reply = self._message(content=RecordDict()) if allowance is None else self._read(allowed)
         self._confirm()
         return reply
+
+    def failed(self, code: int, reason: str) -> Message:
+        """An error in its place."""
+        return self._message(error=Error(code, reason))
 
     def _read(self, allowed: int) -> Message:
         """The message in the parts; an empty one if they are none, or another's, or too much."""

@@ -163,6 +163,22 @@ def test_a_node_that_is_gone_is_an_error_as_on_flowers_own_grid(link):
 
 
 @pytest.mark.transport
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_one_that_left_counts_what_is_whole_and_nobody_waits_for_the_rest(link, whole):
+    with contextlib.ExitStack() as brief:
+        node = Node(brief.enter_context(http_request_response(link.address, True)))
+        [asked] = link.ask([node]).values()
+        node.announce(answer(node.pull(), [1.0]))
+        node.upload(1)
+        assert list(link.grid.pull_messages([asked])) == []
+        if whole:
+            node.upload()
+    [reply] = link.grid.pull_messages([asked])
+    assert numbers(reply) == [1] if whole else _reason(reply) == "node unavailable"
+    assert not link.grid._arriving
+
+
+@pytest.mark.transport
 def test_one_in_very_many_parts_lets_others_through(link):
     scattered, quick = nodes = link.nodes(2)
     asked = link.ask(nodes)
