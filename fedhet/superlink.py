@@ -74,30 +74,44 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
     """Start commands in process groups of their own, in an empty folder; end them all, and what they started."""
     running: list[subprocess.Popen[bytes]] = []
     (home / "work").mkdir()
+    starting = False
+    ends: list[BaseException] = []
 
     def start(*command: str) -> None:
+        nonlocal starting
         log = (home / f"{len(running)}-{command[0]}.log").open("wb")
         environment = _environment(home)
-        running.append(
-            subprocess.Popen(
-                command,
-                cwd=home / "work",
-                env=environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+        starting = True  # what would end this process in here would leave one behind that nobody knows
+        try:
+            running.append(
+                subprocess.Popen(
+                    command,
+                    cwd=home / "work",
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
             )
-        )
+        finally:
+            starting = False
+        if ends:
+            raise ends[0]
 
-    def interrupted(*_: object) -> None:
-        raise SystemExit(143)
+    def interrupted(number: int, _: object) -> None:
+        ends.append(SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt())
+        if not starting:
+            raise ends[-1]
 
-    before = signal.signal(signal.SIGTERM, interrupted)  # or a polite kill would leave everything running
+    # or a polite kill would leave everything running; an interrupt that is ignored stays so
+    ours = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else [])]
+    before = {number: signal.signal(number, interrupted) for number in ours}
     try:
         yield start
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for sign in (15, 9):
             for process in running:
                 with contextlib.suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedhet import app, config, origin
+from fedhet import app, config, origin, superlink
 from fedhet.experiment import Experiment
 from fedhet.flower import MethodStrategy
 from fedhet.grids.pool import Pool
@@ -68,6 +68,23 @@ def test_a_terminated_superlink_run_cleans_up(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert not processes(str(tmp_path))
+
+
+@pytest.mark.parametrize(("sign", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_what_is_started_at_the_moment_of_the_end_is_ended_too(tmp_path, monkeypatch, sign, end):
+    started, popen = [], subprocess.Popen
+
+    def ended_within(*arguments, **more):
+        started.append(popen(*arguments, **more))
+        os.kill(os.getpid(), sign)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", ended_within)
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(end), superlink._processes(tmp_path) as start:
+        start("sleep", "60")
+    assert started[0].poll() == -signal.SIGTERM
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def processes(marker):
