@@ -29,6 +29,7 @@ TTL = 12 * 3600.0
 """Seconds a message may live on a real grid when no job timeout is set."""
 
 GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""What a SuperLink says of a message that it has forgotten, or whose upload broke off."""
 
 Packed = tuple[Tree | None, ArrayRecord, str]
 """A payload, its record, and its hash if records are sealed."""

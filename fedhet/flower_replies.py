@@ -58,12 +58,17 @@ class WholeReplies(Grid):
     def _forsaken(self, wanted: set[str]) -> Iterator[Message]:
         """Errors for replies that are not whole and whose senders went offline, as a SuperLink gives where there is no
         reply at all; of one that it has announced it says nothing more."""
-        late = [one for request, one in self._arriving.items() if request in wanted]
+        late = [one for request, one in self._arriving.items() if request in wanted and one.waits]
         online = set(self._grid.get_node_ids()) if late else set()
         for one in late:
-            if one.metadata.src_node_id not in online:
+            if one.metadata.src_node_id in online:
+                continue
+            reply = one.fetch(self.allowance(one.request))  # it may have been whole before its sender went
+            if reply is None and one.waits:
+                reply = one.failed(ErrorCode.NODE_UNAVAILABLE, "")
+            if reply is not None:
                 del self._arriving[one.request]
-                yield one.fetch(self.allowance(one.request)) or one.failed(ErrorCode.NODE_UNAVAILABLE, "")
+                yield reply
 
     def _announced(self, requests: set[str]) -> list[_Arriving]:
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -112,6 +117,8 @@ class _Arriving:
     missing: list[str]
     parts: dict[str, bytes] = field(default_factory=dict)
     size: int = 0
+    waits: bool = False
+    """Whether the next part was not there at the last look; if not, there was only no time for it."""
 
     @property
     def request(self) -> str:
@@ -131,12 +138,14 @@ class _Arriving:
         client, node = self.grid._runtime_client, self.grid.node
         pull = make_pull_object_fn_protobuf(client.PullObject, node, self.metadata.run_id)
         end, rest = self.size + allowed, len(self.missing) - PARTS  # of this look
+        self.waits = False
         while self.missing:
             if self.size > end or len(self.missing) <= rest:
                 return None
             try:
                 part = pull(self.missing[-1])
             except ObjectUnavailableError:
+                self.waits = True
                 return None
             except ObjectPullError:
                 return self.failed(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF)

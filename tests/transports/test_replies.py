@@ -198,6 +198,22 @@ def test_one_in_very_many_parts_lets_others_through(link):
 
 
 @pytest.mark.transport
+def test_one_in_very_many_parts_may_leave_when_all_are_sent(link):
+    arrays = {f"x{n}": Array(np.full(1, float(n))) for n in range(2 * PARTS)}
+    with contextlib.ExitStack() as brief:
+        node = Node(brief.enter_context(http_request_response(link.address, True)))
+        [asked] = link.ask([node]).values()
+        node.announce(Message(RecordDict({"arrays": ArrayRecord(arrays)}), reply_to=node.pull()))
+        node.upload(1)
+        assert list(link.grid.pull_messages([asked])) == []
+        node.upload()
+    looks = [list(link.grid.pull_messages([asked])) for _ in range(4)]
+    assert looks == [[], [], [], []]
+    [whole] = link.grid.pull_messages([asked])
+    assert len(whole.content["arrays"]) == 2 * PARTS
+
+
+@pytest.mark.transport
 def test_one_that_is_too_large_is_not_kept_and_lets_others_through(link):
     """Its sender is told nothing that looks like a failure of the SuperLink: honest ones may be mistaken, too."""
     large, quick = nodes = link.nodes(2)
