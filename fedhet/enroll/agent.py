@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from fedhet.enroll import files, speed
 from fedhet.enroll import join as joining
+from fedhet.enroll.alone import alone
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.processes import Program, Supervisor, flower_environment
@@ -31,6 +33,8 @@ REFUSAL_S = 65.0
 """Seconds after its end at which a SuperNode of Flower's is admitted again."""
 RESTART_S = 3.0
 """Seconds between the end of our node, or of a helper of Flower's, and its next start."""
+LOCK = "client.lock"
+"""In the state folder: held by the process that works for this client."""
 CHECK_S = 60.0
 """How often the certificate's age is looked at."""
 FINAL = frozenset({"E109", "E202", "E209", "E212"})
@@ -48,6 +52,7 @@ class Agent:
     delay_s: float = REFUSAL_S
     stop: threading.Event = field(default_factory=threading.Event)
     nap: Callable[[threading.Event, float], bool] = threading.Event.wait
+    ticks: Callable[[], float] = time.monotonic
     supervisor: Supervisor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,14 +60,19 @@ class Agent:
         self.supervisor = Supervisor(())
 
     def run(self) -> None:
-        """Work until told otherwise. Must stay in one thread."""
+        """Work until told otherwise. Must stay in one thread. Raises EnrollError E320 if another process works here."""
+        _ = self.device.about  # a folder without a client is named as one
+        with alone(self.device.folder / LOCK, "works for this client"):
+            self._run()
+
+    def _run(self) -> None:
         self._admitted()
         files.private_folder(self.work)
         if self.flower:
             self._after_a_crash()
         self._measure_link()
         self.supervisor = Supervisor(self.programs(_free_port()))
-        looked = self.device.clock()
+        looked = self.ticks()
         try:
             while not self.stop.is_set():
                 for name in self.supervisor.step():
@@ -70,8 +80,8 @@ class Agent:
                     if name == "supernode":
                         self._admitted()
                 files.write_file(self.work / "alive", str(int(self.device.clock())))
-                if self.device.clock() > looked + CHECK_S:
-                    looked = self.device.clock()
+                if self.ticks() > looked + CHECK_S:
+                    looked = self.ticks()
                     self.renew_if_due()
                 self.nap(self.stop, 1.0)
         except FileNotFoundError:
@@ -122,7 +132,7 @@ class Agent:
         while not self.stop.is_set():
             try:
                 if (self.device.folder / "next").exists():
-                    self.device.rotate()  # it was interrupted
+                    self.device.finish_rotation()  # it was interrupted
                 if not (self.device.folder / "client.pem").exists() and self.device.about["state"] == "pending":
                     joining.poll(self.device)
                 if self.device.clock() > self.device.leaf().not_after:
@@ -153,8 +163,9 @@ class Agent:
         """An earlier agent that left its mark died without saying goodbye: wait until its SuperNode is forgotten."""
         mark = self.work / "alive"
         if mark.exists():
-            rest = int(mark.read_text() or 0) + self.delay_s - self.device.clock()
-            if 0 < rest <= self.delay_s:
+            # the mark is of another process's life: only the time of day joins the two, and it may have been set since
+            rest = min(int(mark.read_text() or 0) + self.delay_s - self.device.clock(), self.delay_s)
+            if rest > 0:
                 log.warning("the last run ended without notice; waiting %d s", rest)
                 self.nap(self.stop, rest)
 

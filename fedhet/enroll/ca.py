@@ -160,9 +160,10 @@ class Authority:
         return root
 
     def renew_server(self, now: float) -> None:
-        """Replace the server's certificate if less than a third of its life is left."""
+        """Replace the server's certificate if less than a third of its life is left, or if it is of the future: it was
+        made while this machine's clock was ahead."""
         held = certificates.describe(x509.load_pem_x509_certificates((self.folder / "server.pem").read_bytes())[0])
-        if now > held.not_after - SERVER_DAYS * DAY / 3:
+        if now < held.not_before or now > held.not_after - SERVER_DAYS * DAY / 3:
             self._renew_server(self.about, now)
 
     def crl(self, entries: Iterable[tuple[str, float]], now: float) -> bytes:

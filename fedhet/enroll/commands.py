@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhet.enroll import files, offline, profiles, tables
+from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation, me
 from fedhet.enroll.output import say, spoken
 from fedhet.enroll.registry import Client
-from fedhet.enroll.serve import Server
+from fedhet.enroll.serve import LOCK, Server
 
 
 @contextlib.contextmanager
@@ -209,8 +210,10 @@ def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: b
     """Serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with spoken(as_json):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(spoken(as_json))
         federation = Federation(home)
+        stack.enter_context(alone(home / LOCK, "serves it"))  # before anything of the first server's is touched
         endpoint = federation.authority.about.endpoint
         own = int(endpoint.rpartition(":")[2]) if port is None else port
         server = Server(federation, host, own, flower_port, insecure)

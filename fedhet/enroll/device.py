@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedhet.enroll import certificates, files, identity, seal
+from fedhet.enroll.alone import alone
 from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import ROTATION, Identity
 from fedhet.enroll.link import Link
+
+LOCK = "keys.lock"
+"""In the state folder: held while its keys or its certificate change."""
+CHANGE_S = 60.0
+"""Seconds that one who changes them waits for another who does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +105,29 @@ class Device:
 
     def renew(self) -> Leaf:
         """A new certificate for a new key. Raises what the server refuses with."""
-        body = seal.sign_body(self.identity, "renew", {"csr": self.request().decode()}, self.clock())
-        return self.accept(str(self.ask("renew", body)["chain"]).encode())
+        with self._changing():
+            body = seal.sign_body(self.identity, "renew", {"csr": self.request().decode()}, self.clock())
+            return self.accept(str(self.ask("renew", body)["chain"]).encode())
 
     def rotate(self) -> Leaf:
         """New keys of every kind; those it had are worth nothing afterwards. Raises what the server refuses with.
 
         Safe to repeat after any interruption: if the server knows the new keys already, they are used.
         """
+        with self._changing():
+            return self._rotate()
+
+    def finish_rotation(self) -> None:
+        """Rotate if a change of keys was begun and nobody is at it; raises what `rotate` raises."""
+        with self._changing():
+            if (self.folder / "next").exists():
+                self._rotate()
+
+    def _changing(self) -> AbstractContextManager[None]:
+        """One process at a time changes keys and certificate: a command does while `fedhet client run` works on."""
+        return alone(self.folder / LOCK, "changes its keys", CHANGE_S)
+
+    def _rotate(self) -> Leaf:
         self.settle_keys()
         own, _ = self.identity, self.leaf()
         after = Device(self.folder / "next", self.clock)

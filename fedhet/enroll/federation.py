@@ -27,10 +27,15 @@ def me() -> str:
 
 @dataclass
 class Federation:
-    """A federation in its folder of mode 0700. Every verb is one transaction with one audit line."""
+    """A federation in its folder of mode 0700. Every verb is one transaction with one audit line.
+
+    `clock` is the time of day: what certificates, tokens and signed requests are held against, and what is written
+    down. `ticks` is a clock that nobody sets: how long ago something was, in this process.
+    """
 
     folder: Path
     clock: Callable[[], float] = time.time
+    ticks: Callable[[], float] = time.monotonic
     authority: Authority = field(init=False)
     policy: Policy = field(init=False)
     registry: Registry = field(init=False)

@@ -14,7 +14,7 @@ ADDRESSES = 10_000
 
 @dataclass
 class Window:
-    """At most `most` events an address within `seconds`."""
+    """At most `most` events an address within `seconds`. `now` is of a clock that nobody sets."""
 
     most: int
     seconds: float

@@ -65,7 +65,7 @@ def door(
         try:
             line = openssh_of(request.headers.get(KEY_HEADER, ""))
             await run_in_threadpool(admission.fleet_key, federation, line)
-            messages.take(line, federation.clock())
+            messages.take(line, federation.ticks())
             if under_way[line] >= AT_ONCE:
                 raise EnrollError("E112", f"{AT_ONCE} messages of this node are under way")
         except EnrollError as error:

@@ -23,6 +23,30 @@ from fedhet.enroll.service import service
 
 log = logging.getLogger("fedhet.enroll")
 HOUSEKEEPING_S = 3600.0
+LOCK = "serve.lock"
+"""In the federation's folder: held by the process that serves it."""
+
+
+SET_S = 30.0
+"""A clock that is off by more at once than it was before has been set."""
+
+
+@dataclass
+class Dial:
+    """Notices that somebody set the time of day."""
+
+    clock: Callable[[], float]
+    ticks: Callable[[], float]
+    _ahead: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ahead = self.clock() - self.ticks()
+
+    def turned(self) -> float:
+        """By how many seconds it was set forward (or back, below 0) since the last look; 0 if it was not."""
+        ahead = self.clock() - self.ticks()
+        by, self._ahead = ahead - self._ahead, ahead
+        return by if abs(by) > SET_S else 0.0
 
 
 @dataclass
@@ -91,18 +115,21 @@ class Server:
 
     def _keep(self, server: uvicorn.Server) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
-        looked = due = self.federation.clock()
+        looked = due = self.federation.ticks()
+        dial = Dial(self.federation.clock, self.federation.ticks)
         runs = Runs(self.superlink)
         try:
             while not self._stop.wait(0.2):
                 for name in self.supervisor.step():
                     log.warning("%s ended with %s; it is started again", name, self.supervisor.codes[name])
-                now = self.federation.clock()
+                now = self.federation.ticks()
+                if set_by := dial.turned():
+                    log.warning("this machine's clock was set by %+.0f s; certificates are judged by it", set_by)
                 if now >= due and self._flower_listens():
                     due = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
-                if now > looked + HOUSEKEEPING_S:
+                if set_by or now > looked + HOUSEKEEPING_S:
                     looked = now
-                    self._try(partial(self._renew, now, server.config.ssl))
+                    self._try(partial(self._renew, self.federation.clock(), server.config.ssl))
         except Exception as error:
             self._fault = error  # raised where the server is run
         finally:

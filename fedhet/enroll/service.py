@@ -52,7 +52,7 @@ def service(federation: Federation) -> FastAPI:
     async def limited(
         request: Request, work: Callable[[bytes], Any], *, guarded: bool = True, most: int = 0
     ) -> Response:
-        address, now = request.client.host if request.client else "", federation.clock()
+        address, now = request.client.host if request.client else "", federation.ticks()
         try:
             requests.take(address, now)
             if guarded:
@@ -116,7 +116,7 @@ def service(federation: Federation) -> FastAPI:
     async def speed(request: Request, size: int) -> Response:
         def work(body: bytes) -> Response:
             caller = admission.authenticate(federation, request.headers, request.method, request.url.path, body)
-            blocks.take(caller.leaf.node, federation.clock())
+            blocks.take(caller.leaf.node, federation.ticks())
             if not 0 <= size <= BLOCK:
                 raise EnrollError("E113", f"at most {BLOCK} bytes")
             return Response(bytes(size), media_type="application/octet-stream", headers=_time(federation))

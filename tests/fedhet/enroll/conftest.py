@@ -61,6 +61,8 @@ class Door:
         self.clock, self.folder = Clock(), folder
         self.policy = Policy(**{"failures_per_hour": 1000, "requests_per_minute": 10_000, **policy})
         self.federation = Federation.create(folder / "op", "test", "127.0.0.1:1", policy=self.policy, clock=self.clock)
+        self.ticks = Clock()
+        self.federation.ticks = self.ticks
 
     @contextlib.contextmanager
     def open(self):

@@ -107,7 +107,7 @@ time.sleep(600)
 
 def working(device, monkeypatch, tmp_path, code="import time; time.sleep(600)", naps=None, flower=False):
     """An agent whose SuperNode is a small program, and which is stepped by `naps`, one per second of its life."""
-    agent = Agent(device, flower, delay_s=65.0)
+    agent = Agent(device, flower, delay_s=65.0, ticks=device.clock)
     monkeypatch.setattr(Agent, "programs", lambda self, port: [program(tmp_path, "supernode", code)])
     steps = iter(naps or [])
 

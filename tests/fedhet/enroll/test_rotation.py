@@ -225,7 +225,7 @@ def test_a_node_that_floods_the_door_is_slowed_down_and_others_are_not(make_door
 
         assert [status(a) for _ in range(4)] == [503, 503, 503, 429], "503: no SuperLink is behind this door"
         assert status(b) == 503
-        door.clock.ahead = 61
+        door.ticks.ahead = 61
         assert status(a) == 503
 
 
