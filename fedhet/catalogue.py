@@ -6,6 +6,7 @@ Sources are read, not imported, so that listing stays quick and an optional pack
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -46,9 +47,22 @@ def entries(axis: str | None = None, folder: Path | None = None) -> list[Entry]:
     """Every option, or those of one axis. Raises ConfigError for an axis that does not exist."""
     known = config.options(folder)
     if axis is not None and axis not in known:
-        raise ConfigError(f"there is no axis {axis!r}; there are {', '.join(axes(folder))}")
+        raise ConfigError(f"there is no axis {axis!r}{_meant(axis, known)}; there are {', '.join(axes(folder))}")
     chosen = axes(folder) if axis is None else [axis]
     return [_entry(_file(group, name, folder), group, name) for group in chosen for name in known[group]]
+
+
+def _meant(word: str, known: Mapping[str, list[str]]) -> str:
+    """The axis that a word is near to, or the axes that have an option of that name, in brackets."""
+    having = [axis for axis, names in known.items() if word in names]
+    if having:
+        return f" ({word} is an option of {', '.join(having)})"
+    near = difflib.get_close_matches(word, known, 1, 0.6)
+    if not near:
+        options = {name: axis for axis, names in known.items() for name in names}
+        found = difflib.get_close_matches(word, options, 1, 0.75)
+        return f" (nearest: {found[0]}, an option of {options[found[0]]})" if found else ""
+    return f" (nearest: {near[0]})"
 
 
 def _file(group: str, name: str, folder: Path | None) -> Path:

@@ -22,21 +22,23 @@ class Misfit(ValueError):
 
 @dataclass(frozen=True)
 class Method:
-    """One choice per axis. Layers of one slot run in the order given when sending."""
+    """One choice per axis. Layers of one slot run in the order given when sending; one layer needs no tuple."""
 
     schedule: Schedule
     space: Space
     rule: Rule
     work: Work
     budget: Policy
-    optimizer: tuple[Layer, ...] = ()
-    staleness: tuple[Layer, ...] = ()
-    privacy: tuple[Layer, ...] = ()
-    codec: tuple[Layer, ...] = ()
+    optimizer: Layer | tuple[Layer, ...] = ()
+    staleness: Layer | tuple[Layer, ...] = ()
+    privacy: Layer | tuple[Layer, ...] = ()
+    codec: Layer | tuple[Layer, ...] = ()
     name: str = "method"
 
     def __post_init__(self) -> None:
         for slot in ONION:
+            given = getattr(self, slot)
+            object.__setattr__(self, slot, tuple(given) if isinstance(given, list | tuple) else (given,))
             for layer in getattr(self, slot):
                 if not isinstance(layer, Layer):
                     raise Misfit(f"{slot}: {type(layer).__name__} lacks a layer hook (send, wire, arrive, finish)")

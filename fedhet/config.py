@@ -77,12 +77,39 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from None
     plain.pop("hydra", None)
+    _check_numbers(plain)
     workers = plain.get("workers", 0)
     if workers == "auto":
         plain["workers"] = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
     elif not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ConfigError(f"workers={workers}: needs auto or a whole number, 0 for training in this process")
     return plain
+
+
+def _check_numbers(plain: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a seed or a target out of range."""
+    seed, target = plain.get("seed", 0), plain.get("target", 0.9)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: needs a whole number, 0 or more and below 2^63")
+    stop = (plain.get("stop") or {}).get("target")
+    for key, share in (("target", target), ("stop.target", stop)):
+        if share is None and key == "stop.target":
+            continue
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            hint = f"; did you mean {share / 100:g}?" if isinstance(share, int | float) and 1 < share <= 100 else ""
+            raise ConfigError(f"{key}={share}: needs an accuracy above 0 and at most 1{hint}")
+
+
+def _clients(_root_: DictConfig) -> int:
+    """`${clients:}`: how many clients the fleet has, also where it is not a number in its configuration."""
+    stated = OmegaConf.select(_root_, "fleet.clients")
+    if isinstance(stated, int):
+        return stated
+    fleet = OmegaConf.to_container(_root_["fleet"], resolve=True)
+    return len(instantiate(fleet, "fleet").build(int(_root_["seed"])))
+
+
+OmegaConf.register_new_resolver("clients", _clients, replace=True)
 
 
 def instantiate(node: Any, key: str) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from fedhet.build import Scores, World
 from fedhet.drive import Drive
@@ -13,10 +15,20 @@ from fedhet.record import Record
 from fedhet.server import Server
 
 
+@dataclass(frozen=True)
+class Best:
+    """The most accurate version evaluated so far; of equal ones the first. `tensors` is its module's state_dict, or
+    None if it was found by an earlier process of this run and lies in the run folder."""
+
+    accuracy: float
+    version: int
+    tensors: Mapping[str, Tensor] | None
+
+
 @dataclass
 class Evaluator:
     """Evaluates versions on the server's test data: every `every_versions` versions, and not more often than once in
-    `every_seconds` seconds of the run's clock. `last` holds what a checkpoint keeps."""
+    `every_seconds` seconds of the run's clock. `keep_best` keeps the weights of the most accurate version."""
 
     world: World
     model: Model
@@ -24,10 +36,12 @@ class Evaluator:
     target: float
     every_versions: int = 1
     every_seconds: float = 0.0
+    keep_best: bool = False
     version: int = -1
     due: float = 0.0
     time_to_target: float | None = None
     scores: Scores | None = None
+    best: Best | None = None
     seen: Callable[[Server, Scores], None] = field(default=lambda server, scores: None)
 
     def __post_init__(self) -> None:
@@ -35,6 +49,10 @@ class Evaluator:
             raise ValueError(f"evaluate.every_versions={self.every_versions} must be 1 or more")
         if not (self.every_seconds >= 0 and math.isfinite(self.every_seconds)):
             raise ValueError(f"evaluate.every_seconds={self.every_seconds} must be 0 or more seconds")
+
+    def reached(self, server: Server, target: float) -> bool:
+        """Whether the server's present version was evaluated and is at least so accurate."""
+        return self.scores is not None and self.version == server.version and self.scores.accuracy >= target
 
     def look(self, drive: Drive, *, force: bool = False) -> None:
         """Evaluate if it is time (or `force`d and this version was not looked at yet)."""
@@ -47,6 +65,9 @@ class Evaluator:
         self.version, self.due = server.version, server.now + self.every_seconds
         server.space.restore(self.model, server.state)
         self.scores = scores = self.world.evaluate(self.model)
+        if self.best is None or scores.accuracy > self.best.accuracy:
+            tensors = self.model.module.state_dict() if self.keep_best else {}
+            self.best = Best(scores.accuracy, server.version, {k: v.detach().clone() for k, v in tensors.items()})
         if self.time_to_target is None and scores.accuracy >= self.target:
             self.time_to_target = server.now
         self.record.metrics.write(

@@ -14,6 +14,7 @@ from fedhet.build import World
 from fedhet.compose import Method
 from fedhet.gate import Gate
 from fedhet.limits import Limits
+from fedhet.protocols import NeedsClients
 from fedhet.result import Result
 from fedhet.roster import Clients
 from fedhet.server import Server
@@ -29,6 +30,7 @@ class Experiment:
 
     `timeout` is in seconds of the run's clock: a job unanswered for so long has failed. `workers` processes train the
     simulated clients (0: in this process); their number changes no result. `checkpoint_every` is in wall seconds.
+    `keep_best` writes the most accurate evaluated version beside the last one (best.safetensors).
     `gate` holds limits of `fedhet.gate.Gate` by name.
     """
 
@@ -42,6 +44,7 @@ class Experiment:
     timeout: float | None = None
     every_versions: int = 1
     every_seconds: float = 0.0
+    keep_best: bool = False
     checkpoint_every: float = 15.0
     max_weight: float | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Experiment:
             timeout=cfg["timeout"],
             every_versions=int(cfg["evaluate"]["every_versions"]),
             every_seconds=float(cfg["evaluate"]["every_seconds"]),
+            keep_best=bool(cfg["evaluate"].get("keep_best", False)) or cfg["stop"].get("target") is not None,
             checkpoint_every=float(cfg["checkpoint"]["every_seconds"]),
             max_weight=cfg["max_weight"],
             gate=cfg.get("gate", {}),
@@ -89,10 +93,13 @@ class Experiment:
         return (*self.method.notices, *planned, *self.world.describe().get("notices", ()))
 
     def check(self) -> None:
-        """What shows only once there is a model: raises Misfit if a client's rank is more than the space can send.
+        """What shows only with the fleet and a model: raises ValueError if the schedule needs more clients than there
+        are, Misfit if a client's rank is more than the space can send.
 
         Of a larger fleet the first 10,000 clients are looked at.
         """
+        if isinstance(self.method.schedule, NeedsClients):
+            self.method.schedule.check_clients(len(self.clients))
         budget = self.method.budget
         if getattr(budget, "rank", 0) == 0:  # a number, or a method that chooses by client (build.Ranked)
             return

@@ -84,6 +84,7 @@ class Inputs(Protocol):
     def left(self, client: ClientId, now: float) -> None: ...
     def expel(self, client: ClientId, reason: str, now: float) -> None: ...
     def wake(self, now: float) -> None: ...
+    def stop(self, reason: str, now: float) -> None: ...
     def settle(self, now: float) -> list[Send]: ...
 
 
@@ -213,6 +214,10 @@ class Journaled:
         self.journal.write("wake", now)
         self.server.wake(now)
 
+    def stop(self, reason: str, now: float) -> None:
+        self.journal.write("stop", now, reason=reason)
+        self.server.stop(reason, now)
+
     def settle(self, now: float) -> list[Send]:
         """The jobs follow from what was told before; they are written down before they are sent, as a check."""
         sends = self.server.settle(now)
@@ -268,6 +273,8 @@ def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
             server.expel(data["client"], data["reason"], at)
         case "wake":
             server.wake(at)
+        case "stop":
+            server.stop(data["reason"], at)
         case "settle":
             return server.settle(at)
         case other:

@@ -22,13 +22,20 @@ class ScheduleError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock."""
+    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock.
+
+    `target` is an accuracy in (0, 1]: the first evaluation that reaches it ends the run. It may never be reached, so
+    it needs one of the others beside it. Raises ValueError for values out of range.
+    """
 
     versions: int | None = None
     seconds: float | None = None
     tasks: int | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(f"target={self.target} must be an accuracy above 0 and at most 1")
         if self.versions is None and self.seconds is None and self.tasks is None:
             raise ValueError("a run needs an end: set versions, seconds or tasks")
         for name in ("versions", "seconds", "tasks"):

@@ -145,6 +145,15 @@ class Schedule(Protocol):
     def react(self, event: Event, view: View) -> Iterable[Command]: ...
 
 
+@runtime_checkable
+class NeedsClients(Protocol):
+    """A schedule that cannot combine anything with too few clients."""
+
+    def check_clients(self, clients: int) -> None:
+        """Raises ValueError if it never could with a fleet of so many; the message names the option and the value."""
+        ...
+
+
 class Policy(Protocol):
     """Decides a client's budget from its profile and what was observed of it."""
 

@@ -8,6 +8,8 @@ result.json, schema 1:
     client_tasks                             jobs that ended, well or not
     accuracy, loss, worst_decile_accuracy    of the last version on the test data; the last: mean of the worst tenth of
                                              the clients, each on data like its own
+    best                                     the most accurate evaluated version, the first of equal ones, and its
+                                             accuracy; best.safetensors has it if it is kept and not the last
     target, time_to_target                   share, and seconds of the run's clock to its first evaluation (null: never)
     bytes_up, bytes_down                     payloads with their headers
     energy_joules, batteries_exhausted       virtual time only: what training cost the clients that declare it, and how

@@ -172,6 +172,12 @@ class Server(AbstractBooks):
             else:
                 self._react(Woke(at))
 
+    def stop(self, reason: str, now: float) -> None:
+        """End the run now, after the schedule has combined what it will; `reason` is what the result says."""
+        self._advance(now)
+        self.closing = self.closing or reason
+        self._finish()
+
     def settle(self, now: float) -> list[Send]:
         """The end of an instant: turn assignments into jobs, or end the run if a limit is reached."""
         self._advance(now)

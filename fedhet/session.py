@@ -13,11 +13,12 @@ from typing import Any
 
 import safetensors.torch
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedhet import checkpoint, descent, wire
 from fedhet.checkpoint import Extras
 from fedhet.drive import Drive
-from fedhet.evaluate import Evaluator
+from fedhet.evaluate import Best, Evaluator
 from fedhet.experiment import Experiment, Progress
 from fedhet.gate import Gate
 from fedhet.journal import Journal, Journaled, Row
@@ -30,6 +31,10 @@ from fedhet.tree import Schema
 from fedhet.types import ClientId
 
 PACKAGES = ("flwr", "torch", "numpy", "peft", "hydra-core", "safetensors", "scikit-learn")
+
+
+BEST = "best-{}.safetensors"
+"""The best version's weights beside a checkpoint; the finished run has best.safetensors if the last is not the best."""
 
 
 class Session:
@@ -68,6 +73,7 @@ class Session:
             experiment.target,
             experiment.every_versions,
             experiment.every_seconds,
+            experiment.keep_best,
         )
         self.resumed: Extras | None = checkpoint.load(folder, self.server, self.gate) if resume else None
         self.started = self.resumed is not None
@@ -87,6 +93,9 @@ class Session:
             self.drive.bytes_up, self.drive.bytes_down = numbers["bytes_up"], numbers["bytes_down"]
             self.evaluator.version, self.evaluator.due = numbers["evaluated"], numbers["due"]
             self.evaluator.time_to_target = numbers["time_to_target"]
+            if numbers.get("best") is not None:
+                accuracy, at = numbers["best"]
+                self.evaluator.best = Best(accuracy, at, None)
         if self.journal is not None:
             self._replay(self.journal, int(self.resumed.numbers["journal"]) if self.resumed else 0)
             self.drive.run_id = self.journal.run
@@ -127,6 +136,9 @@ class Session:
     def save(self) -> None:
         """Checkpoint now; only between instants."""
         self.record.sync()
+        best = self.evaluator.best
+        if best is not None and best.tensors:
+            _save_tensors(self.folder / BEST.format(best.version), best.tensors)
         extras = {
             **self._numbers(),
             "events_bytes": self.record.events.size,
@@ -137,15 +149,26 @@ class Session:
             "evaluated": self.evaluator.version,
             "due": self.evaluator.due,
             "time_to_target": self.evaluator.time_to_target,
+            "best": None if best is None else [best.accuracy, best.version],
             "wall_seconds": time.monotonic() - self._wall,
         }
         checkpoint.save(self.folder, self.server, self.gate, Extras(extras, self._states()))
         if self.journal is not None:
             self.journal.forget(self.journal.last)
+        self._forget_best(except_version=-1 if best is None else best.version)
         self._saved = time.monotonic()
+
+    def _forget_best(self, except_version: int) -> None:
+        """Delete the weights of versions that are no longer the best."""
+        for path in self.folder.glob(BEST.format("*")):
+            if path.name != BEST.format(except_version):
+                path.unlink()
 
     def _after_instant(self) -> None:
         self.evaluator.look(self.drive)
+        target = self.experiment.limits.target
+        if target is not None and not self.server.over and self.evaluator.reached(self.server, target):
+            self.drive.tell.stop(f"target {target:g}", self.drive.clock.now())
         now = time.monotonic()
         whole = self.journal is not None or self.drive.settled
         if now - self._saved >= self.experiment.checkpoint_every and whole and not self.server.over:
@@ -182,10 +205,14 @@ class Session:
     def _finish(self) -> Result:
         server, scores = self.server, self.evaluator.scores
         server.space.restore(self.evaluator.model, server.state)
-        tensors = {k: v.detach().clone().contiguous() for k, v in self.evaluator.model.module.state_dict().items()}
-        beside = self.folder / "model.safetensors.part"
-        safetensors.torch.save_file(tensors, beside)
-        beside.replace(self.folder / "model.safetensors")
+        _save_tensors(self.folder / "model.safetensors", self.evaluator.model.module.state_dict())
+        best = self.evaluator.best
+        if best is not None and self.experiment.keep_best and best.version != server.version:
+            if best.tensors:
+                _save_tensors(self.folder / "best.safetensors", best.tensors)
+            else:  # found before the last checkpoint, by an earlier process
+                (self.folder / BEST.format(best.version)).replace(self.folder / "best.safetensors")
+        self._forget_best(except_version=-1)
         row = {
             "schema": 1,
             "strategy": self.experiment.method.name,
@@ -199,6 +226,7 @@ class Session:
             "accuracy": scores.accuracy if scores else None,
             "loss": scores.loss if scores else None,
             "worst_decile_accuracy": scores.worst_decile if scores else None,
+            "best": None if best is None else {"version": best.version, "accuracy": best.accuracy},
             "target": self.experiment.target,
             "time_to_target": self.evaluator.time_to_target,
             "bytes_up": self.drive.bytes_up,
@@ -216,3 +244,10 @@ class Session:
         }
         write_atomic(self.folder / "result.json", json.dumps(row, indent=1) + "\n")
         return Result(self.folder, row)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A whole safetensors file or none."""
+    beside = path.with_name(path.name + ".part")
+    safetensors.torch.save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, beside)
+    beside.replace(path)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -60,8 +61,23 @@ class Dataset:
 
 
 def cache_folder(given: str | None) -> Path:
-    """Where decoded data are kept: `given`, else $FEDHET_CACHE, else ~/.cache/fedhet."""
-    return Path(given or os.environ.get("FEDHET_CACHE") or Path.home() / ".cache" / "fedhet")
+    """Where decoded data are kept: `given`, else $FEDHET_CACHE, else ~/.cache/fedhet.
+
+    A user without a home folder, as in some containers, gets a private folder among the temporary files. Raises
+    DataError if what lies there belongs to somebody else.
+    """
+    chosen = given or os.environ.get("FEDHET_CACHE")
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "fedhet"
+    except RuntimeError:  # neither HOME nor an entry for this user
+        private = Path(tempfile.gettempdir()) / f"fedhet-{os.getuid()}"
+        private.mkdir(mode=0o700, exist_ok=True)
+        about = private.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+            raise DataError(f"{private} is not this user's own folder: set FEDHET_CACHE or HOME") from None
+        return private
 
 
 def cached(

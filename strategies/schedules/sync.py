@@ -71,6 +71,10 @@ class Sync:
         if self.per_round is not None and self.per_round < self.min_updates:
             raise ValueError(f"min_updates={self.min_updates} is above per_round={self.per_round}; lower it")
 
+    def check_clients(self, clients: int) -> None:
+        if self.min_updates > clients:
+            raise ValueError(f"schedule.min_updates={self.min_updates} is above the {clients} clients of the fleet")
+
     def at_a_time(self, clients: int) -> int:
         return clients if self.per_round is None else min(self.per_round, clients)
 

@@ -239,3 +239,12 @@ def test_published_methods_divide_by_what_their_paper_does(over, uniform, preset
         option = next(item["override /rule"] for item in defaults if "override /rule" in item)
         rule = OmegaConf.load(origin.conf() / "rule" / f"{option}.yaml")
         assert (rule.over, rule.uniform) == (over, uniform), preset
+
+
+def test_parts_know_the_number_of_clients_of_a_fleet_that_does_not_state_it():
+    texts = ["fleet=ranked", "fleet.ranks=[8,4,2]", "attack=sign_flip", "space=control"]
+    plain = config.resolved(config.compose(texts, origin.root() / "experiments" / "flora" / "conf"))
+    assert "clients" not in plain["fleet"]
+    assert plain["attack"]["population"] == plain["space"]["clients"] == 3
+    plain = config.resolved(config.compose(["fleet.clients=7", "attack=sign_flip"]))
+    assert plain["attack"]["population"] == 7

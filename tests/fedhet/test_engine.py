@@ -16,7 +16,7 @@ from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
 from fedhet import tree
 from fedhet.bases import AbstractLayer
-from fedhet.compose import Method
+from fedhet.compose import Method, Misfit
 from fedhet.experiment import Experiment
 from fedhet.grids.virtual import Stalled
 from fedhet.limits import Diverged, Hopeless, Limits
@@ -94,6 +94,16 @@ def test_fedbuff_of_everybody_with_equal_clients_is_fedavg_bit_for_bit(tmp_path)
     ]
     assert rows[0]["weights_sha256"] == rows[1]["weights_sha256"]
     assert rows[0]["virtual_seconds"] == rows[1]["virtual_seconds"]
+
+
+def test_a_layer_needs_no_tuple_around_it_and_what_is_none_is_a_misfit(tmp_path):
+    from strategies.optimizers.sgd import Sgd as ServerSgd
+
+    bare, wrapped = (experiment(method(optimizer=one)).run(tmp_path / str(k)) for k, one in
+                     enumerate((ServerSgd(lr=0.5), (ServerSgd(lr=0.5),))))  # fmt: skip
+    assert bare.row["weights_sha256"] == wrapped.row["weights_sha256"]
+    with pytest.raises(Misfit, match="optimizer: float lacks a layer hook"):
+        method(optimizer=0.5)
 
 
 def test_scaffold_reaches_the_optimum_where_fedavg_stalls(tmp_path):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fedhet import wire
 from fedhet.flower_compat import claim_identity
 from fedhet.gate import Gate
 from fedhet.journal import Journal, Journaled, JournalError, alone, occupied, replay
+from fedhet.limits import Limits
 from fedhet.live import live
 from fedhet.record import read_rows
 from fedhet.session import Session
@@ -91,6 +93,35 @@ def test_a_word_is_on_the_disk_before_the_server_hears_it(tmp_path):
     assert (row.kind, row.at, row.job) == ("arrived", 1 / 3, 0)
     assert (row.data["weight"], row.data["metrics"]) == (5.0, {"loss": 0.1})
     assert wire.open_tree(row.payload)["x"].tolist() == [0.0, 0.0]
+
+
+def test_a_run_that_stops_at_its_target_stops_there_however_often_it_is_killed(tmp_path):
+    claim_identity(1)
+    undisturbed = experiment(Sync())
+    plain = live(undisturbed, tmp_path / "plain", SmallGrid(counting_app(undisturbed, []), contexts(tmp_path / "q")),
+                 wanted=4, poll=1e-4)  # fmt: skip
+    target = float(plain["accuracy"][3])
+    assert target > float(plain["accuracy"][2])
+    folder, lives = tmp_path / "run", 0
+    while True:
+        lives += 1
+        e = replace(experiment(Sync(), checkpoint_every=1e9), limits=Limits(versions=6, target=target))
+        try:
+            live(
+                e,
+                folder,
+                SmallGrid(counting_app(e, []), contexts(tmp_path), 17 + lives % 7),
+                wanted=4,
+                poll=1e-4,
+                resume=True,
+            )
+            break
+        except Killed:
+            assert lives < 60
+    row = audit(folder)
+    assert lives > 2 and row["versions"] == 3 and row["stopped"] == f"target {target:g}"
+    with sqlite3.connect(folder / "journal.db") as db:
+        assert db.execute("SELECT count(*) FROM rows WHERE kind = 'stop'").fetchone() == (1,)
 
 
 def test_two_servers_do_not_work_on_one_run(tmp_path):
