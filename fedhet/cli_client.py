@@ -4,20 +4,43 @@ is in fedhet/enroll.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedhet.errors import InputError
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-State = Annotated[Path, typer.Option("--state", envvar="FEDHET_CLIENT", help="This client's folder.")]
+
+
+def at_home(variable: str) -> Callable[[Path], Path]:
+    """An option's callback that puts the home folder for a leading `~` only when the command is run.
+
+    Raises InputError where there is no home folder, naming the variable that makes up for it.
+    """
+
+    def expand(path: Path) -> Path:
+        try:
+            return path.expanduser()
+        except RuntimeError:
+            raise InputError(f"{path}: this user has no home folder: set {variable} or HOME") from None
+
+    return expand
+
+
+State = Annotated[
+    Path,
+    typer.Option("--state", envvar="FEDHET_CLIENT", help="This client's folder.", callback=at_home("FEDHET_CLIENT")),
+]
 DataPath = Annotated[str, typer.Option("--data", help="Where this device's data are; the path is not told.")]
 Partition = Annotated[str, typer.Option("--partition", metavar="K/N", help="Which part of a common data set it is.")]
 Examples = Annotated[int, typer.Option("--examples", help="How many training examples there are.", min=0)]
 Labels = Annotated[Path | None, typer.Option("--labels", help="JSON file of examples by label.")]
 Seconds = Annotated[float, typer.Option("--benchmark", help="Seconds the benchmark may take; 0 leaves it out.", min=0)]
 
-STATE = Path.home() / ".fedhet" / "client"
+STATE = Path("~/.fedhet/client")
 
 client = typer.Typer(help="This device as a client.", no_args_is_help=True)
 

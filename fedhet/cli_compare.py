@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedhet import config, origin, overrides
-from fedhet.cli_run import new_folder, put, resume_in, run_in
+from fedhet.cli_run import new_folder, notice, put, resume_in, run_in
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.record import write_atomic
 
@@ -35,6 +35,8 @@ class Planned:
     name: str
     cfg: DictConfig
     resolved: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+    """The overrides that set it apart from the others."""
 
 
 def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder: Path | None, as_json: bool) -> None:
@@ -46,7 +48,7 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
         out = resume
     planned = plan(texts, folder)
     where = out or new_folder(planned[0].cfg, "compare")
-    _remember(where, texts, folder)
+    _remember(where, texts, folder, planned)
     finished, failed = [], []
     for k, one in enumerate(planned, 1):
         label = f"{one.name} ({k}/{len(planned)})"
@@ -76,11 +78,12 @@ def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
     from fedhet import build
 
     swept, planned = overrides.sweeps(texts), dict[str, Planned]()
-    told = any(one.key_or_group.partition(".")[0] == "stop" for one in overrides.parse(texts))
+    ends = {one.key_or_group for one in overrides.parse(texts)} - {"stop.target"}
+    told = any(key.partition(".")[0] == "stop" for key in ends)
     usual = config.compose([], folder).stop
     for combination in overrides.product(texts):
         cfg = config.compose(combination, folder)
-        if not told and cfg.stop == usual:
+        if not told and {**cfg.stop, "target": None} == {**usual, "target": None}:
             cfg.stop.versions, cfg.stop.tasks = None, TASKS
         resolved = config.resolved(cfg)
         build.method(resolved)
@@ -88,7 +91,7 @@ def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
         name = re.sub(r"[^\w.,=+-]", "_", ",".join(parts)) or "run"
         if len(name) > 200 or name in planned:
             name = f"run-{len(planned)}"
-        planned[name] = Planned(name, cfg, resolved)
+        planned[name] = Planned(name, cfg, resolved, tuple(parts))
     targets = {p.resolved["target"] for p in planned.values()}
     if len(targets) > 1:
         raise ConfigError(f"target={','.join(f'{t:g}' for t in sorted(targets))}: a comparison has one target")
@@ -97,15 +100,34 @@ def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
 
 def _run(one: Planned, folder: Path, label: str) -> Path:
     """Run it, continue it or keep it; returns its folder."""
-    config_file = folder / "config.yaml"
-    if config_file.is_file():
-        if _what(_mapping(config_file)) != _what(one.resolved):
-            raise InputError(f"{folder} holds a run of another configuration: choose another folder with --out")
+    if (folder / "config.yaml").is_file():
+        same_run(folder, one.resolved)
         if (folder / "result.json").is_file():
             print(f"{label}: finished before, kept", file=sys.stderr)
             return folder
         return resume_in(folder, int(one.resolved["workers"]), label).path
     return run_in(one.cfg, folder, label).path
+
+
+def same_run(folder: Path, resolved: Mapping[str, Any]) -> None:
+    """Raises InputError if the folder holds a run of another configuration than this one."""
+    before = _mapping(folder / "config.yaml")
+    if differ := different(_what(before), _what(resolved)):
+        raise InputError(
+            f"{folder} holds a run of another configuration ({', '.join(differ[:3])}): choose another folder with --out"
+        )
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two configurations differ."""
+    found = []
+    for key in dict.fromkeys([*one, *other]):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += different(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -119,11 +141,15 @@ def _what(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in resolved.items() if k not in HOW}
 
 
-def _remember(where: Path, texts: Sequence[str], folder: Path | None) -> None:
+def _remember(where: Path, texts: Sequence[str], folder: Path | None, planned: Sequence[Planned]) -> None:
     if where.exists() and not where.is_dir():
         raise InputError(f"{where} is a file; a comparison needs a folder")
     where.mkdir(parents=True, exist_ok=True)
-    row = {"overrides": list(texts), "config_dir": None if folder is None else str(folder.resolve())}
+    row = {
+        "overrides": list(texts),
+        "config_dir": None if folder is None else str(folder.resolve()),
+        "runs": {one.name: list(one.parts) for one in planned},
+    }
     write_atomic(where / "compare.json", json.dumps(row, indent=1) + "\n")
 
 
@@ -138,9 +164,13 @@ def _remembered(where: Path) -> tuple[list[str], Path | None]:
 def conclude(folders: Sequence[Path], where: Path, as_json: bool) -> None:
     """The table on standard output (or its rows as JSON), the page in the folder, and last the folder."""
     from fedhet.report import comparison_rows, comparison_table, write_comparison
+    from fedhet.report.labels import without_effect
     from fedhet.report.runs import read
 
-    results, target = [row.data for row in read(folders)], None
+    rows, target = read(folders), None
+    results = [row.data for row in rows]
+    for told in without_effect(rows):
+        notice(told)
     if (where / "compare.json").is_file():
         target = float(_mapping(folders[-1] / "config.yaml")["target"])
     write_comparison(folders, where / "comparison.html", target=target)

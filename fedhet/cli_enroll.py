@@ -13,9 +13,12 @@ from typing import Annotated
 import typer
 
 from fedhet import cli_client
-from fedhet.cli_client import Json
+from fedhet.cli_client import Json, at_home
 
-Home = Annotated[Path, typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.")]
+Home = Annotated[
+    Path,
+    typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.", callback=at_home("FEDHET_HOME")),
+]
 Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
 Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
 Overrides = Annotated[
@@ -29,7 +32,7 @@ WaitFor = Annotated[
 ]
 OnInterrupt = Annotated[str, typer.Option("--on-interrupt", help="What Ctrl-C does: ask, detach or stop.")]
 
-HOME = Path.home() / ".fedhet" / "federation"
+HOME = Path("~/.fedhet/federation")
 
 ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
 enroll = typer.Typer(help="Who may join.", no_args_is_help=True)

@@ -1,21 +1,21 @@
-"""`fedhet run`: one experiment, a continued one, or a sweep by Hydra's own launcher."""
+"""`fedhet run`: one experiment, or a continued one. Sweeps are in `fedhet.cli_sweep`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from fedhet import config, origin, overrides
-from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
+from fedhet import config, overrides
+from fedhet.errors import InputError, Interrupted, RunFailed
 from fedhet.progress import Bar
 
 if TYPE_CHECKING:
@@ -35,26 +35,51 @@ def run(
     """The command, with its options in the order of `fedhet.cli.run`."""
     if show not in (None, "job"):
         raise InputError(f"--cfg {show}: only `--cfg job` prints a configuration")
-    if resume is not None:
-        return _resume(resume, texts, as_json, unusable=[o for o, v in (("--out", out), ("--multirun", multirun)) if v])
+    if resume is not None and not multirun:
+        return _resume(resume, texts, as_json, unusable=["--out"] if out else [])
     if multirun:
         if show is None:
-            return sweep(texts, out, folder, as_json)
+            from fedhet import cli_sweep
+
+            return cli_sweep.sweep(texts, out, resume, folder, as_json)
         texts = overrides.product(texts)[0]
+    texts, out = hydra_folder(texts, out)
     cfg = config.compose(texts, folder)
     if show is not None:
         print(OmegaConf.to_yaml(OmegaConf.create(config.resolved(cfg)) if resolve else cfg, resolve=resolve), end="")
         return None
-    tell(run_in(cfg, out or new_folder(cfg)), as_json)
+    tell(run_in(cfg, out), as_json)
     return None
 
 
-def run_in(cfg: DictConfig, out: Path, name: str | None = None) -> Result:
-    """Run a configuration into a folder, showing progress. Raises RunFailed, Interrupted, and what bad input raises."""
+def hydra_folder(texts: Sequence[str], out: Path | None) -> tuple[list[str], Path | None]:
+    """Overrides without Hydra's own, and the folder that `hydra.run.dir` names unless --out does.
+
+    Raises InputError for any other of Hydra's keys: without --multirun Hydra launches nothing.
+    """
+    kept = []
+    for text in texts:
+        key, _, value = text.lstrip("+").partition("=")
+        if key.partition(".")[0].partition("/")[0] != "hydra":
+            kept.append(text)
+        elif key == "hydra.run.dir" and value:
+            out = out or Path(value.strip("'\""))
+        else:
+            raise InputError(f"{text!r} has no effect on a single run: use --out for its folder, --multirun for sweeps")
+    return kept, out
+
+
+def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result:
+    """Run a configuration, showing progress, into a folder; None is a new one below `out` of the configuration.
+
+    Raises RunFailed, Interrupted, and what bad input raises; bad input leaves no folder behind.
+    """
     from fedhet import launch
 
-    with failures(out), Bar(name or str(cfg["strategy"])) as show:
-        return launch.run(cfg, out, progress=show, tell=notice)
+    prepared = launch.prepare(cfg)
+    folder = out or new_folder(cfg)
+    with failures(folder), Bar(name or str(cfg["strategy"])) as show:
+        return launch.start(prepared, folder, progress=show, tell=notice)
 
 
 def notice(text: str) -> None:
@@ -90,13 +115,12 @@ def failures(out: Path) -> Iterator[None]:
 
 
 def new_folder(cfg: DictConfig, kind: str | None = None) -> Path:
-    """A folder under `out` that does not exist yet, named by strategy, seed and time."""
+    """Make a new folder below `out`, named by strategy, seed and time, or by `kind` and time."""
+    from fedhet import launch
+
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{kind or cfg['strategy']}-{stamp}" if kind else f"{cfg['strategy']}-seed{cfg['seed']}-{stamp}"
-    path, again = Path(str(cfg["out"])) / name, 2
-    while path.exists():
-        path, again = path.with_name(f"{name}-{again}"), again + 1
-    return path
+    name = f"{kind}-{stamp}" if kind else f"{cfg['strategy']}-seed{cfg['seed']}-{stamp}"
+    return launch.claim(Path(str(cfg["out"])), name)
 
 
 def tell(result: Result, as_json: bool) -> None:
@@ -126,64 +150,3 @@ def _resume(folder: Path, texts: Sequence[str], as_json: bool, unusable: Sequenc
     if unusable:
         raise InputError(f"{' and '.join(unusable)} cannot be used with --resume: the run goes on in its own folder")
     tell(resume_in(folder, workers), as_json)
-
-
-def sweep(texts: Sequence[str], out: Path | None, folder: Path | None, as_json: bool) -> None:
-    """Every combination through Hydra's launcher and sweeper, each in a numbered folder; one table at the end."""
-    foreign = any(t.startswith("hydra/sweeper") for t in texts)
-    plain = [t for t in texts if not t.startswith(("hydra.", "hydra/", "+hydra"))]
-    combinations = [] if foreign else overrides.product(plain)
-    for combination in combinations:  # all of them, before any is started
-        _check(config.compose(combination, folder))
-    where = out or new_folder(config.compose([], folder), "sweep")
-    if where.exists() and any(where.iterdir()):
-        raise InputError(f"{where} is not empty: choose another folder with --out")
-    arguments = [*texts, f"hydra.sweep.dir={_quoted(where)}", "--multirun"]
-    if folder is not None:
-        arguments += ["--config-dir", str(folder.resolve())]
-    _hydra(arguments)
-    finished = sorted((p.parent for p in where.glob("*/result.json")), key=lambda p: (len(p.name), p.name))
-    if combinations and len(finished) < len(combinations):
-        raise RunFailed(f"{len(combinations) - len(finished)} of {len(combinations)} runs failed, see {where}")
-    from fedhet import cli_compare
-
-    cli_compare.conclude(finished, where, as_json)
-
-
-def _check(cfg: DictConfig) -> Mapping[str, Any]:
-    """A configuration whose method can be built. Raises ConfigError and Misfit."""
-    from fedhet import build
-
-    resolved = config.resolved(cfg)
-    build.method(resolved)
-    return resolved
-
-
-def _quoted(path: Path) -> str:
-    text = str(path.resolve())
-    if "'" in text:
-        raise ConfigError(f"{text}: Hydra takes no quotes in a folder's name")
-    return f"'{text}'"
-
-
-def _hydra(arguments: Sequence[str]) -> None:
-    import hydra
-
-    before = sys.argv
-    sys.argv = ["fedhet", *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=str(origin.conf()), config_name="config")(sweep_job)()
-    except SystemExit as error:
-        if error.code:
-            raise RunFailed("the sweep stopped at a run that failed") from None
-    finally:
-        sys.argv = before
-
-
-def sweep_job(cfg: DictConfig) -> float | None:
-    """One run of a sweep; returns its accuracy, for a sweeper that optimises."""
-    from hydra.core.hydra_config import HydraConfig
-
-    out = Path(HydraConfig.get().runtime.output_dir)
-    accuracy = run_in(cfg, out, out.name).row["accuracy"]
-    return None if accuracy is None else float(accuracy)

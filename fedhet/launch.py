@@ -5,7 +5,12 @@ config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,44 @@ from fedhet.experiment import Experiment, Progress
 from fedhet.report import write_report
 from fedhet.result import Result
 
+LOCK_SECONDS = 5.0
+"""Seconds for which a run folder's lock is asked for: workers of a killed process share its lock until they notice."""
+
 
 class RunFolderError(ValueError):
     """A run folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked experiment and the resolved configuration that it was built from."""
+
+    experiment: Experiment
+    resolved: Mapping[str, Any]
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Build and check everything a run needs, without writing. Raises ConfigError and Misfit."""
+    resolved = config.resolved(cfg)
+    experiment = Experiment.of(resolved)
+    experiment.check()
+    return Prepared(experiment, resolved)
+
+
+def claim(parent: Path, name: str) -> Path:
+    """A new empty folder `parent/name`, or `name-2`, `name-3`, ... if that exists.
+
+    The folder is made here, so two processes that ask at the same moment get two folders.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
 
 
 def run(
@@ -28,16 +68,29 @@ def run(
 
     Raises ConfigError or Misfit before anything is written; RunFolderError if `out` already holds something.
     """
-    resolved = config.resolved(cfg)
-    experiment = Experiment.of(resolved)
-    experiment.check()
+    return start(prepare(cfg), out, progress=progress, tell=tell)
+
+
+def start(
+    prepared: Prepared,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda notice: None,
+) -> Result:
+    """Run a prepared experiment into the empty or absent folder `out`. Raises RunFolderError if it holds something."""
+    refusal = f"{out} is not empty: choose another folder, or continue it with --resume {out}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} is not empty: choose another folder, or continue it with --resume {out}")
+        raise RunFolderError(refusal)
     out.mkdir(parents=True, exist_ok=True)
-    record.write_atomic(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    for notice in experiment.notices:
-        tell(notice)
-    return _with_report(experiment.run(out, progress=progress))
+    try:
+        record.write_new(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(prepared.resolved))))
+    except FileExistsError:  # another process was quicker
+        raise RunFolderError(refusal) from None
+    with _alone(out):
+        for notice in prepared.experiment.notices:
+            tell(notice)
+        return _with_report(prepared.experiment.run(out, progress=progress))
 
 
 def resume(folder: Path, *, progress: Progress | None = None, workers: int | None = None) -> Result:
@@ -53,7 +106,28 @@ def resume(folder: Path, *, progress: Progress | None = None, workers: int | Non
     resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
     if workers is not None:
         resolved["workers"] = workers
-    return _with_report(Experiment.of(resolved).run(folder, resume=True, progress=progress))
+    with _alone(folder):
+        return _with_report(Experiment.of(resolved).run(folder, resume=True, progress=progress))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process a run folder. The lock is on config.yaml, which nobody replaces, and ends with the process.
+
+    Raises RunFolderError while another process works on the folder.
+    """
+    with (folder / "config.yaml").open("r+b" if os.access(folder / "config.yaml", os.W_OK) else "rb") as file:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    told = "another process works on this run; wait for it, or stop it first"
+                    raise RunFolderError(f"{folder}: {told}") from None
+                time.sleep(0.05)
+        yield
 
 
 def _with_report(result: Result) -> Result:

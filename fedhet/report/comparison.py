@@ -9,6 +9,7 @@ from fedhet.report import figures
 from fedhet.report.chart import Axis, legend, line_chart
 from fedhet.report.compare import Summary, common_target, comparison_rows, label
 from fedhet.report.files import Row
+from fedhet.report.labels import without_effect
 from fedhet.report.markup import Html, tag
 from fedhet.report.ranking import ranking, times
 from fedhet.report.runs import curves, read
@@ -51,7 +52,7 @@ def _head(rows: Sequence[Row], target: float) -> Html:
     chips = (figures.plural(len(rows), "run"), figures.plural(seeds, "seed"), f"target {figures.level(target)}")
     words = tag("p", *(tag("span", chip) for chip in chips), cls="chips")
     told = dict.fromkeys(f"Notice, {label(row)}: {notice}" for row in rows for notice in row.texts("notices"))
-    notices = [tag("p", text) for text in told]
+    notices = [tag("p", text) for text in (*told, *without_effect(rows))]
     return tag("header", tag("p", "fedhet", cls="brand"), tag("h1", "Comparison"), words, *notices)
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from fedhet.report.chart import Curve, Points
 from fedhet.report.compare import deviation, label, mean
 from fedhet.report.errors import ReportError
-from fedhet.report.files import Row, document, lines, text
+from fedhet.report.files import Row, document, lines
+from fedhet.report.labels import labels
 
 GRID = 160
 """Points of a mean curve."""
-
-NOT_THE_METHOD = frozenset({"seed", "workers", "out", "folder", "path", "name"})
-"""Keys of a configuration in which runs of one method may differ."""
 
 
 def read(folders: Sequence[Path]) -> list[Row]:
@@ -27,31 +25,8 @@ def read(folders: Sequence[Path]) -> list[Row]:
         result = document(folder / "result.json")
         metrics = [row.data for row in lines(folder / "metrics.jsonl") if row.time("t") >= 0]
         rows.append(Row(result.path, None, {**result.data, "path": str(result.path), "metrics": metrics}))
-    by_name: dict[str, list[int]] = {}
-    for k, row in enumerate(rows):
-        by_name.setdefault(row.text("strategy", "run"), []).append(k)
-    for name, members in by_name.items():
-        for k, apart in zip(members, variants([text(folders[k] / "config.yaml") for k in members]), strict=True):
-            rows[k] = Row(rows[k].path, None, {**rows[k].data, "label": f"{name} · {apart}" if apart else name})
-    return rows
-
-
-def variants(configs: Sequence[str]) -> list[str]:
-    """What sets each configuration apart from the others of its strategy; "" for all if they are one."""
-    kept = [
-        tuple(line for line in c.splitlines() if line.strip(" -").partition(":")[0] not in NOT_THE_METHOD)
-        for c in configs
-    ]
-    if len(set(kept)) == 1:
-        return [""] * len(configs)
-    shared = set(kept[0]).intersection(*kept[1:])
-    names: dict[tuple[str, ...], str] = {}
-    for lines_ in kept:
-        if lines_ not in names:
-            apart = ", ".join(line.strip(" -") for line in lines_ if line not in shared)
-            apart = apart if 0 < len(apart) <= 60 else f"configuration {len(names) + 1}"
-            names[lines_] = apart if apart not in names.values() else f"{apart} ({len(names) + 1})"
-    return [names[lines_] for lines_ in kept]
+    names = labels(folders, [row.text("strategy", "run") for row in rows])
+    return [Row(row.path, None, {**row.data, "label": name}) for row, name in zip(rows, names, strict=True)]
 
 
 def curves(rows: Sequence[Row], colors: dict[str, tuple[str, bool]], key: str) -> list[Curve]:

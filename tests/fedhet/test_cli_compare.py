@@ -48,16 +48,16 @@ def test_a_comparison_gives_every_method_equally_many_tasks_unless_told_where_to
 def test_a_comparison_goes_on_after_a_run_that_failed(fedhet, monkeypatch):
     from fedhet import launch
 
-    real = launch.run
+    real = launch.start
 
-    def sometimes(cfg, out, **more):
-        if cfg.seed == 1:
+    def sometimes(prepared, out, **more):
+        if prepared.resolved["seed"] == 1:
             out.mkdir(parents=True)
             (out / "config.yaml").write_text("seed: 1\n")
             raise RuntimeError("the first one breaks")
-        return real(cfg, out, **more)
+        return real(prepared, out, **more)
 
-    monkeypatch.setattr(launch, "run", sometimes)
+    monkeypatch.setattr(launch, "start", sometimes)
     code, out, err = fedhet("compare", *QUICK, "seed=1,2", "--out", "some")
     assert code == 1
     assert "the first one breaks" in err and "1 of 2 runs failed: seed=1" in err

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedhet.report import ReportError, comparison_rows, comparison_table, summary_table, write_comparison
-from fedhet.report.runs import average, variants
+from fedhet.report.labels import variants
+from fedhet.report.runs import average
 
 
 def result(strategy, seed, time, accuracy=0.9, **more):
@@ -121,7 +122,7 @@ def test_a_mean_is_drawn_only_where_every_run_has_evaluations():
 def test_configurations_are_told_apart_by_what_differs_except_the_seed():
     base = "strategy: x\nseed: {}\nsize: {}\n"
     assert variants([base.format(0, 4), base.format(1, 4)]) == ["", ""]
-    assert variants([base.format(0, 4), base.format(1, 9), base.format(1, 4)]) == ["size: 4", "size: 9", "size: 4"]
+    assert variants([base.format(0, 4), base.format(1, 9), base.format(1, 4)]) == ["size=4", "size=9", "size=4"]
 
 
 def test_the_page_has_a_curve_a_row_and_a_bar_per_strategy(fake_run, tmp_path):
@@ -132,7 +133,7 @@ def test_the_page_has_a_curve_a_row_and_a_bar_per_strategy(fake_run, tmp_path):
     assert out == tmp_path / "comparison.html"
     assert page.count('class="curve ') == 3 * 4
     assert page.count('class="band ') == 3 * 4
-    for name in ("fedavg", "fedbuff · size: 4", "fedbuff · size: 12", "fedcompass"):
+    for name in ("fedavg", "fedbuff · schedule.size=4", "fedbuff · schedule.size=12", "fedcompass"):
         assert f'<th scope="row">{name}</th>' in page
     assert page.count(">1.00x</td>") == 1
     assert "http:" not in page and "https:" not in page
