@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fedhet.enroll import identity  # noqa: E402
-from fedhet.enroll.flower import SuperLink  # noqa: E402
+from fedhet.enroll.flower import ADDRESS, SuperLink  # noqa: E402
 from fedhet.enroll.identity import Identity  # noqa: E402
-from fedhet.enroll.processes import flower_environment  # noqa: E402
+from fedhet.flower_socket import command as flower_command  # noqa: E402
 
 NODES = 3
 APP = """[project]
@@ -152,14 +152,14 @@ def _session_of_parent(entry: Path) -> int:
 def shipped(folder: Path) -> tuple[Processes, Callable[[int, float], list[float]]]:
     """Flower's own federation, and a way to run its rounds: seconds of each."""
     folder.mkdir(mode=0o700)
-    link = SuperLink(folder / "link", free_port())
+    link, (host, port) = SuperLink(folder / "link"), ADDRESS.split(":")
     link.prepare(time.time())
-    environment = flower_environment(link.folder / "home")
+    environment = link.environment
     del environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]  # its default
     pair, root = str(link.folder / "loopback.pem"), str(link.root)
     processes = Processes(folder)
     processes.start("superlink", [
-        "flower-superlink", "--host", "127.0.0.1", "--port", str(link.port), "--enable-supernode-auth",
+        *flower_command("flower-superlink", "--host", host, "--port", port, "--enable-supernode-auth"),
         "--ssl-ca-certfile", root, "--ssl-certfile", pair, "--ssl-keyfile", pair,
         "--database", str(folder / "state.db"), "--disable-runtime-dependency-installation",
     ], environment)  # fmt: skip
@@ -168,9 +168,9 @@ def shipped(folder: Path) -> tuple[Processes, Callable[[int, float], list[float]
         own = Identity.create(folder / f"node{number}")
         link.register(identity.openssh(own.node.public_key()), f"node{number}")
         processes.start(f"node{number}", [
-            "flower-supernode", "--superlink", link.address, "--root-certificates", root,
+            *flower_command("flower-supernode", "--superlink", ADDRESS, "--root-certificates", root),
             "--auth-supernode-private-key", str(folder / f"node{number}" / "node.key"),
-            "--host", "127.0.0.1", "--port", str(free_port()), "--node-config", f"partition-id={number}",
+            "--host", host, "--port", str(free_port()), "--node-config", f"partition-id={number}",
         ], environment)  # fmt: skip
     until(lambda: sum(row["status"] == "online" for row in link.nodes()) == NODES, 120, "the SuperNodes")
     app = folder / "empty-rounds"
@@ -205,10 +205,10 @@ def ours(folder: Path) -> tuple[Processes, Callable[[int], list[float]]]:
             raise SystemExit(done.stdout + done.stderr)
         return json.loads(done.stdout)
 
-    port, inner = free_port(), free_port()
+    port = free_port()
     fedhet("ca", "init", "--endpoint", f"127.0.0.1:{port}")
-    processes.start("serve", command("serve", "--host", "127.0.0.1", "--flower-port", inner), environment)
-    link = SuperLink(home / "flower", inner)
+    processes.start("serve", command("serve", "--host", "127.0.0.1"), environment)
+    link = SuperLink(home / "flower")
     until(link.listens, 90, "the SuperLink")
     for number in range(NODES):
         state, name = ("--state", folder / f"client{number}"), f"client{number}"

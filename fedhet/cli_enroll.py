@@ -211,17 +211,19 @@ def audit_show(home: Home = HOME, json: Json = False) -> None:
 def serve(
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "0.0.0.0",
     port: Annotated[int | None, typer.Option("--port", help="Default: the endpoint's.")] = None,
-    flower_port: Annotated[int, typer.Option("--flower-port", help="The SuperLink's, on loopback.")] = 8000,
+    flower_port: Annotated[int | None, typer.Option("--flower-port", hidden=True)] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No TLS: a proxy on this machine ends it. Loopback only.")
     ] = False,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Serve the federation: SuperLink on loopback, enrolment and Fleet API behind one TLS port."""
+    """Serve the federation: SuperLink behind a socket file, enrolment and Fleet API behind one TLS port."""
     from fedhet.enroll import commands
 
-    commands.serve(home, host, port, flower_port, insecure, json)
+    if flower_port is not None:
+        typer.echo("--flower-port has no effect any more: the SuperLink has a socket file and no port", err=True)
+    commands.serve(home, host, port, insecure, json)
 
 
 def submit(

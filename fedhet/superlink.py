@@ -1,4 +1,6 @@
-"""`transport=superlink`: a real SuperLink and one SuperNode per client, all on loopback, started and cleaned up here.
+"""`transport=superlink`: a real SuperLink and one SuperNode per client on this machine, started and cleaned up here.
+
+They listen on socket files in a temporary folder that this account alone can enter (fedhet/flower_socket.py).
 
 The ServerApp runs in a process that Flower starts; it is told where the configuration and the run folder are and does
 there what `flwr run` would. For trying a method on real processes; a federation of real devices is enrolled instead.
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedhet import bundle, origin
+from fedhet import bundle, flower_socket, origin
 from fedhet.experiment import Experiment, Progress
 from fedhet.record import read_rows, write_atomic
 from fedhet.result import Result
@@ -35,7 +37,7 @@ class SuperLinkError(RuntimeError):
 
 
 def superlink(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-    """Run on a loopback SuperLink. Raises SuperLinkError with the end of the log if the run fails there."""
+    """Run on a SuperLink of its own. Raises SuperLinkError with the end of the log if the run fails there."""
     clients = len(experiment.clients)
     if clients > MOST:
         raise ValueError(f"{clients} SuperNodes are too many for one machine: fleet.clients={MOST} at most")
@@ -47,17 +49,24 @@ def superlink(experiment: Experiment, folder: Path, *, resume: bool, progress: P
     with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
         home = Path(temporary)
         with _processes(home) as start:
-            port = _free_port()
-            start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port),
-                  "--disable-runtime-dependency-installation")  # fmt: skip
-            _reachable(port, home)
+            start("flower-superlink", "--insecure", *_at(0), "--disable-runtime-dependency-installation")
+            _reachable(home)
             for client in range(clients):
-                start("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1",
-                      "--port", str(_free_port()), "--node-config",
-                      f"partition-id={client} num-partitions={clients}")  # fmt: skip
-            run_id = _submit(home, port, folder.resolve(), clients)
+                start("flower-supernode", "--insecure", "--superlink", flower_socket.address(0), *_at(1 + client),
+                      "--node-config", f"partition-id={client} num-partitions={clients}")  # fmt: skip
+            run_id = _submit(home, folder.resolve(), clients)
             _follow(home, folder, run_id, progress)
     return Result.read(folder)
+
+
+def _at(number: int) -> list[str]:
+    host, _, port = flower_socket.address(number).rpartition(":")
+    return ["--host", host, "--port", port]
+
+
+def _socket(home: Path, number: int) -> Path:
+    """The SuperLink's is number 0."""
+    return home / f"{number}.sock"
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -66,6 +75,7 @@ def _environment(home: Path) -> dict[str, str]:
     own = {"FLWR_HOME": str(home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     own |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "OMP_NUM_THREADS": "1"}
     inherited = {k: v for k, v in os.environ.items() if k not in ("FEDHET_HOME", "FEDHET_STATE")}
+    own |= flower_socket.environment({flower_socket.address(n): _socket(home, n) for n in range(MOST + 1)})
     return {**inherited, **own, "PATH": path, "PYTHONPATH": root}  # a federation's registry is none of this run's
 
 
@@ -85,7 +95,7 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
         try:
             running.append(
                 subprocess.Popen(
-                    command,
+                    flower_socket.command(*command),
                     cwd=home / "work",
                     env=environment,
                     stdout=log,
@@ -124,14 +134,14 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
             process.wait()
 
 
-def _submit(home: Path, port: int, folder: Path, clients: int) -> int:
+def _submit(home: Path, folder: Path, clients: int) -> int:
     app = home / "fedhet-run"
     app.mkdir()
     (app / "pyproject.toml").write_text(bundle.pyproject(poll=0.5))
     flwr_home = home / "flwr"
     flwr_home.mkdir(exist_ok=True)
     (flwr_home / "config.toml").write_text(
-        f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "loop"\n[superlink.loop]\naddress = "{flower_socket.address(0)}"\ninsecure = true\n'
     )
     given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
     text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={clients}"
@@ -144,7 +154,12 @@ def _submit(home: Path, port: int, folder: Path, clients: int) -> int:
 
 def _flwr(home: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["flwr", *arguments], env=_environment(home), cwd=home / "work", capture_output=True, text=True, check=False
+        flower_socket.command("flwr", *arguments),
+        env=_environment(home),
+        cwd=home / "work",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SuperLinkError(f"flwr {arguments[0]}: {(done.stdout + done.stderr)[-600:]}")
@@ -170,22 +185,18 @@ def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) ->
 
 def _last_words(home: Path, folder: Path, run_id: int) -> str:
     """The end of a failed run's log; all logs are kept in the run folder."""
-    ignore = shutil.ignore_patterns("flwr", "work")
+    ignore = shutil.ignore_patterns("flwr", "work", "*.sock")
     shutil.copytree(home, folder / "flower-logs", ignore=ignore, dirs_exist_ok=True)
     return f"its log ends: {_flwr(home, 'log', str(run_id), '--show')[-1500:]}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _reachable(port: int, home: Path, seconds: float = 60.0) -> None:
+def _reachable(home: Path, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(flower_socket.reachable(_socket(home, 0)))
             return
         time.sleep(0.1)
     log = (home / "0-flower-superlink.log").read_text(errors="replace")
-    raise SuperLinkError(f"the SuperLink did not open port {port} in {seconds:g} seconds: {log[-600:]}")
+    raise SuperLinkError(f"the SuperLink did not open its socket in {seconds:g} seconds: {log[-600:]}")

@@ -52,7 +52,7 @@ class Target:
         self.folder, self.home, self._stack = folder.resolve(), folder.resolve() / "op", stack
         folder.mkdir(parents=True, exist_ok=True)
         stack.callback(self._sweep)
-        door, inner = free_port(), free_port()
+        door = free_port()
         self.relay = Relay(door)
         stack.callback(self.relay.close)
         path = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -60,8 +60,8 @@ class Target:
         self._environment = {**os.environ, **own}
         self.federation = Federation.create(self.home, "soak", f"127.0.0.1:{self.relay.port}")
         stack.callback(self.federation.close)
-        self.superlink = SuperLink(self.home / "flower", inner)
-        self.start("serve", "serve", "--host", "127.0.0.1", "--port", str(door), "--flower-port", str(inner))
+        self.superlink = SuperLink(self.home / "flower")
+        self.start("serve", "serve", "--host", "127.0.0.1", "--port", str(door))
         until(self.superlink.listens, 120, "the SuperLink")
         for number in range(clients):
             name, token = self.federation.invite(f"client{number}", "silo")

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedhet import flower_socket
 from fedhet.enroll import files, speed
 from fedhet.enroll import join as joining
 from fedhet.enroll.alone import alone
@@ -71,7 +71,7 @@ class Agent:
         if self.flower:
             self._after_a_crash()
         self._measure_link()
-        self.supervisor = Supervisor(self.programs(_free_port()))
+        self.supervisor = Supervisor(self.programs())
         looked = self.ticks()
         try:
             while not self.stop.is_set():
@@ -92,9 +92,9 @@ class Agent:
             self.supervisor.stop()
             (self.work / "alive").unlink(missing_ok=True)
 
-    def programs(self, port: int) -> list[Program]:
-        """The node; or with `flower` SuperNode and SuperExec, which runs the client's tasks: they speak over `port` of
-        loopback, with a secret."""
+    def programs(self) -> list[Program]:
+        """The node; or with `flower` SuperNode and SuperExec, which runs the client's tasks: they speak over a socket
+        file, with a secret."""
         folder, work = self.device.folder.resolve(), self.work.resolve()
         files.private_folder(work / "home")
         files.write_file(work / "node.toml", node_config(self.device))
@@ -102,16 +102,20 @@ class Agent:
         if not self.flower:
             own = [sys.executable, "-m", "fedhet.enroll.node", str(folder)]
             return [Program("supernode", own, work / "supernode.log", environment, RESTART_S)]
+        at = flower_socket.address(0)
+        host, _, port = at.rpartition(":")
+        environment |= flower_socket.environment({at: work / "supernode.sock"})
         files.write_file(work / "superexec.secret", secrets.token_urlsafe(48))
         secret = ["--superexec-auth-secret-file", str(work / "superexec.secret")]
         trust, key = str(folder / "root.pem"), str(folder / "node.key")
         node = ["flower-supernode", "--superlink", str(self.device.about["endpoint"]), "--root-certificates", trust,
                 "--auth-supernode-private-key", key, "--node-config", str(work / "node.toml"),
-                "--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *secret]  # fmt: skip
-        execute = ["flower-superexec", "--runtime-api-address", f"127.0.0.1:{port}", "--insecure", *secret]
+                "--host", host, "--port", port, "--isolation", "process", *secret]  # fmt: skip
+        execute = ["flower-superexec", "--runtime-api-address", at, "--insecure", *secret]
+        command = flower_socket.command
         return [
-            Program("supernode", node, work / "supernode.log", environment, self.delay_s),
-            Program("superexec", execute, work / "superexec.log", environment, RESTART_S),
+            Program("supernode", command(*node), work / "supernode.log", environment, self.delay_s),
+            Program("superexec", command(*execute), work / "superexec.log", environment, RESTART_S),
         ]
 
     def renew_if_due(self) -> bool:
@@ -219,9 +223,3 @@ ReadWritePaths={folder.resolve()}
 [Install]
 WantedBy=multi-user.target
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

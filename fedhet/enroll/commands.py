@@ -206,7 +206,7 @@ def _log(home: Path) -> Audit:
     return Audit(home / "audit.jsonl")
 
 
-def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: bool, as_json: bool) -> None:
+def serve(home: Path, host: str, port: int | None, insecure: bool, as_json: bool) -> None:
     """Serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -216,12 +216,12 @@ def serve(home: Path, host: str, port: int | None, flower_port: int, insecure: b
         stack.enter_context(alone(home / LOCK, "serves it"))  # before anything of the first server's is touched
         endpoint = federation.authority.about.endpoint
         own = int(endpoint.rpartition(":")[2]) if port is None else port
-        server = Server(federation, host, own, flower_port, insecure)
-        server.check_ports()
-        told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": server.superlink.address}
+        server = Server(federation, host, own, insecure)
+        server.check_port()
+        told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": str(server.superlink.socket)}
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us
-        say(as_json, told, f"serving {endpoint} on {host}:{own}; SuperLink on {server.superlink.address}")
+        say(as_json, told, f"serving {endpoint} on {host}:{own}; SuperLink on {server.superlink.socket}")
         server.run()
 
 

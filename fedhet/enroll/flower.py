@@ -1,14 +1,13 @@
 """Flower's SuperLink behind the door: how it is started, and how clients become its nodes.
 
-Whoever reaches its port may do anything, so it listens on loopback alone, with a certificate that is good for loopback
-alone; its ServerApps are started by a SuperExec that shows a secret.
+Whoever reaches it may start programs as its account, so it has no port: it listens on a socket file in a folder that
+only its account can enter (fedhet/flower_socket.py). Its ServerApps are started by a SuperExec that shows a secret.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
 import secrets
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedhet import flower_socket
 from fedhet.enroll import certificates, files, identity, tables
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.errors import EnrollError
@@ -30,30 +30,31 @@ NAME = "federation"
 """The connection's name in Flower's config.toml."""
 COMMAND_S = 120.0
 """Seconds a `flwr` command may take."""
+ADDRESS = flower_socket.address(0)
+"""What Flower's programs call the socket file. Nothing listens there, and any number of federations may use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuperLink:
-    """A SuperLink's folder and its port on loopback."""
+    """A SuperLink's folder, of mode 0700."""
 
     folder: Path
-    port: int = 8000
 
     @property
-    def address(self) -> str:
-        """Where it listens."""
-        return f"127.0.0.1:{self.port}"
+    def socket(self) -> Path:
+        """The socket file on which it listens."""
+        return self.folder.resolve() / "superlink.sock"
 
     @property
     def root(self) -> Path:
-        """The root certificate of its loopback TLS."""
+        """The root certificate of its TLS, without which Flower knows no node's keys."""
         return self.folder / "loopback-root.pem"
 
     @property
     def environment(self) -> dict[str, str]:
         """For its processes and for `flwr` commands; FEDHET_HOME leads a ServerApp to the registry."""
-        home = str(self.folder.parent.resolve())
-        return {**flower_environment((self.folder / "home").resolve()), "FEDHET_HOME": home}
+        own = {"FEDHET_HOME": str(self.folder.parent.resolve()), **flower_socket.environment({ADDRESS: self.socket})}
+        return {**flower_environment((self.folder / "home").resolve()), **own}
 
     def prepare(self, now: float) -> None:
         """Make the folder, the loopback certificate, the secret and Flower's connection file."""
@@ -62,7 +63,7 @@ class SuperLink:
         self._loopback(now)
         if not (self.folder / "superexec.secret").exists():
             files.write_file(self.folder / "superexec.secret", secrets.token_urlsafe(48))
-        connection = f'address = "{self.address}"\nroot-certificates = {json.dumps(str(self.root.resolve()))}\n'
+        connection = f'address = "{ADDRESS}"\nroot-certificates = {json.dumps(str(self.root.resolve()))}\n'
         text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}'
         files.write_file(self.folder / "home" / "config.toml", text)
 
@@ -71,16 +72,17 @@ class SuperLink:
         at, environment = self.folder.resolve(), self.environment
         pair = str(at / "loopback.pem")
         secret = ("--superexec-auth-secret-file", str(at / "superexec.secret"))
-        link = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+        host, _, port = ADDRESS.rpartition(":")
+        link = ["flower-superlink", "--host", host, "--port", port, "--enable-supernode-auth",
                 "--ssl-ca-certfile", str(at / self.root.name), "--ssl-certfile", pair, "--ssl-keyfile", pair,
                 "--isolation", "process", *secret, "--database", str(at / "superlink.db"),
                 "--disable-runtime-dependency-installation"]  # fmt: skip
-        execute = ["flower-superexec", "--runtime-api-address", self.address, "--root-certificates",
+        execute = ["flower-superexec", "--runtime-api-address", ADDRESS, "--root-certificates",
                    str(at / self.root.name), *secret]  # fmt: skip
-        logs = at / "logs"
+        logs, command = at / "logs", flower_socket.command
         return [
-            Program("superlink", link, logs / "superlink.log", environment),
-            Program("superexec", execute, logs / "superexec.log", environment, 3.0),
+            Program("superlink", command(*link), logs / "superlink.log", environment),
+            Program("superexec", command(*execute), logs / "superexec.log", environment, 3.0),
         ]
 
     def register(self, line: str, name: str, known: Collection[str] = ()) -> str:
@@ -118,16 +120,16 @@ class SuperLink:
         """The SuperLink that `fedhet serve` runs for the federation in this folder. Raises EnrollError E306 or E312."""
         if not (home / "registry.db").is_file():
             raise EnrollError("E306", f"{home} holds no federation: see --home and FEDHET_HOME")
-        path = home / "flower" / "home" / "config.toml"
-        found = re.search(r'^address = "127\.0\.0\.1:(\d+)"$', path.read_text(), re.M) if path.is_file() else None
-        link = cls(home / "flower", int(found[1])) if found else None
-        if link is None or not link.listens():
-            raise EnrollError("E312", f"nothing listens at {link.address}" if link else "it never was")
+        link = cls(home / "flower")
+        if not link.listens():
+            raise EnrollError("E312", f"nothing listens at {link.socket}" if link.folder.exists() else "it never was")
         return link
 
     def listens(self) -> bool:
-        """Whether its port is open."""
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+        """Whether somebody answers at its socket file."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(flower_socket.reachable(self.socket))
             return True
         return False
 
@@ -149,8 +151,9 @@ class SuperLink:
     def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
-                ["flwr", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
-                stdin=subprocess.DEVNULL, timeout=COMMAND_S, check=False, start_new_session=True,
+                flower_socket.command("flwr", *arguments), env=self.environment, cwd=self.folder,
+                capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=COMMAND_S, check=False,
+                start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             told = " ".join(arguments[:2])

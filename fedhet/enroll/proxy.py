@@ -15,6 +15,7 @@ from binascii import Error
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from functools import lru_cache
+from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives import serialization
@@ -30,6 +31,7 @@ from fedhet.enroll import admission, identity
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.limits import Window
+from fedhet.flower_socket import reachable
 
 KEY_HEADER = "flwr-public-key"
 HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
@@ -45,9 +47,11 @@ PATIENCE = httpx.Timeout(60.0, connect=5.0)
 
 
 def door(
-    federation: Federation, service: ASGIApp, url: str, trust: ssl.SSLContext, *, most_bytes: int = 64 << 20
-) -> Starlette:
-    """The public application. `url` is the SuperLink's, `most_bytes` the largest request that is forwarded."""
+    federation: Federation, service: ASGIApp, url: str, trust: ssl.SSLContext, *, socket: Path | None = None,
+    most_bytes: int = 64 << 20,
+) -> Starlette:  # fmt: skip
+    """The public application. `url` is the SuperLink's and `socket` its file, if it has one; `most_bytes` is the
+    largest request that is forwarded."""
 
     messages = Window(federation.policy.messages_per_minute, 60.0)
     under_way: Counter[str] = Counter()
@@ -55,9 +59,9 @@ def door(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         limits = httpx.Limits(max_connections=CONNECTIONS)
-        async with httpx.AsyncClient(
-            base_url=url, verify=trust, timeout=PATIENCE, limits=limits, trust_env=False
-        ) as client:
+        at = None if socket is None else reachable(socket)
+        upstream = httpx.AsyncHTTPTransport(verify=trust, limits=limits, trust_env=False, uds=at)
+        async with httpx.AsyncClient(base_url=url, transport=upstream, timeout=PATIENCE, trust_env=False) as client:
             app.state.upstream = client
             yield
 

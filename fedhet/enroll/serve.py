@@ -1,4 +1,4 @@
-"""`fedhet serve`: SuperLink and SuperExec on loopback, the door in front, and both kept true to the registry."""
+"""`fedhet serve`: SuperLink and SuperExec on a socket file, the door in front, and both kept true to the registry."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ class Server:
     federation: Federation
     host: str = "127.0.0.1"
     port: int = 8443
-    flower_port: int = 8000
     insecure: bool = False
     ready: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
@@ -66,22 +65,21 @@ class Server:
     def __post_init__(self) -> None:
         if self.insecure and not link.is_loopback(self.host):
             raise EnrollError("E304", f"the address {self.host} can be reached from outside")
-        self.superlink = SuperLink(self.federation.folder / "flower", self.flower_port)
+        self.superlink = SuperLink(self.federation.folder / "flower")
         self.supervisor = Supervisor(())
 
     @property
     def _certificate(self) -> Path:
         return self.federation.folder / "ca" / "server.pem"
 
-    def check_ports(self) -> None:
-        """Raises EnrollError E318 unless both ports can be listened on."""
-        for host, port in ((self.host, self.port), ("127.0.0.1", self.superlink.port)):
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    raise EnrollError("E318", f"{host}:{port}: {error.strerror}") from None
+    def check_port(self) -> None:
+        """Raises EnrollError E318 unless the port can be listened on."""
+        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise EnrollError("E318", f"{self.host}:{self.port}: {error.strerror}") from None
 
     def run(self) -> None:
         """Serve. `--insecure` leaves TLS to a proxy on this machine."""
@@ -89,8 +87,8 @@ class Server:
         self.federation.authority.renew_server(now)
         self.superlink.prepare(now)
         self.supervisor = Supervisor(self.superlink.programs())
-        app = proxy.door(self.federation, service(self.federation), f"https://{self.superlink.address}",
-                         link.trusting(self.superlink.root.read_bytes()))  # fmt: skip
+        app = proxy.door(self.federation, service(self.federation), f"https://{flower.ADDRESS}",
+                         link.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
         config = uvicorn.Config(
             app, host=self.host, port=self.port, log_level="warning", access_log=False, ws="none", server_header=False,
             limit_concurrency=1000, timeout_graceful_shutdown=5,

@@ -40,7 +40,7 @@ class Living:
 
     def __init__(self, folder, stack):
         self.folder, self.home, self.stack = folder, folder / "op", stack
-        self.port, self.inner = free_port(), free_port()
+        self.port = free_port()
         self.processes = {}
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         own = {"FEDHET_HOME": str(self.home), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -48,8 +48,8 @@ class Living:
         Federation.create(self.home, "test", f"127.0.0.1:{self.port}").close()
         self.federation = Federation(self.home)
         stack.callback(self.federation.close)
-        self.superlink = SuperLink(self.home / "flower", self.inner)
-        self.serving = self.start("serve", "serve", "--host", "127.0.0.1", "--flower-port", self.inner)
+        self.superlink = SuperLink(self.home / "flower")
+        self.serving = self.start("serve", "serve", "--host", "127.0.0.1")
         until(lambda: self.superlink.listens() or self.serving.poll() is not None, 60, "the SuperLink")
         assert self.serving.poll() is None, self.log("serve")
 

@@ -108,7 +108,7 @@ time.sleep(600)
 def working(device, monkeypatch, tmp_path, code="import time; time.sleep(600)", naps=None, flower=False):
     """An agent whose SuperNode is a small program, and which is stepped by `naps`, one per second of its life."""
     agent = Agent(device, flower, delay_s=65.0, ticks=device.clock)
-    monkeypatch.setattr(Agent, "programs", lambda self, port: [program(tmp_path, "supernode", code)])
+    monkeypatch.setattr(Agent, "programs", lambda self: [program(tmp_path, "supernode", code)])
     steps = iter(naps or [])
 
     def nap(event, seconds):
@@ -202,7 +202,7 @@ def test_no_secret_is_on_a_command_line(door, tmp_path):
     superlink = SuperLink(tmp_path / "flower")
     superlink.prepare(door.clock())
     secrets = [(device.folder / "work" / "superexec.secret"), (superlink.folder / "superexec.secret")]
-    lines = [" ".join(p.command) for p in [*agent.programs(1), *superlink.programs()]]
+    lines = [" ".join(p.command) for p in [*agent.programs(), *superlink.programs()]]
     for path in secrets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert path.read_text() not in "".join(lines)

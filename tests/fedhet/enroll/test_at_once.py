@@ -61,7 +61,7 @@ def test_a_server_goes_on_after_what_flower_refuses_and_ends_when_its_keeper_doe
     monkeypatch.setattr(SuperLink, "programs", lambda self: [])
     monkeypatch.setattr(SuperLink, "listens", lambda self: True)
     door.federation.clock = Hours(door.clock)
-    server = Server(door.federation, port=living.free_port(), flower_port=living.free_port())
+    server = Server(door.federation, port=living.free_port())
     with pytest.raises(RuntimeError, match="a fault of ours"):
         server.run()
     assert "a first refusal" in server.failure and len(told) == 2

@@ -47,7 +47,7 @@ def superlink_died(parent):
 @pytest.mark.transport
 @pytest.mark.slow
 def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
-    home, state, port, inner = tmp_path / "op", tmp_path / "dev", free_port(), free_port()
+    home, state, port = tmp_path / "op", tmp_path / "dev", free_port()
     environment = {**os.environ, "FEDHET_HOME": str(home), "FEDHET_CLIENT": str(state), "OMP_NUM_THREADS": "1"}
 
     def command(*words):
@@ -71,8 +71,8 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
             return (tmp_path / f"{name}.log").read_text()
 
         fedhet("ca", "init", "--endpoint", f"127.0.0.1:{port}")
-        serving = start("serve", "serve", "--host", "127.0.0.1", "--flower-port", inner)
-        federation, superlink = Federation(home), SuperLink(home / "flower", inner)
+        serving = start("serve", "serve", "--host", "127.0.0.1")
+        federation, superlink = Federation(home), SuperLink(home / "flower")
         stack.callback(federation.close)
         _, token = federation.invite("st-mary", "silo")
         until(lambda: superlink.listens() or serving.poll() is not None, 40, "the SuperLink")

@@ -36,7 +36,7 @@ def test_nothing_is_submitted_where_nothing_is_served(tmp_path):
     assert code_of(run("submit", "--home", home, code=76)) == "E306"
     Federation.create(home, "test", "localhost:1").close()
     assert code_of(run("submit", "--home", home, code=82)) == "E312"
-    link = SuperLink(home / "flower", living.free_port())
+    link = SuperLink(home / "flower")
     link.prepare(0.0)
     assert code_of(run("submit", "--home", home, code=82)) == "E312"
     assert code_of(run("follow", tmp_path, code=76)) == "E306"

@@ -1,0 +1,122 @@
+"""Other accounts of the server's machine: what they can reach of a federation. A second uid tries it."""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from fedhet import flower_socket
+from fedhet.enroll import files
+from fedhet.enroll.flower import SuperLink
+from fedhet.enroll.processes import Supervisor
+
+found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
+living = importlib.util.module_from_spec(found)
+found.loader.exec_module(living)
+
+NOBODY = 65534
+
+
+def as_another(work, account=NOBODY):
+    """The errno with which an attempt under another account ends, or 0."""
+    child = os.fork()
+    if not child:
+        code = 255
+        try:
+            os.setgroups([])
+            os.setgid(account)
+            os.setuid(account)
+            work()
+            code = 0
+        except OSError as error:
+            code = error.errno
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def public():
+    """A folder that every account can enter, unlike pytest's own."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as a second account")
+    folder = Path(tempfile.mkdtemp(prefix="fedhet-"))
+    folder.chmod(0o755)
+    assert as_another(lambda: list(folder.iterdir())) == 0
+    yield folder
+    shutil.rmtree(folder)
+
+
+def family(pid):
+    """A process and all that it and its children started."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    members = {pid}
+    while more := {child for child, parent in parents.items() if parent in members} - members:
+        members |= more
+    return members
+
+
+def ports(pids):
+    """The TCP ports at which these processes listen."""
+    listening = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for row in (line.split() for line in Path(table).read_text().splitlines()[1:]):
+                if row[3] == "0A":
+                    listening[row[9]] = int(row[1].rpartition(":")[2], 16)
+    held = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                held.update(re.findall(r"socket:\[(\d+)\]", os.readlink(entry)))
+    return {listening[inode] for inode in held & set(listening)}
+
+
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+
+
+@pytest.mark.transport
+def test_another_account_reaches_nothing_of_flowers(public):
+    link = SuperLink(files.private_folder(public / "op") / "flower")
+    link.prepare(time.time())
+    programs = Supervisor(link.programs())
+    try:
+        programs.step()
+        living.until(link.listens, 150, "the SuperLink")
+        assert link.nodes() == [], "the operator's account has the Control API"
+        ours = family(programs.pid("superlink")) | family(programs.pid("superexec"))
+        assert ports(ours) == set()
+        assert as_another(lambda: connect(link.socket)) == errno.EACCES
+        for name in ("superlink.db", "superexec.secret", "home/config.toml", "logs/superlink.log"):
+            assert (link.folder / name).exists()
+            assert as_another(lambda name=name: (link.folder / name).read_bytes()) == errno.EACCES
+        # Were the folder open to all, its owner's socket file would still not be.
+        for folder in (link.folder.parent, link.folder):
+            folder.chmod(0o755)
+        assert as_another(lambda: connect(link.socket)) == errno.EACCES
+        connect(link.socket)
+    finally:
+        programs.stop()
+
+
+def test_a_socket_file_may_have_a_long_path(tmp_path):
+    folder = tmp_path / ("x" * 100) / ("y" * 100)
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(flower_socket.reachable(folder / "a.sock"))
+        server.listen()
+        connect(flower_socket.reachable(folder / "a.sock"))
+    assert flower_socket.reachable(Path("/run/a.sock")) == "/run/a.sock"
