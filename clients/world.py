@@ -49,7 +49,8 @@ class SimulatedWorld:
 
     def model(self) -> Model:
         """A fresh model; the same initial bits for the same seed."""
-        return build(self._factory, self.dataset.input_shape, self.dataset.classes, self._seed)
+        data = self.dataset
+        return build(self._factory, data.input_shape, data.classes, self._seed, data.x_train[:1])
 
     def shard(self, client: ClientId, turn: int) -> Shard:
         data = self.dataset

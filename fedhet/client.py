@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-import torch
-
 from fedhet import wire
 from fedhet.bases import AbstractLayer
 from fedhet.batched import Batched
 from fedhet.compose import Method
+from fedhet.joined import Joined
 from fedhet.model import Model
 from fedhet.protocols import Shard, Together
-from fedhet.streams import number
+from fedhet.streams import number, seeded
 from fedhet.tree import FlatTree
 from fedhet.types import ClientId, Job, Memory, Tree, Update
 
@@ -68,19 +67,19 @@ class Device:
         """Do the job. `memories` is changed in place. Raises what the work raises, and ValueError for bad metrics."""
         method, model = self.method, self.model
         shard = self.world.shard(job.client, job.turn)
+        if model.batch_statistics:
+            shard = Joined(shard)
+        lots = number(self.seed, "torch", job.client, job.turn)
+        model.reset(lots)
         model.extras.clear()
         model.extras.update(memories.pop("space", {}))
         method.space.install(model, payload, job)
         memories["space"] = _kept(model)
         memory = memories.setdefault("work", {})
-        # Dropout and other randomness inside modules reads torch's global stream: give each job its own, and put the
-        # caller's back. (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)
-        before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(number(self.seed, "torch", job.client, job.turn))
-        try:
+        # Dropout and other randomness inside modules reads global streams: give each job its own.
+        with seeded(lots, libraries=model.foreign or not type(method.work).__module__.startswith("clients.")):
             metrics = method.work.run(model, shard, job, memory)
-        finally:
-            torch.default_generator.set_state(before)
+        model.settle()
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"training diverged: {bad[0]} is {metrics[bad[0]]}")

@@ -6,7 +6,10 @@ therefore changes nobody else's, and any number of workers sees the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,26 @@ def torch_stream(seed: int, purpose: str, *keys: int) -> torch.Generator:
 def number(seed: int, purpose: str, *keys: int) -> int:
     """A number in [0, 2^63) with this name, to seed generators that are not ours."""
     return int.from_bytes(_digest(seed, purpose, keys)[:8], "little") >> 1
+
+
+@contextlib.contextmanager
+def seeded(lots: int, *, libraries: bool = True) -> Iterator[None]:
+    """The global streams that code of others draws from, seeded with a number of `number`, and put back at the end:
+    torch's, and unless `libraries` is False also those of numpy and Python's `random`."""
+    # (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)
+    before = torch.default_generator.get_state()
+    others = (np.random.get_state(), random.getstate()) if libraries else None
+    torch.default_generator.manual_seed(lots)
+    if others:
+        np.random.seed(lots % (1 << 32))
+        random.seed(lots)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
+        if others:
+            np.random.set_state(others[0])
+            random.setstate(others[1])
 
 
 class _Key(ISeedSequence):

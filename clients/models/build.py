@@ -5,20 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedhet.model import Model
-from fedhet.streams import stream
+from fedhet.streams import seeded, stream
 
 
-def build(factory: Callable[..., nn.Module], input_shape: tuple[int, ...], classes: int, seed: int) -> Model:
-    """`factory(input_shape=..., classes=...)` under a random stream of its own; the caller's torch stream is untouched.
+def build(
+    factory: Callable[..., nn.Module],
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    sample: Tensor | None = None,
+) -> Model:
+    """`factory(input_shape=..., classes=...)` under a random stream of its own; the caller's streams are untouched.
 
-    Raises ValueError if the factory makes no module or one without trainable parameters.
+    Lazy layers get their shapes and first values from `sample`, a batch of inputs. Raises ValueError if the factory
+    makes no module, or one that `Model` refuses.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(stream(seed, "model").integers(1 << 62)))
+    with seeded(int(stream(seed, "model").integers(1 << 62))):
         module = factory(input_shape=input_shape, classes=classes)
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"the model factory returned {type(module).__name__}, not an nn.Module")
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the model factory returned {type(module).__name__}, not an nn.Module")
+        if sample is not None and any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+            _materialise(module, sample)
     return Model(module)
+
+
+@torch.no_grad()
+def _materialise(module: nn.Module, sample: Tensor) -> None:
+    training = module.training
+    module.eval()
+    module(sample)
+    module.train(training)

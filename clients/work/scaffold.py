@@ -64,15 +64,19 @@ class Scaffold(AbstractLocal):
         return metrics
 
     def _full_gradient(self, model: Model, data: Shard) -> Tensor:
-        """Of the mean loss over all samples; batch-norm statistics are put back, they belong to training."""
+        """Of the mean loss over all samples; buffers are put back, their changes belong to training."""
         buffers = model.flat[model.params.numel() :]
-        kept = buffers.clone()
+        kept, back = buffers.clone(), model.aside()
         model.module.train()
         x, y = data.whole()
         mean = model.params * self.weight_decay
-        for at in range(0, len(x), CHUNK):
-            part = slice(at, at + CHUNK)
+        # batch statistics of one sample do not exist: a last part of one joins the part before
+        ends = [*range(CHUNK, len(x) - (1 if model.batch_statistics else 0), CHUNK), len(x)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            part = slice(start, end)
             model.gradient(x[part], y[part])
             mean.add_(model.grad, alpha=len(x[part]) / len(x))
+        model.settle()
         buffers.copy_(kept)
+        back()
         return mean
