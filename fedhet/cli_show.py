@@ -55,6 +55,7 @@ def fleet(texts: Sequence[str], picture: Path | None, folder: Path | None) -> No
     """A fleet as a table, with ranks if a budget chooses them; its picture as SVG if a file is named."""
     from fedhet import build
 
+    _check_folder(picture)
     cfg = config.resolved(config.compose(texts, folder))
     clients = build.fleet(cfg)
     _show("clients.fleet.show", "table", clients, build.ranks(cfg, clients))
@@ -65,6 +66,7 @@ def partition(texts: Sequence[str], picture: Path | None, folder: Path | None) -
     """A partition as a card; its picture as SVG if a file is named."""
     from fedhet import build
 
+    _check_folder(picture)
     cfg = config.resolved(config.compose(texts, folder))
     world: Any = build.world(cfg, len(build.fleet(cfg)))
     _show("clients.data.show", "card", world.partition)
@@ -78,6 +80,12 @@ def _function(module: str, name: str) -> Callable[..., Any]:
 
 def _show(module: str, name: str, *arguments: Any) -> None:
     Console().print(_function(module, name)(*arguments))
+
+
+def _check_folder(picture: Path | None) -> None:
+    """Raises InputError before anything is computed for a picture whose folder is not there."""
+    if picture is not None and not picture.parent.is_dir():
+        raise InputError(f"--picture {picture}: there is no folder {picture.parent}")
 
 
 def _draw(module: str, thing: Any, picture: Path | None) -> None:

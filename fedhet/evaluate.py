@@ -45,10 +45,7 @@ class Evaluator:
     seen: Callable[[Server, Scores], None] = field(default=lambda server, scores: None)
 
     def __post_init__(self) -> None:
-        if self.every_versions < 1:
-            raise ValueError(f"evaluate.every_versions={self.every_versions} must be 1 or more")
-        if not (self.every_seconds >= 0 and math.isfinite(self.every_seconds)):
-            raise ValueError(f"evaluate.every_seconds={self.every_seconds} must be 0 or more seconds")
+        check_rhythm(self.every_versions, self.every_seconds)
 
     def reached(self, server: Server, target: float) -> bool:
         """Whether the server's present version was evaluated and is at least so accurate."""
@@ -83,3 +80,11 @@ class Evaluator:
             }
         )
         self.seen(server, scores)
+
+
+def check_rhythm(every_versions: int, every_seconds: float) -> None:
+    """Raises ValueError for a number of versions below 1, or seconds below 0."""
+    if every_versions < 1:
+        raise ValueError(f"evaluate.every_versions={every_versions} must be 1 or more")
+    if not (every_seconds >= 0 and math.isfinite(every_seconds)):
+        raise ValueError(f"evaluate.every_seconds={every_seconds} must be 0 or more seconds")

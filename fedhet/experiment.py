@@ -12,6 +12,7 @@ from fedhet import build
 from fedhet.aggregation import Aggregation, Flat
 from fedhet.build import World
 from fedhet.compose import Method
+from fedhet.evaluate import check_rhythm
 from fedhet.gate import Gate
 from fedhet.limits import Limits
 from fedhet.protocols import NeedsClients
@@ -55,6 +56,9 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"timeout={self.timeout} seconds must be positive")
+        if not self.checkpoint_every >= 0:
+            raise ValueError(f"checkpoint.every_seconds={self.checkpoint_every} must be 0 or more seconds")
+        check_rhythm(self.every_versions, self.every_seconds)
         self.aggregation.check(self.method)
         Gate(max_weight=self.max_weight, **self.gate)  # refuses what is out of range
         if self.world.clients != len(self.clients):

@@ -48,9 +48,12 @@ def prepare(cfg: DictConfig) -> Prepared:
 def claim(parent: Path, name: str) -> Path:
     """A new empty folder `parent/name`, or `name-2`, `name-3`, ... if that exists.
 
-    The folder is made here, so two processes that ask at the same moment get two folders.
+    The folder is made here, so two processes that ask at the same moment get two folders. Raises RunFolderError.
     """
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RunFolderError(f"out={parent} is a file; run folders need a folder") from None
     number = 1
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
