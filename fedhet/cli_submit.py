@@ -12,6 +12,7 @@ import typer
 from omegaconf import DictConfig, OmegaConf
 
 from fedhet import cli_run, config, overrides
+from fedhet.ending import FAILED
 from fedhet.enroll import submit as running
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
@@ -70,9 +71,10 @@ def stop(folder: Path, as_json: bool) -> None:
         if (folder / "result.json").is_file():
             raise EnrollError("E315", f"{folder} holds a finished run")
         made = Submission.of(folder.resolve())
-        status, _ = made.status()
-        if status.startswith("finished"):
-            raise EnrollError("E315", f"it is {status}")
+        if (ended := made.ended) is not None:
+            raise EnrollError(
+                "E315", f"it has {ended.how}: {ended.why}" if ended.how == FAILED else f"it is {ended.how}"
+            )
         made.stop()
         say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
 
@@ -117,9 +119,10 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
                 if (next_life := made.again()) is not None:
                     made = next_life
                     continue
+                error = made.over() if made.ended is not None else error
             if not as_json and "log" in error.data:
                 print(error.data["log"], file=sys.stderr)
-            raise
+            raise error from None
 
 
 def _asked() -> str:

@@ -220,6 +220,13 @@ def whole(grid: Grid) -> Grid:
     return WholeReplies(grid) if isinstance(grid, HttpGrid) else grid
 
 
+def lost(error: Exception) -> bool:
+    """Whether an exception says that the SuperLink, and not the app, could not go on."""
+    import httpx
+
+    return isinstance(error, httpx.HTTPError)
+
+
 def allow(grid: Grid, allowance: Allowance) -> None:
     """How large the replies may be on a grid from `whole`."""
     if isinstance(grid, WholeReplies):

@@ -73,6 +73,18 @@ def occupied(folder: Path) -> bool:
     return False
 
 
+def accepted(folder: Path) -> int:
+    """How many answers the journal of a run folder holds; 0 if it has none."""
+    if not (folder / "journal.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(folder / "journal.db", timeout=30.0)) as db:
+        try:
+            (count,) = db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone()
+        except sqlite3.OperationalError:  # killed before there was a table
+            return 0
+    return int(count)
+
+
 class Inputs(Protocol):
     """All that a server can be told; a `Server` is one, and so is a `Journaled` one."""
 

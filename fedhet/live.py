@@ -20,7 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
-from fedhet import config, flower_replies, origin, record
+from fedhet import config, ending, flower_replies, origin, record
 from fedhet.aside import Aside
 from fedhet.chores import Own
 from fedhet.clock import WallClock
@@ -198,24 +198,26 @@ def serve(grid: Grid, context: Context) -> None:
     """What our ServerApp does. Run configuration: `config` names a resolved YAML file, else `overrides` are composed;
     `folder` is where the run folder goes (default: runs/flower-<run id>)."""
     given: dict[str, Any] = dict(context.run_config)
+    folder = Path(str(given.get("folder") or f"runs/flower-{context.run_id}"))
+    with alone(folder), ending.recorded(folder, flower_replies.lost):
+        result = _carried_out(grid, folder, given)
+    print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
+    print(result.path.resolve())
+
+
+def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     if given.get("config"):
         resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(str(given["config"])), resolve=True)  # type: ignore[assignment]
     else:
         resolved = config.resolved(config.compose(shlex.split(str(given.get("overrides", "")))))
     experiment = Experiment.of({**resolved, "transport": {**resolved["transport"], "name": "flower"}})
-    folder = Path(str(given.get("folder") or f"runs/flower-{context.run_id}"))
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         record.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
     wanted = int(given.get("wanted") or 0) or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
     poll = float(given.get("poll") or 0.2)
     members = Members.here()
-    with alone(folder), contextlib.closing(members) if members is not None else contextlib.nullcontext():
-        result = live(
-            experiment, folder, grid, wanted=wanted, poll=poll, resume=True, progress=_Lines(), members=members
-        )
-    print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
-    print(result.path.resolve())
+    with contextlib.closing(members) if members is not None else contextlib.nullcontext():
+        return live(experiment, folder, grid, wanted=wanted, poll=poll, resume=True, progress=_Lines(), members=members)
 
 
 class _Lines:

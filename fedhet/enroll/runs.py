@@ -1,26 +1,44 @@
 """Runs outlive their processes: `fedhet serve` starts one again whose process was killed, followed or not.
 
-So a detached run needs nobody, and after a power cut nothing but `fedhet serve`.
+So a detached run needs nobody, and after a power cut nothing but `fedhet serve`. Whether a run was killed is decided by
+what it wrote itself: it is over when its folder holds a result or an ending (fedhet/ending.py), and by nothing else,
+except that Flower was told to stop it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedhet.ending import GIVEN_UP, Ending
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
-from fedhet.enroll.submit import LAST_WORDS_S, VANISHED, Submission
-from fedhet.journal import occupied
+from fedhet.enroll.submit import LAST_WORDS_S, Submission
+from fedhet.journal import accepted, occupied
 
 log = logging.getLogger("fedhet.enroll")
 ASK_S = 15.0
 """Seconds between questions about a run whose process has not been seen yet."""
-LIVES = 20
-"""How often a run is started again by one server."""
+SHORT_S = 60.0
+"""A life that is shorter than this and brought no answer was for nothing."""
+FOR_NOTHING = 5
+"""Such lives one after the other, after which a run is not started again."""
+
+
+@dataclass
+class Life:
+    """What is known of a run's present process: since when, how many answers it found, whether it was seen alive;
+    and how many before it were for nothing."""
+
+    run_id: int
+    since: float
+    accepted: int
+    seen: bool = False
+    for_nothing: int = 0
 
 
 @dataclass
@@ -29,44 +47,59 @@ class Runs:
 
     link: SuperLink
     clock: Callable[[], float] = time.monotonic
-    lives: dict[Path, int] = field(default_factory=dict)
-    _alive: set[int] = field(default_factory=set)
+    _lives: dict[Path, Life] = field(default_factory=dict)
     _due: dict[Path, float] = field(default_factory=dict)
 
     def step(self) -> None:
         """Look at every run once. Raises EnrollError E308."""
         for entry, made in Submission.entered(self.link):
-            if made is None or made.done:
-                entry.unlink()
+            if made is None or made.done or made.ended is not None:
+                self._forget(entry, made)
             else:
                 self._look(entry, made)
 
     def _look(self, entry: Path, made: Submission) -> None:
         now, folder = self.clock(), made.folder
+        life = self._lives.get(folder)
+        if life is None or life.run_id != made.run_id:  # submitted, or resumed, since the last look
+            life = self._lives[folder] = Life(made.run_id, -math.inf, accepted(folder))  # nobody knows since when
         if occupied(folder):
-            self._alive.add(made.run_id)
-            self._due[folder] = now + LAST_WORDS_S  # Flower knows by then of one that ended by itself
+            life.seen = True
+            self._due[folder] = now + LAST_WORDS_S  # Flower knows by then of one that it was told to stop
         elif now >= self._due.setdefault(folder, now + LAST_WORDS_S) and self.link.listens():
             self._due[folder] = now + ASK_S
-            self._judge(entry, made)
+            self._judge(entry, made, life)
 
-    def _judge(self, entry: Path, made: Submission) -> None:
-        """A run without a process: not begun yet, over, or killed, of which Flower hears a minute later."""
+    def _judge(self, entry: Path, made: Submission, life: Life) -> None:
+        """A run without a process and without an ending: not begun yet, stopped by way of Flower, or killed."""
         try:
-            status, details = made.asked()
+            status, _ = made.asked()
         except EnrollError as error:
             if error.code != "E315":
                 raise
-            status, details = "finished: this SuperLink never had it", ""
-        over = status.startswith("finished")
-        if made.done or (over and VANISHED not in details):
-            log.info("the run in %s is %s", made.folder, status)
-            entry.unlink()
-        elif over or made.run_id in self._alive:
-            self.lives[made.folder] = self.lives.get(made.folder, 0) + 1
-            if self.lives[made.folder] > LIVES:
-                log.error("the run in %s was killed %d times; it is left alone", made.folder, LIVES)
-                entry.unlink()
-                return
-            log.warning("the run in %s was killed; it goes on from its journal", made.folder)
-            Submission.begin(self.link, made.folder, made.wanted)
+            self._forget(entry, made)  # this SuperLink never had it
+            return
+        if made.done or made.ended is not None or "stopped" in status:
+            log.info("the run in %s is over: %s", made.folder, status)
+            self._forget(entry, made)
+        elif status.startswith("finished") or life.seen:
+            self._revive(entry, made, life)
+
+    def _revive(self, entry: Path, made: Submission, life: Life) -> None:
+        now, had = self.clock(), accepted(made.folder)
+        wasted = life.for_nothing + 1 if now - life.since < SHORT_S and had == life.accepted else 0
+        if wasted >= FOR_NOTHING:
+            why = f"its process ended {wasted} times at once, without a result, an error or a single answer"
+            log.error("the run in %s is given up: %s", made.folder, why)
+            Ending(GIVEN_UP, why, made.last_words()).write(made.folder)
+            self._forget(entry, made)
+            return
+        log.warning("the run in %s was killed; it goes on from its journal", made.folder)
+        begun = Submission.begin(self.link, made.folder, made.wanted)
+        self._lives[made.folder] = Life(begun.run_id, now, had, for_nothing=wasted)
+
+    def _forget(self, entry: Path, made: Submission | None) -> None:
+        entry.unlink()
+        if made is not None:
+            self._lives.pop(made.folder, None)
+            self._due.pop(made.folder, None)

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from fedhet import bundle
+from fedhet import bundle, ending
+from fedhet.ending import Ending
 from fedhet.enroll import files, tables
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import NAME, SuperLink
@@ -32,13 +33,11 @@ RUNS = "runs"
 AWAY_S = 120.0
 """Seconds for which a SuperLink may be away while a run is followed."""
 LAST_WORDS_S = 5.0
-"""Seconds within which a server process that ended by itself is known to have."""
+"""Seconds within which Flower knows that a run was stopped by other means than ours."""
 AGAIN_S = 180.0
 """Seconds for which a server may take to start a killed run again."""
 LOOK_S = 5.0
 """Seconds between questions whether the run still goes on."""
-VANISHED = "No heartbeat"
-"""What Flower says of a run whose process was killed."""
 WORDS = 1500
 """Characters of a failed run's log that are shown."""
 
@@ -91,6 +90,7 @@ class Submission:
     @classmethod
     def begin(cls, link: SuperLink, folder: Path, wanted: int) -> Submission:
         """Start the run whose config.yaml lies in the folder; if there is a checkpoint it goes on from there."""
+        ending.clear(folder)
         given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
         text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={wanted}"
         with tempfile.TemporaryDirectory(prefix="fedhet-submit-") as beside:
@@ -137,10 +137,15 @@ class Submission:
             raise EnrollError("E315", f"the SuperLink knows no run {self.run_id}")
         return str(runs[0]["status"]), str(runs[0].get("status-details", ""))
 
+    @property
+    def ended(self) -> Ending | None:
+        """How the run itself says that it ended without a result; None if it does not."""
+        return ending.read(self.folder)
+
     def again(self) -> Submission | None:
-        """The run as the server has started it anew, from its journal; None if it has not within a time."""
+        """The run as the server has started it anew, from its journal; None if it has not within a time, or gave up."""
         end = time.monotonic() + AGAIN_S
-        while time.monotonic() < end:
+        while time.monotonic() < end and self.ended is None:
             ticket = _ticket(self.folder)
             if self.done or (ticket is not None and int(ticket["run_id"]) != self.run_id):
                 return replace(self, run_id=int(ticket["run_id"]) if ticket else self.run_id)
@@ -164,26 +169,36 @@ class Submission:
 
     def stop(self) -> None:
         """End the run; its folder keeps the last checkpoint."""
-        self.link.flwr("stop", str(self.run_id), NAME)
+        Ending(ending.STOPPED, "by the operator").write(self.folder)  # first, or its end would look like a kill
+        try:
+            status, _ = self.status()
+            if not status.startswith("finished"):  # else it was killed, and is not started again now
+                self.link.flwr("stop", str(self.run_id), NAME)
+        except EnrollError:
+            ending.clear(self.folder)
+            raise
 
     def last_words(self) -> str:
         """The end of the ServerApp's log."""
         return self.link.text("log", str(self.run_id), NAME, "--show")[-WORDS:].strip()
 
-    def _last_status(self) -> tuple[str, str]:
-        """Of a process that is gone: what raises, or is stopped, is known to Flower soon; else it was killed."""
-        end = time.monotonic() + LAST_WORDS_S
-        while time.monotonic() < end:
-            status, told = self.status()
-            if status.startswith("finished"):
-                return status, told
+    def _gone(self) -> EnrollError:
+        """Of a process that is gone: what it wrote last. What wrote nothing was killed, unless Flower was told to."""
+        status, end = "", time.monotonic() + LAST_WORDS_S
+        while self.ended is None and not self.done and "stopped" not in status and time.monotonic() < end:
             time.sleep(0.5)
-        return "its process is gone", VANISHED
+            if self.link.listens():
+                status, _ = self.status()
+        return self.over(status)
 
-    def _ended(self, status: str, told: str) -> EnrollError:
-        if "stopped" in status:
-            return EnrollError("E315", f"it is {status}")
-        return EnrollError("E314", status, log=self.last_words(), killed=VANISHED in told)
+    def over(self, status: str = "") -> EnrollError:
+        """Why a run without a result does not go on; "killed" in its `data` if nothing says that it should not."""
+        ended = self.ended
+        if "stopped" in status or (ended is not None and ended.how == ending.STOPPED):
+            return EnrollError("E315", "it is stopped")
+        if ended is None:
+            return EnrollError("E314", status or "its process is gone", log=self.last_words(), killed=True)
+        return EnrollError("E314", ended.why, log=ended.trace or self.last_words(), killed=False)
 
     def follow(
         self,
@@ -194,14 +209,14 @@ class Submission:
         """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run.
 
         Raises EnrollError E315 if the run was stopped, E314 if it ends without a result otherwise: `data` has the end
-        of its log, and under "killed" whether its process just vanished.
+        of its log, and under "killed" whether its process just vanished, for the server then starts it again.
         """
         looked, seen, metrics, lived = time.monotonic(), 0, self.folder / "metrics.jsonl", False
         while not self.done:
             nap(0.2)
             here = occupied(self.folder)
             if lived and not here and not self.done:  # Flower notices after a minute only
-                raise self._ended(*self._last_status())
+                raise self._gone()
             lived = lived or here
             rows = read_rows(metrics) if metrics.is_file() else []
             for row in rows[seen:]:
@@ -209,11 +224,10 @@ class Submission:
             if len(rows) != seen:
                 seen, looked = len(rows), time.monotonic()  # it lives, nobody need be asked
             elif time.monotonic() - looked > LOOK_S:
-                status, told = self.status()
+                status, _ = self.status()
                 looked = time.monotonic()
-                over = status.startswith("finished") and not (VANISHED in told and occupied(self.folder))
-                if over and not self.done:
-                    raise self._ended(status, told)
+                if status.startswith("finished") and not occupied(self.folder) and not self.done:
+                    raise self.over(status)
         rows = read_rows(metrics) if metrics.is_file() else []
         for row in rows[max(0, min(seen, len(rows) - 1)) :]:
             show({**progress(row, most), "share": 1.0 if row is rows[-1] else None})

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from fedhet.ending import FAILED, GIVEN_UP, STOPPED, Ending
 from fedhet.enroll import submit
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.runs import LIVES, Runs
-from fedhet.enroll.submit import VANISHED, Submission
-from fedhet.journal import alone
+from fedhet.enroll.runs import FOR_NOTHING, Runs
+from fedhet.enroll.submit import Submission
+from fedhet.journal import Journal, alone
 
 
 class Link:
@@ -22,6 +23,9 @@ class Link:
 
     def listens(self):
         return self.there
+
+    def text(self, *words):
+        return "its last words"
 
     def flwr(self, verb, *words):
         if not self.there:
@@ -71,16 +75,33 @@ def test_a_killed_run_is_started_again_with_its_folder_and_its_number_of_clients
     assert watch.look(6.0) == 3
 
 
-def test_after_the_machine_went_down_flowers_word_is_enough(watch):
-    watch.link.said = ("finished:failed", VANISHED + " received from the task")
+WORDS = [
+    ("finished:failed", "No heartbeat received from the task"),
+    ("finished:failed", "Task failed with unknown error."),
+    ("finished:failed", "ServerApp failed with exception: [Errno 111] Connection refused"),
+    ("finished:completed", ""),
+]
+"""What Flower may say of a run that was killed, or under which its SuperLink died."""
+
+
+@pytest.mark.parametrize("said", WORDS)
+def test_a_run_that_wrote_no_ending_is_started_again_whatever_flower_calls_its_end(watch, said):
+    watch.link.said = said
     assert watch.look() == 1 and watch.look(6.0) == 2
 
 
-@pytest.mark.parametrize("said", [("finished:stopped", ""), ("finished:failed", "Exit code 201")])
-def test_what_was_stopped_or_raised_is_left_alone(watch, said):
+@pytest.mark.parametrize("how", [FAILED, STOPPED])
+def test_what_wrote_its_ending_is_left_alone_whatever_flower_says(watch, how):
     with alone(watch.folder):
         watch.look()
-    watch.link.said = said
+        Ending(how, "ValueError: no").write(watch.folder)
+    assert watch.look(6.0) == 1 and watch.entries == []
+
+
+def test_what_was_stopped_by_way_of_flower_is_left_alone(watch):
+    with alone(watch.folder):
+        watch.look()
+    watch.link.said = ("finished:stopped", "")
     assert watch.look(6.0) == 1 and watch.entries == []
 
 
@@ -114,11 +135,47 @@ def test_nobody_is_asked_while_the_superlink_is_away(watch):
     assert watch.look(1.0) == 2
 
 
-def test_a_run_that_is_killed_over_and_over_is_left_alone(watch):
-    watch.link.said = ("finished:failed", VANISHED)
-    for _ in range(3 * LIVES):
-        watch.look(60.0)
-    assert len(watch.link.begun) == 1 + LIVES and watch.entries == []
+def lives(watch, seconds, answers):
+    """Lives of a run that is killed again and again: how long each is, and whether the server hears something in it."""
+    with contextlib.closing(Journal(watch.folder)) as journal:
+        for job in range(4 * FOR_NOTHING):
+            before = len(watch.link.begun)
+            with alone(watch.folder):
+                watch.look()
+                watch.now += seconds
+                if answers:
+                    journal.write("arrived", 0.0, job, b"x")
+                watch.look()
+            watch.look(6.0)
+            watch.look(1.0)
+            if len(watch.link.begun) == before:
+                return
+
+
+def test_a_run_that_dies_at_once_each_time_is_given_up_and_says_so(watch):
+    lives(watch, 1.0, False)
+    assert len(watch.link.begun) == 1 + FOR_NOTHING and watch.entries == []
+    ended = watch.made.ended
+    assert ended.how == GIVEN_UP and f"{FOR_NOTHING} times" in ended.why and "its last words" in ended.trace
+    assert watch.made.again() is None
+    told = watch.made.over()
+    assert told.code == "E314" and not told.data["killed"] and f"{FOR_NOTHING} times" in told.detail
+
+
+@pytest.mark.parametrize(("seconds", "answers"), [(1.0, True), (90.0, False)])
+def test_a_run_that_gets_on_or_lives_for_a_while_is_never_given_up(watch, seconds, answers):
+    lives(watch, seconds, answers)
+    assert len(watch.link.begun) == 1 + 4 * FOR_NOTHING and len(watch.entries) == 1
+
+
+def test_a_run_that_was_submitted_anew_starts_with_a_clean_slate(watch):
+    lives(watch, 1.0, False)
+    Submission.begin(watch.link, watch.folder, 2)
+    assert watch.made.ended is None and len(watch.entries) == 1
+    before = len(watch.link.begun)
+    with alone(watch.folder):
+        watch.look()
+    assert watch.look(6.0) == before + 1
 
 
 def test_who_follows_goes_over_to_the_next_life(watch, monkeypatch):
@@ -135,7 +192,7 @@ def test_a_process_that_flower_gave_up_is_followed_as_long_as_it_lives(watch, mo
     monkeypatch.setattr(submit, "LOOK_S", -1.0)
     monkeypatch.setattr(submit, "LAST_WORDS_S", 0.01)
     monkeypatch.setattr(Submission, "last_words", lambda self: "")
-    watch.link.said = ("finished:failed", VANISHED)
+    watch.link.said = ("finished:failed", "No heartbeat")
     lock, naps = contextlib.ExitStack(), []
     lock.enter_context(alone(watch.folder))
 

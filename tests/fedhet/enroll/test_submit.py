@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedhet import cli, cli_submit
+from fedhet.ending import FAILED, STOPPED, Ending
 from fedhet.enroll import submit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
@@ -114,16 +115,17 @@ def test_a_run_is_followed_row_by_row_to_its_end(tmp_path):
     assert shown[-1]["tasks"] == 9
 
 
-@pytest.mark.parametrize(
-    ("details", "killed"), [("No heartbeat received from the task", True), ("Exit code 201", False)]
-)
-def test_a_run_that_failed_says_why(tmp_path, monkeypatch, details, killed):
+def test_a_run_that_failed_says_why_in_its_own_words(tmp_path, monkeypatch):
     monkeypatch.setattr(submit, "LOOK_S", -1.0)
-    made = Submission(Told(tmp_path, "finished:failed", details), tmp_path, 1)
+    made = Submission(Told(tmp_path, "finished:failed", "whatever"), tmp_path, 1)
     with pytest.raises(EnrollError) as caught:
         made.follow(lambda row: None, {}, lambda seconds: None)
-    assert caught.value.code == "E314" and caught.value.data["killed"] is killed
+    assert caught.value.code == "E314" and caught.value.data["killed"], "it wrote nothing: it was killed"
     assert caught.value.data["log"].endswith("ValueError: no such file") and len(caught.value.data["log"]) <= 1500
+    Ending(FAILED, "ValueError: no data", "Traceback: ...").write(tmp_path)
+    with pytest.raises(EnrollError, match="ValueError: no data") as caught:
+        made.follow(lambda row: None, {}, lambda seconds: None)
+    assert not caught.value.data["killed"] and caught.value.data["log"] == "Traceback: ..."
 
 
 def test_a_run_that_was_stopped_did_not_fail(tmp_path, monkeypatch):
@@ -160,14 +162,17 @@ def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("status", "details", "killed"),
-    [("running", "", True), ("finished:failed", submit.VANISHED, True), ("finished:failed", "ValueError", False)],
-)
-def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, status, details, killed):
-    monkeypatch.setattr(submit, "LAST_WORDS_S", 0.01)
+    ("status", "ended", "code", "killed"),
+    [("running", None, "E314", True), ("finished:failed", None, "E314", True), ("finished:stopped", None, "E315", None),
+     ("running", Ending(FAILED, "ValueError", "its trace"), "E314", False),
+     ("running", Ending(STOPPED, ""), "E315", None)],
+)  # fmt: skip
+def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, status, ended, code, killed):
+    monkeypatch.setattr(submit, "LAST_WORDS_S", 0.7)
     monkeypatch.setattr(submit, "LOOK_S", 1e9)
     monkeypatch.setattr(Told, "text", lambda self, *_: "its last words", raising=False)
-    made, lock = Submission(Told(tmp_path, status, details), tmp_path, 1), contextlib.ExitStack()
+    monkeypatch.setattr(Told, "listens", lambda self: True)
+    made, lock = Submission(Told(tmp_path, status), tmp_path, 1), contextlib.ExitStack()
     naps = []
 
     def nap(_):
@@ -175,9 +180,12 @@ def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, 
         if len(naps) == 2:
             lock.enter_context(alone(tmp_path))
         if len(naps) == 4:
+            if ended is not None:
+                ended.write(tmp_path)
             lock.close()
 
     with pytest.raises(EnrollError) as caught:
         made.follow(lambda row: None, {}, nap)
-    assert caught.value.code == "E314" and caught.value.data["killed"] is killed
-    assert caught.value.data["log"] == "its last words" and len(naps) == 4
+    assert caught.value.code == code and caught.value.data.get("killed") is killed and len(naps) == 4
+    if code == "E314":
+        assert caught.value.data["log"] == ("its last words" if ended is None else "its trace")
