@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedhet import device_code, origin, wire
 from fedhet import message as records
-from fedhet import origin, wire
 from fedhet.chores import Pondering
 from fedhet.client import Device, Memories
 from fedhet.grids.worker import Brief
@@ -47,7 +47,7 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         update = device_of(message).answer(job, wire.open_tree(payload, sha256), memories)
         remember(context, memories)
         sign = signer(run) if run else None
-        return Message(records.answer(update, code=origin.fingerprint(), seal=seal, sign=sign), reply_to=message)
+        return Message(records.answer(update, code=code_of(message), seal=seal, sign=sign), reply_to=message)
 
     def _from_disk(state: Path, run: str, job: Job, message: Message) -> RecordDict:
         """The answer that the disk holds if it is to this very job, else a new one, kept before it is sent."""
@@ -60,7 +60,7 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         if kept.job == name and kept.answer is not None:
             return kept.answer
         update = device_of(message).answer(job, wire.open_tree(payload, sha256), kept.memories)
-        answer = records.answer(update, code=origin.fingerprint(), seal=seal, sign=signer(run))
+        answer = records.answer(update, code=code_of(message), seal=seal, sign=signer(run))
         keep.write(run, name, answer, kept.memories)
         return answer
 
@@ -78,9 +78,24 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         for name, value in context.node_config.items():
             if name not in PRIVATE:
                 record[name] = value
-        return Message(RecordDict({"profile": record}), reply_to=message)
+        return Message(RecordDict({"profile": record, "fedhet": own_code(message)}), reply_to=message)
 
     return app
+
+
+def code_of(message: Message) -> str:
+    """What an answer says of the code that made it: that of a device's half of the configuration that came with the
+    job, or, where the device was built together with the server, that of the whole."""
+    world = records.read_world(message.content)
+    return device_code.digest(world) if world else origin.fingerprint()
+
+
+def own_code(message: Message) -> ConfigRecord:
+    """This process's protocol, and its hashes of the modules that a query asks for."""
+    asked: Mapping[str, object] = message.content.config_records.get("fedhet") or {}
+    names = json.loads(str(asked.get("modules", "[]")))
+    hashes = device_code.hashes([name for name in names if isinstance(name, str)])
+    return ConfigRecord({"protocol": device_code.PROTOCOL, "code": json.dumps(hashes)})
 
 
 class DeviceApp:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 def pyproject(poll: float) -> str:
     """The app's pyproject.toml. The server looks for messages every `poll` seconds; a run overrides `config` (the path
-    of its resolved configuration), `folder` (its own) and `wanted` (nodes to wait for)."""
+    of its resolved configuration), `folder` (its own), `wanted` (nodes to wait for) and `least` (how many of them must
+    answer; 0: all)."""
     return f"""[project]
 name = "fedhet-run"
 version = "1.0.0"
@@ -21,5 +22,6 @@ clientapp = "fedhet.app:client"
 config = ""
 folder = ""
 wanted = 0
+least = 0
 poll = {poll}
 """

@@ -12,12 +12,13 @@ import typer
 from omegaconf import DictConfig, OmegaConf
 
 from fedhet import cli_run, config, overrides
+from fedhet.bulletin import Reader
 from fedhet.ending import FAILED
 from fedhet.enroll import submit as running
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.output import say, spoken
-from fedhet.enroll.submit import Submission
+from fedhet.enroll.submit import Crowd, Submission
 from fedhet.errors import InputError
 from fedhet.journal import occupied
 from fedhet.progress import Bar
@@ -44,13 +45,14 @@ def submit(
             if occupied(path):  # it goes on already
                 return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
         there = running.crowd(home, link)
-        wanted = running.enough(there, least)
+        wanted, needed = running.enough(there, least)
         if resume is None:
-            path = _prepare(texts, folder, out, there.expected)
+            path = _prepare(texts, folder, out, there)
         if not as_json:
             online = f"{len(there.online)} of {len(there.active)} clients are online"
-            print(f"{online}; the run begins with {wanted}", file=sys.stderr)
-        made = Submission.begin(link, path, wanted)
+            begins = "those of them that answer" if least is None else f"{least}"
+            print(f"{online}; the run begins with {begins}", file=sys.stderr)
+        made = Submission.begin(link, path, wanted, needed)
         if detach:
             return _detached(made, as_json)
         return _follow(made, on_interrupt, as_json)
@@ -79,20 +81,21 @@ def stop(folder: Path, as_json: bool) -> None:
         say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
 
 
-def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expected: int) -> Path:
+def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: Crowd) -> Path:
     """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
     from fedhet.experiment import Experiment
 
     given = {one.key_or_group for one in overrides.parse(list(texts))}
     cfg = config.compose(texts, folder)
     if "fleet.clients" not in given and "clients" in cfg["fleet"]:
-        cfg = config.compose([*texts, f"fleet.clients={expected}"], folder)
+        cfg = config.compose([*texts, f"fleet.clients={there.expected}"], folder)
     resolved = config.resolved(cfg)
     experiment = Experiment.of({**resolved, "transport": {"name": "flower"}})
+    waits = running.opens(getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there)
     experiment.check()
     path = (out or cli_run.new_folder(cfg)).resolve()
     running.prepare(path, resolved)
-    for notice in experiment.notices:
+    for notice in [*experiment.notices, *([waits] if waits else [])]:
         cli_run.notice(notice)
     return path
 
@@ -100,10 +103,11 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, expect
 def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
     cfg: DictConfig = OmegaConf.load(made.folder / "config.yaml")  # type: ignore[assignment]
     limits: Mapping[str, Any] = OmegaConf.to_container(cfg["stop"])  # type: ignore[assignment]
+    news = Reader(made.folder)
     while True:
         try:
             with Bar(str(cfg["strategy"])) as show:
-                made.follow(show, limits)
+                made.follow(show, limits, hear=lambda show=show: show.say(news()))  # type: ignore[misc]
             return _end(made.folder, as_json)
         except KeyboardInterrupt:
             choice = _asked() if on_interrupt == "ask" else on_interrupt

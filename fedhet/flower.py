@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from fedhet import flower_replies, origin
+from fedhet import device_code, flower_replies
 from fedhet.aggregation import Flat
 from fedhet.clock import WallClock
 from fedhet.drive import Drive
@@ -71,15 +71,16 @@ class MethodStrategy(flower.Strategy):
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
         clock, grid = self.clock, flower_replies.whole(grid)
-        nodes = Nodes(grid, clock)
+        world = self.experiment.for_devices()
+        nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world)))
         nodes.gather(self.wanted, timeout, lambda: clock.wait(None))
         result = flower.Result()
         server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
         server.barred.update(set(server.roster) - set(nodes.of_client))
-        gate = Gate(max_weight=self.experiment.max_weight, code=origin.fingerprint(), sealed=True)
+        gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world), sealed=True)
         drive = Drive(
             server, grid, clock, gate, lambda client: nodes.of_client[client], True,
-            self.experiment.for_devices(), self.experiment.timeout,
+            world, self.experiment.timeout,
         )  # fmt: skip
         seen = -1
 

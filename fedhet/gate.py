@@ -31,8 +31,8 @@ from fedhet.wire import MalformedUpdate
 MEMORY, WARM_UP = 200, 20
 """Accepted norms a median is taken of, and how many there must be before anything is cut to it."""
 
-BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone"})
-"""Codes that say nothing against the sender: it was late, fast, copied, or judged elsewhere."""
+BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
+"""Codes that say nothing against the sender: it was late, fast, copied, of another version, or judged elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Gate:
             if count >= self.per_buffer:
                 return Rejected("quota", f"{count} updates of client {sender} wait to be combined already")
         if self.code and answer.code != self.code:
-            return Rejected("code", "the client runs other code than the server")
+            return Rejected("code", "the client runs other code than the server where the method needs the same")
         return None if self.vouch is None else self.vouch(answer)
 
     def _weight_bound(self, roster: Clients) -> float:

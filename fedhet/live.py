@@ -20,15 +20,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 from omegaconf import OmegaConf
 
-from fedhet import config, ending, flower_replies, origin, record
+from fedhet import config, device_code, ending, flower_replies, record
 from fedhet.aside import Aside
+from fedhet.bulletin import Bulletin
 from fedhet.chores import Own
 from fedhet.clock import WallClock
 from fedhet.enroll.members import Members
 from fedhet.enroll.vouch import Registered
 from fedhet.experiment import Experiment, Progress
 from fedhet.journal import alone
-from fedhet.nodes import Nodes
+from fedhet.nodes import NoClients, Nodes
 from fedhet.result import Result
 from fedhet.session import Session
 from fedhet.types import ClientId
@@ -39,6 +40,10 @@ EXPECTING = 0.5
 """The same while somebody new has not yet said who it is."""
 BELIEVED = ("sec_per_step", "max_rank", "memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s", "num_examples")
 """Fields of the registry's profile that a schedule is told, where they are known."""
+IDLE = 5.0
+"""Seconds for which nothing may be in flight before it is told what is waited for."""
+REMIND = 30.0
+"""Seconds after which it is told again."""
 BACK = 20.0
 """Seconds a server that was started again waits for the clients that have a job."""
 
@@ -49,31 +54,37 @@ def live(
     grid: Grid,
     *,
     wanted: int,
+    least: int | None = None,
     poll: float,
     resume: bool = False,
     progress: Progress | None = None,
     gather_seconds: float = 180.0,
     members: Members | None = None,
 ) -> Result:
-    """Run on a grid whose nodes declare their client numbers; starts when `wanted` of them are known.
+    """Run on a grid whose nodes declare their client numbers; starts when `wanted` of them have answered, or `least`
+    (default: `wanted`) and nobody further does.
 
     Clients that are not there are left out until they come. After a resume, jobs that were in flight are sent again:
     a client that did one already answers from its disk. Raises NoClients if too few nodes answer in time.
     """
+    world = experiment.for_devices()
     clock, grid = WallClock(poll), flower_replies.whole(grid)
-    nodes = Nodes(grid, clock, None if members is None else members.nodes)
-    session = Session(
-        experiment, folder, resume=resume, progress=progress, code=origin.fingerprint(), sealed=True, journaled=True
+    nodes = Nodes(
+        grid, clock, None if members is None else members.nodes, device_code.hashes(device_code.modules(world))
     )
-    drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=experiment.for_devices())
+    session = Session(
+        experiment, folder, resume=resume, progress=progress, code=device_code.digest(world), sealed=True,
+        journaled=True,
+    )  # fmt: skip
+    drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
     if members is not None:
         session.gate.vouch = Registered(members, drive.run_id)
-    crowd = _Crowd(session, nodes, clock, members)
+    crowd = _Crowd(session, nodes, clock, members, Bulletin(folder))
     if session.started:
         clock.start(session.server.now)
         crowd.find_again(BACK)
     else:
-        nodes.gather(wanted, gather_seconds, lambda: clock.wait(None))
+        crowd.gather(wanted, wanted if least is None else least, gather_seconds)
         clock.start(0.0)
         crowd.meet()
     drive.before_instant, drive.before_sends = crowd.look, crowd.expel
@@ -93,8 +104,36 @@ class _Crowd:
     nodes: Nodes
     clock: WallClock
     members: Members | None
+    bulletin: Bulletin
     due: float = 0.0
+    idle_since: float | None = None
     observed: dict[ClientId, int] = field(default_factory=dict)
+
+    def gather(self, wanted: int, least: int, seconds: float) -> None:
+        """Before the start: wait for clients, and say who is waited for and who did not answer. Raises NoClients."""
+
+        def waiting() -> None:
+            here = len(self.nodes.present)
+            self.bulletin.say(f"{here} clients have answered; the run begins with {least}{self._absent()}")
+
+        nap = lambda: self.clock.wait(None)  # noqa: E731
+        try:
+            self.nodes.gather(wanted, seconds, nap, least=least, waiting=waiting)
+        except NoClients as error:
+            raise NoClients(f"{error}{self._absent()}") from None
+        if self.nodes.silent:
+            text = f"the run begins with {len(self.nodes.present)} clients{self._absent()}"
+            self.bulletin.say(f"{text}; who answers later takes part from then on")
+
+    def _absent(self) -> str:
+        silent = ", ".join(map(self.name, self.nodes.silent))
+        strange = "".join(f"; {self.name(c)} is left out: {why}" for c, why in sorted(self.nodes.strange.items()))
+        return (f"; online, and not answering: {silent}" if silent else "") + strange
+
+    def name(self, client: ClientId) -> str:
+        """What people call a client."""
+        member = self.members.now().get(client) if self.members is not None else None
+        return f"client {client}" if member is None else member.name
 
     def meet(self) -> None:
         """Before the start: who is there, and what they are."""
@@ -108,10 +147,10 @@ class _Crowd:
         """After a restart: send jobs again to those who are there; those of the others have failed."""
         server, heard = self.session.server, self.session.heard
         end = time.monotonic() + seconds
-        self.nodes.refresh()
+        self.nodes.refresh(at_once=True)
         while self._missing() and time.monotonic() < end:
             self.clock.wait(None)
-            self.nodes.refresh()
+            self.nodes.refresh(at_once=True)
         gone = self._missing()
         self.expel()
         for job in sorted(server.inflight.values(), key=lambda job: job.id):
@@ -129,6 +168,7 @@ class _Crowd:
     def look(self) -> None:
         """Before every instant: who may not take part any more; now and then, who came and who went."""
         self.expel()
+        self._tell_what_is_waited_for()
         if self.clock.now() < self.due:
             return
         came, gone = self.nodes.refresh()
@@ -138,9 +178,26 @@ class _Crowd:
                 self.session.heard.left(client, self.clock.now())
         for client in came:
             self._welcome(client)
+        for client, why in sorted(self.nodes.strange.items()):
+            self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
         self.due = self.clock.now() + (EXPECTING if self.nodes.expecting else WATCH)
         self.session.record.sync()
         self.note_speeds()
+
+    def _tell_what_is_waited_for(self) -> None:
+        """If nothing is in flight and no timer is due: how many clients a round needs, and how many there are."""
+        server, now = self.session.server, self.clock.now()
+        if server.inflight or server.chores.open or (server.next_timer or math.inf) < now + REMIND:
+            self.idle_since = None
+            return
+        self.idle_since = now if self.idle_since is None else self.idle_since
+        if now < self.idle_since + IDLE:
+            return
+        here = len(set(self.nodes.of_client) - server.barred)
+        needs = getattr(self.session.experiment.method.schedule, "min_updates", 1)
+        opens = f"a round opens with {needs} clients" if here < needs else "no client is given work"
+        are = "1 is online" if here == 1 else f"{here} are online"
+        self.bulletin.repeat("waiting", f"{opens}; {are}{self._absent()}", REMIND)
 
     def note_speeds(self) -> None:
         """What was observed, for the registry: the next run, and `fedhet clients list`, know it from there."""
@@ -213,11 +270,16 @@ def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     experiment = Experiment.of({**resolved, "transport": {**resolved["transport"], "name": "flower"}})
     if not (folder / "config.yaml").exists():
         record.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    wanted = int(given.get("wanted") or 0) or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
+    asked = int(given.get("wanted") or 0)
+    wanted = asked or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
+    least = int(given.get("least") or 0) or asked or 1
     poll = float(given.get("poll") or 0.2)
     members = Members.here()
     with contextlib.closing(members) if members is not None else contextlib.nullcontext():
-        return live(experiment, folder, grid, wanted=wanted, poll=poll, resume=True, progress=_Lines(), members=members)
+        return live(
+            experiment, folder, grid, wanted=wanted, least=least, poll=poll, resume=True, progress=_Lines(),
+            members=members,
+        )  # fmt: skip
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
 
@@ -82,6 +82,14 @@ class Bar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def say(self, texts: Sequence[str]) -> None:
+        """Lines above the bar."""
+        for text in texts:
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=self._stream, flush=True)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         share, now = row.get("share"), time.monotonic()

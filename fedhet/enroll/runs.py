@@ -95,7 +95,7 @@ class Runs:
             self._forget(entry, made)
             return
         log.warning("the run in %s was killed; it goes on from its journal", made.folder)
-        begun = Submission.begin(self.link, made.folder, made.wanted)
+        begun = Submission.begin(self.link, made.folder, made.wanted, made.least)
         self._lives[made.folder] = Life(begun.run_id, now, had, for_nothing=wasted)
 
     def _forget(self, entry: Path, made: Submission | None) -> None:

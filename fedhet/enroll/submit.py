@@ -67,39 +67,56 @@ def crowd(home: Path, link: SuperLink) -> Crowd:
     return Crowd(tuple(c.name for c in active), online, 1 + max(numbers, default=-1))
 
 
-def enough(there: Crowd, least: int | None) -> int:
-    """How many clients the run waits for before it begins. Raises EnrollError E313."""
+def enough(there: Crowd, least: int | None) -> tuple[int, int]:
+    """How many clients the run waits for before it begins, and how many of them must answer. Raises EnrollError E313.
+
+    Those that are online may answer or not: the run begins with who does, at least one. A number that was asked for is
+    waited for.
+    """
     if not there.active:
         raise EnrollError("E313", "no client is enrolled yet: fedhet enroll invite")
     if not there.online:
         raise EnrollError("E313", f"none of {_named(there.active)} is")
     if least is not None and least > len(there.active):
         raise EnrollError("E313", f"--wait-for {least}, and {len(there.active)} are enrolled: {_named(there.active)}")
-    return len(there.online) if least is None else least
+    return (len(there.online), 1) if least is None else (least, least)
+
+
+def opens(needed: int, roster: int, there: Crowd) -> str:
+    """What to say of a method whose rounds open with so many clients, where the run has room for `roster`; empty if
+    enough are enrolled. Raises EnrollError E313 if more could never take part."""
+    if needed > roster:
+        told = f"a round opens with {needed} clients, and this run has room for {roster}"
+        raise EnrollError("E313", f"{told}; raise fleet.clients if others are still to be enrolled")
+    if needed > len(there.active):
+        return f"a round opens with {needed} clients; {len(there.active)} are enrolled: the run waits for the others"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run of a federation and its folder. It begins when `wanted` clients are there."""
+    """A run of a federation and its folder. It begins when `wanted` clients have answered, or no further one than
+    `least` does."""
 
     link: SuperLink
     folder: Path
     run_id: int
     wanted: int = 1
+    least: int = 1
 
     @classmethod
-    def begin(cls, link: SuperLink, folder: Path, wanted: int) -> Submission:
+    def begin(cls, link: SuperLink, folder: Path, wanted: int, least: int) -> Submission:
         """Start the run whose config.yaml lies in the folder; if there is a checkpoint it goes on from there."""
         ending.clear(folder)
         given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
-        text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={wanted}"
+        text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={wanted} least={least}"
         with tempfile.TemporaryDirectory(prefix="fedhet-submit-") as beside:
             app = Path(beside) / "fedhet-run"
             app.mkdir()
             (app / "pyproject.toml").write_text(bundle.pyproject(poll=0.2))
             answer = link.flwr("run", str(app), NAME, "--run-config", text)
-        made, home = cls(link, folder, int(answer["run-id"]), wanted), link.folder.parent.resolve()
-        ticket = {"run_id": made.run_id, "home": str(home), "wanted": wanted}
+        made, home = cls(link, folder, int(answer["run-id"]), wanted, least), link.folder.parent.resolve()
+        ticket = {"run_id": made.run_id, "home": str(home), "wanted": wanted, "least": least}
         files.write_file(folder / TICKET, json.dumps(ticket) + "\n", 0o644)
         name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         files.write_file(files.private_folder(home / RUNS) / f"{name}.run", str(folder))
@@ -111,7 +128,11 @@ class Submission:
         ticket = _ticket(folder)
         if ticket is None:
             raise EnrollError("E306", f"{folder} holds no submitted run: it has no {TICKET}")
-        return cls(SuperLink.served(Path(ticket["home"])), folder, int(ticket["run_id"]), int(ticket["wanted"]))
+        return cls._ticketed(SuperLink.served(Path(ticket["home"])), folder, ticket)
+
+    @classmethod
+    def _ticketed(cls, link: SuperLink, folder: Path, ticket: Mapping[str, Any]) -> Submission:
+        return cls(link, folder, *(int(ticket[key]) for key in ("run_id", "wanted", "least")))
 
     @classmethod
     def entered(cls, link: SuperLink) -> Iterator[tuple[Path, Submission | None]]:
@@ -119,7 +140,7 @@ class Submission:
         for entry in sorted((link.folder.parent / RUNS).glob("*.run")):
             folder = Path(entry.read_text())
             ticket = _ticket(folder)
-            yield entry, None if ticket is None else cls(link, folder, int(ticket["run_id"]), int(ticket["wanted"]))
+            yield entry, None if ticket is None else cls._ticketed(link, folder, ticket)
 
     @property
     def done(self) -> bool:
@@ -205,8 +226,10 @@ class Submission:
         show: Callable[[Mapping[str, Any]], None],
         most: Mapping[str, Any],
         nap: Callable[[float], None] = time.sleep,
+        hear: Callable[[], None] = lambda: None,
     ) -> None:
-        """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run.
+        """Tell `show` of every evaluation until the result is there. `most` holds the limits of the run; `hear` is
+        called again and again, for what else the run has to tell.
 
         Raises EnrollError E315 if the run was stopped, E314 if it ends without a result otherwise: `data` has the end
         of its log, and under "killed" whether its process just vanished, for the server then starts it again.
@@ -214,6 +237,7 @@ class Submission:
         looked, seen, metrics, lived = time.monotonic(), 0, self.folder / "metrics.jsonl", False
         while not self.done:
             nap(0.2)
+            hear()
             here = occupied(self.folder)
             if lived and not here and not self.done:  # Flower notices after a minute only
                 raise self._gone()
@@ -255,7 +279,7 @@ def _ticket(folder: Path) -> dict[str, Any] | None:
         ticket = json.loads((folder / TICKET).read_text())
     except FileNotFoundError:
         return None
-    return {"wanted": 1, **ticket}
+    return {"wanted": 1, "least": 1, **ticket}
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -207,7 +207,8 @@ def test_a_node_is_whose_the_registry_says_and_one_that_says_otherwise_is_not_ad
     assert nodes.refresh() == ([2], []) and nodes.of_client[2] == 12
     grid.claims[13], slow = 3, grid.pull_messages
     grid.pull_messages = lambda ids: []
-    assert nodes.refresh() == ([3], []), "the registry knows whose it is before it answers"
+    assert nodes.refresh() == ([], []) and nodes.silent == [3], "the registry knows whose it is; it has not answered"
+    assert nodes.refresh(at_once=True) == ([3], []), "a run that goes on takes the registry's word"
     grid.claims[13], grid.pull_messages = 0, slow
     nodes.refresh()
     assert nodes.refresh() == ([], [3]), "gone as soon as it lies"

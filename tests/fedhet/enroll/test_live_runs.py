@@ -1,12 +1,17 @@
-"""Three enrolled clients with TLS on loopback: FedAvg; FedCompass, and one is revoked; a run that is stopped."""
+"""Three enrolled clients with TLS on loopback: one is frozen as a run begins; FedAvg; FedCompass, and one is revoked; a
+run that is stopped."""
 
+import contextlib
 import importlib.util
 import json
+import os
+import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from fedhet.bulletin import Reader
 from fedhet.record import read_rows
 
 found = importlib.util.spec_from_file_location("living", Path(__file__).with_name("living.py"))
@@ -14,6 +19,58 @@ living = importlib.util.module_from_spec(found)
 found.loader.exec_module(living)
 
 SMALL = ["data=digits", "partition=iid", "model=mlp_small", "fleet.clients=3"]
+
+
+def family(pid):
+    """A process and its children."""
+    pids = [pid]
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                pids.append(int(entry.name))
+    return pids
+
+
+def send(pids, number):
+    for pid in pids:
+        os.kill(pid, number)
+
+
+def frozen_client(made):
+    """Of three clients one is frozen: a run begins without it, says so, and takes it in when it thaws."""
+    folder, pids = made.folder / "frozen", family(made.processes["client2"].pid)
+    assert len(pids) == 2
+    send(pids, signal.SIGSTOP)
+    try:
+        made.fedhet("submit", "--detach", *SMALL, "stop.versions=100000", "--out", folder)
+        told, events = Reader(folder), folder / "events.jsonl"
+
+        def happened(event, client=None):
+            rows = read_rows(events) if events.is_file() else []
+            return [r for r in rows if r["event"] == event and client in (None, r.get("client"))]
+
+        living.until(lambda: happened("combined"), 90, "the first version, without the frozen client")
+        assert told() == ["the run begins with 2 clients; online, and not answering: client2; who answers later takes "
+                          "part from then on"]  # fmt: skip
+        assert {c for r in happened("combined") for c in r["clients"]} == {0, 1}
+    finally:
+        send(pids, signal.SIGCONT)
+    living.until(lambda: happened("arrived", 2), 90, "the thawed client's first update")
+    assert made.fedhet("stop", folder)["state"] == "stopped"
+
+
+def too_few_clients(made):
+    """A round that needs more clients than can come is refused; one that needs more than there are says so."""
+    wrong = made.fedhet("submit", *SMALL, "schedule.min_updates=10", "--out", made.folder / "never", code=83)
+    assert wrong["error"]["code"] == "E313" and "room for 3" in wrong["error"]["detail"]
+    assert not (made.folder / "never").exists()
+    folder, heard = made.folder / "few", []
+    few = [*SMALL[:-1], "schedule.min_updates=10", "fleet.clients=10", "stop.versions=2"]
+    made.fedhet("submit", *few, "--detach", "--out", folder)
+    told = Reader(folder)
+    living.until(lambda: heard.extend(told()) or heard, 60, "a word about what is waited for")
+    assert heard == ["a round opens with 10 clients; 3 are online"]
+    assert made.fedhet("stop", folder)["state"] == "stopped"
 
 
 @pytest.mark.transport
@@ -24,6 +81,9 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         assert wrong["error"]["code"] == "E313"
         wrong = made.fedhet("submit", "strategy=fedavg", "stop.version=3", code=2)["error"]
         assert wrong["code"] == "E319" and "nearest: stop.versions" in wrong["detail"]
+
+        frozen_client(made)
+        too_few_clients(made)
 
         out = tmp_path / "fedavg"
         row = made.fedhet("submit", "strategy=fedavg", "stop.versions=2", *SMALL, "--out", out)

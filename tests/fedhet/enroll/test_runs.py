@@ -43,7 +43,7 @@ class Watch:
     def __init__(self, folder):
         self.now, self.link, self.folder = 0.0, Link(folder), folder / "run"
         self.folder.mkdir()
-        self.made = Submission.begin(self.link, self.folder, 2)
+        self.made = Submission.begin(self.link, self.folder, 2, 1)
         self.runs = Runs(self.link, lambda: self.now)
 
     def look(self, after=0.0):
@@ -66,7 +66,7 @@ def test_a_killed_run_is_started_again_with_its_folder_and_its_number_of_clients
         assert watch.look() == 1
     assert watch.look(1.0) == 1, "it may have ended by itself"
     assert watch.look(5.0) == 2, "Flower calls it running for another minute"
-    assert str(watch.folder) in watch.link.begun[1] and watch.link.begun[1].endswith("wanted=2")
+    assert str(watch.folder) in watch.link.begun[1] and watch.link.begun[1].endswith("wanted=2 least=1")
     assert json.loads((watch.folder / submit.TICKET).read_text())["run_id"] == 102
     for _ in range(5):
         assert watch.look(20.0) == 2, "it has not begun yet"
@@ -170,7 +170,7 @@ def test_a_run_that_gets_on_or_lives_for_a_while_is_never_given_up(watch, second
 
 def test_a_run_that_was_submitted_anew_starts_with_a_clean_slate(watch):
     lives(watch, 1.0, False)
-    Submission.begin(watch.link, watch.folder, 2)
+    Submission.begin(watch.link, watch.folder, 2, 1)
     assert watch.made.ended is None and len(watch.entries) == 1
     before = len(watch.link.begun)
     with alone(watch.folder):
@@ -182,7 +182,7 @@ def test_who_follows_goes_over_to_the_next_life(watch, monkeypatch):
     monkeypatch.setattr(submit, "AGAIN_S", 0.0)
     assert watch.made.again() is None
     monkeypatch.setattr(submit, "AGAIN_S", 60.0)
-    monkeypatch.setattr(submit.time, "sleep", lambda _: Submission.begin(watch.link, watch.folder, 2))
+    monkeypatch.setattr(submit.time, "sleep", lambda _: Submission.begin(watch.link, watch.folder, 2, 1))
     assert watch.made.again().run_id == 102
     (watch.folder / "result.json").write_text("{}")
     assert watch.made.again().done

@@ -22,6 +22,9 @@ living = importlib.util.module_from_spec(found)
 found.loader.exec_module(living)
 
 
+THREE = Crowd(("a", "b", "c"), ("a", "b", "c"), 3)
+
+
 def code_of(output):
     return json.loads(output)["error"]["code"]
 
@@ -53,8 +56,8 @@ def test_a_run_needs_clients_that_are_there():
         with pytest.raises(EnrollError, match=word) as caught:
             submit.enough(there, least)
         assert caught.value.code == "E313"
-    assert submit.enough(Crowd(("a", "b"), ("a",), 2), None) == 1
-    assert submit.enough(Crowd(("a", "b"), ("a",), 2), 2) == 2  # the second may still come
+    assert submit.enough(Crowd(("a", "b"), ("a",), 2), None) == (1, 1)
+    assert submit.enough(Crowd(("a", "b"), ("a",), 2), 2) == (2, 2)  # the second may still come
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
@@ -67,11 +70,11 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 def test_the_operator_is_told_what_a_method_does_to_the_clients_before_it_is_submitted(tmp_path, capsys):
     words = ["strategy=gradient_inversion", "fleet=linear_grid", "model=mlp"]
-    path = cli_submit._prepare(words, None, tmp_path / "run", 3)
+    path = cli_submit._prepare(words, None, tmp_path / "run", THREE)
     told = capsys.readouterr()
     assert told.err.startswith("notice: the server reconstructs data") and told.out == ""
     assert (path / "config.yaml").is_file()
-    cli_submit._prepare(["strategy=fedavg"], None, tmp_path / "plain", 3)
+    cli_submit._prepare(["strategy=fedavg"], None, tmp_path / "plain", THREE)
     assert capsys.readouterr().err == ""
 
 
