@@ -71,14 +71,19 @@ def ca_init(
 @ca.command("rotate")
 def ca_rotate(
     root: Annotated[bool, typer.Option("--root", help="The root as well; the old one signs the new one.")] = False,
+    compromised: Annotated[
+        bool,
+        typer.Option("--compromised", help="The earlier issuing keys were stolen: devices are to refuse them."),
+    ] = False,
+    days: Annotated[float, typer.Option("--days", help="How long the new issuing key holds.", min=1, max=3650)] = 90.0,
     passphrase: Annotated[bool, typer.Option("--passphrase", help="The root key has a passphrase.")] = False,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Replace the issuing key; certificates of the old one hold until they expire."""
+    """Replace the issuing key; certificates of the old one hold until they expire, unless it was stolen."""
     from fedhet.enroll import commands
 
-    commands.ca_rotate(home, root, passphrase, json)
+    commands.ca_rotate(home, root, compromised, days, passphrase, json)
 
 
 @ca.command("export-crl")

@@ -25,6 +25,8 @@ from typing import Any
 
 SOCKETS = "FEDHET_SOCKETS"
 """In the environment: JSON, the path of a socket file for each address "127.0.0.1:1"."""
+TRUST = "FEDHET_TRUST"
+"""In the environment: a file of certificates that TLS clients take into account beside what they are given."""
 LONGEST = 100
 """Bytes of a path that can be a socket's everywhere; Linux takes 107, macOS 103."""
 
@@ -43,9 +45,10 @@ def command(program: str, *words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "fedhet.flower_socket", program, *words]
 
 
-def environment(sockets: Mapping[str, Path]) -> dict[str, str]:
-    """What the command needs to know: which addresses are which socket files."""
-    return {SOCKETS: json.dumps({at: str(path) for at, path in sockets.items()})}
+def environment(sockets: Mapping[str, Path], trust: Path | None = None) -> dict[str, str]:
+    """What the command needs to know: which addresses are which socket files; whose certificates are rejected."""
+    own = {SOCKETS: json.dumps({at: str(path) for at, path in sockets.items()})}
+    return own if trust is None else {**own, TRUST: str(trust)}
 
 
 def reachable(path: Path) -> str:
@@ -83,13 +86,15 @@ def _serve(sockets: Mapping[str, str]) -> None:
     setattr(uvicorn.Config, "__init__", on_socket)  # noqa: B010 - mypy refuses the plain assignment
 
 
-def _connect(sockets: Mapping[str, str]) -> None:
+def _connect(sockets: Mapping[str, str], rejected: str | None) -> None:
     import httpx
 
     build = httpx.Client.__init__
 
     def through_socket(self: httpx.Client, *words: Any, **given: Any) -> None:
         trust = httpx.create_ssl_context(given.get("verify", True))
+        if rejected is not None:  # Flower reads the roots of its own file alone (fedhet/enroll/trust.py)
+            trust.load_verify_locations(cafile=rejected)
         ours = {f"all://{at}": httpx.HTTPTransport(verify=trust, uds=reachable(Path(path)))
                 for at, path in sockets.items()}  # fmt: skip
         build(self, *words, **given | {"verify": trust, "mounts": {**ours, **(given.get("mounts") or {})}})
@@ -113,7 +118,7 @@ def main(program: str, *words: str) -> None:
     """Run one of Flower's programs, by its name. Ends the process."""
     programs = {e.name: e for e in distribution("flwr").entry_points if e.group == "console_scripts"}
     sockets: dict[str, str] = json.loads(os.environ[SOCKETS])
-    _connect(sockets)
+    _connect(sockets, os.environ.get(TRUST))
     _start(programs)
     if program in ("flower-superlink", "flower-supernode"):
         _serve(sockets)

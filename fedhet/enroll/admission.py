@@ -82,6 +82,8 @@ def standing(federation: Federation, client: Client) -> dict[str, Any]:
     }
     if crosses := federation.authority.crosses():
         told["roots"] = certificates.text([federation.authority.root, *crosses]).decode()
+    if revoked := federation.authority.revoked():
+        told["revoked"] = revoked
     newest = federation.registry.newest(client.number)
     return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
 

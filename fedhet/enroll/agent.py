@@ -37,6 +37,8 @@ LOCK = "client.lock"
 """In the state folder: held by the process that works for this client."""
 CHECK_S = 60.0
 """How often the certificate's age is looked at."""
+REFRESH_S = 600.0
+"""How often the server is asked, by a device at work too, whether its issuing key is still to be believed."""
 FINAL = frozenset({"E109", "E202", "E209", "E212"})
 """Answers after which this client has no future."""
 AT_HOME = frozenset({"E305", "E306", "E316"})
@@ -72,7 +74,8 @@ class Agent:
             self._after_a_crash()
         self._measure_link()
         self.supervisor = Supervisor(self.programs())
-        looked = self.ticks()
+        looked = refreshed = self.ticks()
+        trusted = self.device.trust.file.read_bytes()
         try:
             while not self.stop.is_set():
                 for name in self.supervisor.step():
@@ -82,7 +85,13 @@ class Agent:
                 files.write_file(self.work / "alive", str(int(self.device.clock())))
                 if self.ticks() > looked + CHECK_S:
                     looked = self.ticks()
+                    if looked > refreshed + REFRESH_S:
+                        refreshed = looked
+                        self._refresh()
                     self.renew_if_due()
+                    if trusted != (trusted := self.device.trust.file.read_bytes()):
+                        log.warning("whom this device trusts has changed; its node starts again")
+                        self.supervisor.end("supernode")
                 self.nap(self.stop, 1.0)
         except FileNotFoundError:
             if (self.device.folder / "client.json").exists():
@@ -104,7 +113,7 @@ class Agent:
             return [Program("supernode", own, work / "supernode.log", environment, RESTART_S)]
         at = flower_socket.address(0)
         host, _, port = at.rpartition(":")
-        environment |= flower_socket.environment({at: work / "supernode.sock"})
+        environment |= flower_socket.environment({at: work / "supernode.sock"}, self.device.trust.file.resolve())
         files.write_file(work / "superexec.secret", secrets.token_urlsafe(48))
         secret = ["--superexec-auth-secret-file", str(work / "superexec.secret")]
         trust, key = str(folder / "root.pem"), str(folder / "node.key")
@@ -119,8 +128,9 @@ class Agent:
         ]
 
     def renew_if_due(self) -> bool:
-        """Renew the certificate at two thirds of its life; whether it was. A server out of reach is tried again."""
-        if self.device.clock() < self.device.leaf().renew_at:
+        """Renew the certificate at two thirds of its life, or if its issuing key was revoked; whether it was. A server
+        out of reach is tried again."""
+        if self.device.clock() < self.device.leaf().renew_at and not self.device.superseded():
             return False
         try:
             self.device.renew()
@@ -152,6 +162,15 @@ class Agent:
                     raise
                 log.warning("%s", error.line)
             self.nap(self.stop, 10.0)
+
+    def _refresh(self) -> None:
+        """Hear what the server has to say of its keys. Raises the EnrollError that ends this client."""
+        try:
+            self.device.ask("whoami")
+        except EnrollError as error:
+            if error.code in FINAL:
+                raise
+            log.warning("%s", error.line)
 
     def _measure_link(self) -> None:
         """A device that measured itself but could not reach the server at the time measures its link now, once."""

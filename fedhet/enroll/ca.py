@@ -1,12 +1,15 @@
 """The federation's certificate authority: a root that can lie in a safe, an issuing key that works, short certificates.
 
-    root (10 years) ── issuing (1 year) ─┬─ server (30 days, renewed when the server starts)
-                                         └─ client (7 days edge, 30 days silo)
+    root (10 years) ── issuing (90 days) ─┬─ server (30 days, renewed when the server starts)
+                                          └─ client (7 days edge, 30 days silo)
 
 Devices trust the root alone, so the issuing key is replaced without them noticing; certificates that the old one signed
-hold until they expire. A new root is signed by the one before it as well: devices that know the old one alone still
-recognise the server, and learn the new one when they ask for anything. Instead of all this an operator's own authority
-may sign (see signer.py).
+hold until they expire. If it was stolen, the root revokes it, and devices refuse every chain through it from the next
+answer on that they get (trust.py); one that the thief keeps from every answer until its certificate expires, which is
+why that lives so short. Clients' own certificates need no such list: the registry knows each that was issued.
+
+A new root is signed by the one before it as well: devices that know the old one alone still recognise the server, and
+learn the new one when they ask for anything. Instead of all this an operator's own authority may sign (see signer.py).
 """
 
 from __future__ import annotations
@@ -24,7 +27,12 @@ from fedhet.enroll import certificates, files, identity, signer
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
 
-ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 365.0, 30.0
+ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 90.0, 30.0
+NOTICE_DAYS = 30.0
+"""So long before the issuing certificate expires, and with it every other, the operator is told."""
+EXPIRING = (
+    "the issuing key expires in %.0f days, and every certificate with it: bring root.key back for `fedhet ca rotate`"
+)
 ROOT_DEPTH = 4
 """Authorities below a root: the issuing key, and up to three roots after it."""
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -128,19 +136,43 @@ class Authority:
             raise EnrollError("E208", "it cannot be read") from None
         return certificates.read_client(certificate, self.issuers())
 
-    def rotate(self, now: float, passphrase: str = "") -> x509.Certificate:
-        """A new issuing key; what the old one signed stays valid until it expires. Raises EnrollError E306."""
+    def left(self, now: float) -> float | None:
+        """Days until the issuing certificate expires; None if an outside authority sees to that."""
+        path = self.folder / "issuing.pem"
+        if not path.exists():
+            return None
+        held = x509.load_pem_x509_certificate(path.read_bytes())
+        return (held.not_valid_after_utc.timestamp() - now) / DAY
+
+    def revoked(self) -> str:
+        """The root's list of issuing certificates that devices must not believe, and these certificates, PEM; or ""."""
+        path = self.folder / "revoked.pem"
+        return path.read_text() if path.exists() else ""
+
+    def rotate(
+        self, now: float, passphrase: str = "", *, compromised: bool = False, days: float = ISSUING_DAYS
+    ) -> x509.Certificate:
+        """A new issuing key. Raises EnrollError E306.
+
+        What earlier ones signed stays valid until it expires; if they are `compromised`, devices will refuse it.
+        """
         if self.about.signer:
             raise EnrollError("E306", "the issuing key is the signer command's")
         old = x509.load_pem_x509_certificate((self.folder / "issuing.pem").read_bytes())
         files.write_file(self.folder / f"issuing.{old.serial_number:x}.pem", certificates.text([old]))
         federation = self.about.federation
-        made = self._make_issuing(federation, self._root_pair(passphrase), now)
+        root = self._root_pair(passphrase)
+        made = self._make_issuing(federation, root, now, days)
         self._renew_server(self.about, now)
+        if compromised:
+            self._revoke([one for one in self.issuers()[:-1] if one != made], root, now)
         return made
 
-    def rotate_root(self, now: float, passphrase: str = "") -> x509.Certificate:
-        """A new root, signed by the old one too, and a new issuing key below it. Raises EnrollError E306."""
+    def rotate_root(self, now: float, passphrase: str = "", *, compromised: bool = False) -> x509.Certificate:
+        """A new root, signed by the old one too, and a new issuing key below it; `compromised` as for `rotate`.
+
+        Raises EnrollError E306.
+        """
         if self.about.signer:
             raise EnrollError("E306", "the root is the outside authority's")
         old, old_key = self._root_pair(passphrase)
@@ -156,7 +188,7 @@ class Authority:
         files.write_file(self.folder / "cross.pem", certificates.text([cross, *self.crosses()]))
         files.write_file(self.folder / "root.pem", certificates.text([root]))
         (self.folder / "root.key.new").replace(self.folder / "root.key")
-        self.rotate(now, passphrase)
+        self.rotate(now, passphrase, compromised=compromised)
         return root
 
     def renew_server(self, now: float) -> None:
@@ -179,9 +211,18 @@ class Authority:
         files.write_file(self.folder / "root.pem", certificates.text([root]))
         self._make_issuing(federation, (root, key), now)
 
-    def _make_issuing(self, federation: str, root: Pair, now: float) -> x509.Certificate:
+    def _revoke(self, gone: Sequence[x509.Certificate], root: Pair, now: float) -> None:
+        before = self.revoked().encode()
+        numbers = x509.load_pem_x509_crl(before).extensions.get_extension_for_class(x509.CRLNumber) if before else None
+        # The time keeps numbers growing even if the list before this one was lost.
+        number = max(int(now), numbers.value.crl_number + 1 if numbers else 0)
+        entries = [(f"{one.serial_number:x}", now) for one in gone]
+        listed = certificates.revocations(entries, now, root, days=ROOT_DAYS, number=number)
+        files.write_file(self.folder / "revoked.pem", listed + certificates.text(gone))
+
+    def _make_issuing(self, federation: str, root: Pair, now: float, days: float = ISSUING_DAYS) -> x509.Certificate:
         key = ec.generate_private_key(ec.SECP384R1())
-        made = certificates.authority(f"{federation} issuing", key, ISSUING_DAYS, now, 0, root)
+        made = certificates.authority(f"{federation} issuing", key, days, now, 0, root)
         # Key and certificate in one file: one rename replaces both, so that they never disagree.
         files.write_file(self.folder / "issuing.key", identity.pem(key) + certificates.text([made]))
         files.write_file(self.folder / "issuing.pem", certificates.text([made]))

@@ -122,19 +122,29 @@ def read_client(certificate: x509.Certificate, issuers: Sequence[x509.Certificat
 def describe(certificate: x509.Certificate, node: str = "") -> Leaf:
     """Serial, dates and public key of a certificate, unchecked."""
     dates = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return Leaf(f"{certificate.serial_number:040x}", node, *dates, public_bytes(certificate))
+
+
+def public_bytes(certificate: x509.Certificate) -> bytes:
+    """A certificate's key as an uncompressed point. Raises EnrollError E208 if it is not EC."""
     public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise EnrollError("E208", "its key is not EC")
-    raw = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    return Leaf(f"{certificate.serial_number:040x}", node, *dates, raw)
+    return public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 def revocations(
-    entries: Iterable[tuple[str, float]], now: float, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-) -> bytes:
-    """A signed revocation list, PEM, of (serial, second of revocation); the next one is due in a day."""
+    entries: Iterable[tuple[str, float]], now: float, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
+    *, days: float = 1.0, number: int | None = None,
+) -> bytes:  # fmt: skip
+    """A signed revocation list, PEM, of (serial, second of revocation); the next one is due in so many days.
+
+    A number tells a list from those before it, which are lower.
+    """
     made = x509.CertificateRevocationListBuilder().issuer_name(issuer[0].subject)
-    made = made.last_update(_when(now)).next_update(_when(now + DAY))
+    made = made.last_update(_when(now)).next_update(_when(now + days * DAY))
+    if number is not None:
+        made = made.add_extension(x509.CRLNumber(number), critical=False)
     for serial, at in entries:
         row = x509.RevokedCertificateBuilder().serial_number(int(serial, 16)).revocation_date(_when(at))
         made = made.add_revoked_certificate(row.build())

@@ -53,21 +53,26 @@ def ca_init(
         say(as_json, told, f"federation {federation} at {endpoint}", f"root SHA-256 {mark}", *([keep] if keep else []))
 
 
-def ca_rotate(home: Path, root: bool, passphrase: bool, as_json: bool) -> None:
-    """Replace the issuing key, or root and issuing key."""
+def ca_rotate(home: Path, root: bool, compromised: bool, days: float, passphrase: bool, as_json: bool) -> None:
+    """Replace the issuing key, or root and issuing key; have devices refuse the earlier ones if they were stolen."""
     secret = typer.prompt("Passphrase of the root key", hide_input=True) if passphrase else ""
     with _opened(home, as_json) as federation:
         if root:
-            federation.authority.rotate_root(time.time(), secret)
+            federation.authority.rotate_root(time.time(), secret, compromised=compromised)
             mark = federation.authority.fingerprint
-            federation.audit.append(me(), "rotate", "root", root=mark)
+            federation.audit.append(me(), "rotate", "root", root=mark, compromised=compromised)
             say(as_json, {"root_sha256": mark}, f"new root, signed by the old one; SHA-256 {mark}",
                 "devices learn it when they next ask; restart fedhet serve now")  # fmt: skip
             return
-        made = federation.authority.rotate(time.time(), secret)
-        federation.audit.append(me(), "rotate", "issuing", serial=f"{made.serial_number:x}")
+        made = federation.authority.rotate(time.time(), secret, compromised=compromised, days=days)
+        serial = f"{made.serial_number:x}"
+        federation.audit.append(me(), "rotate", "issuing", serial=serial, compromised=compromised)
         until = _day(made.not_valid_after_utc.timestamp())
-        say(as_json, {"serial": f"{made.serial_number:x}", "not_after": until}, f"new issuing key, good until {until}")
+        told = ["devices refuse the earlier ones as soon as they get an answer from this federation's server",
+                "one that is kept from it does so when they expire; revoke clients whose keys were stolen as well",
+                ] if compromised else []  # fmt: skip
+        say(as_json, {"serial": serial, "not_after": until, "compromised": compromised},
+            f"new issuing key, good until {until}", *told)  # fmt: skip
 
 
 def ca_crl(home: Path, out: Path, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """A device's state folder, and what it asks of its server once it has a certificate.
 
 identity.key node.key node.pub   its keys           client.pem      certificate chain and its key, in one file
-root.pem                         whom it trusts     client.json     where it belongs, what data it has
+root.pem revoked.pem             whom it trusts     client.json     where it belongs, what data it has
 pending.key pending.csr          while it waits     profile.json    its last signed claim
 next/                            keys that are to replace these, while they do
 """
@@ -26,7 +26,8 @@ from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import ROTATION, Identity
-from fedhet.enroll.link import Link
+from fedhet.enroll.link import Link, trusting
+from fedhet.enroll.trust import Trust
 
 LOCK = "keys.lock"
 """In the state folder: held while its keys or its certificate change."""
@@ -68,8 +69,13 @@ class Device:
         )
 
     def link(self) -> Link:
-        """A connection that trusts the federation's root alone."""
-        return Link(self.url, files.read_private(self.folder / "root.pem"))
+        """A connection that trusts the federation's root alone, and no issuing key that it revoked."""
+        return Link(self.url, trusting(self.trust.file))
+
+    @property
+    def trust(self) -> Trust:
+        """Whom it trusts."""
+        return Trust(self.folder)
 
     # Certificate
 
@@ -85,13 +91,14 @@ class Device:
         """Take a certificate for the waiting request. Raises EnrollError E311 if it is not for this device's key."""
         key = identity.load_ec_key(files.read_private(self.folder / "pending.key"))
         loaded = x509.load_pem_x509_certificates(chain)
-        trusted = self._trusted()
+        trusted = self.trust.roots()
         for child, parents in zip(loaded, [*([one] for one in loaded[1:]), trusted], strict=True):
             if not any(certificates.issued_by(child, parent) for parent in parents):
                 raise EnrollError("E311", "the certificate does not lead to the root")
         leaf = certificates.read_client(loaded[0], [loaded[1]] if len(loaded) > 1 else trusted)
         if leaf.node != self.identity.node_id or loaded[0].public_key() != key.public_key():
             raise EnrollError("E311", "the certificate is not for this device")
+        self.trust.check(loaded)
         files.write_file(self.folder / "client.pem", certificates.text(loaded) + identity.pem(key))
         for name in ("pending.csr", "pending.key"):
             (self.folder / name).unlink()
@@ -102,6 +109,16 @@ class Device:
         if not (self.folder / "client.pem").exists():
             raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
         return certificates.describe(self._certificate(), self.identity.node_id)
+
+    def superseded(self) -> bool:
+        """Whether its certificate is of an issuing key that was revoked."""
+        try:
+            self.trust.check(x509.load_pem_x509_certificates(files.read_private(self.folder / "client.pem")))
+        except EnrollError as error:
+            if error.code != "E219":
+                raise
+            return True
+        return False
 
     def renew(self) -> Leaf:
         """A new certificate for a new key. Raises what the server refuses with."""
@@ -134,7 +151,7 @@ class Device:
         if not (after.folder / "identity.key").exists():
             shutil.rmtree(after.folder, ignore_errors=True)
             Identity.create(after.folder)
-        files.write_file(after.folder / "root.pem", files.read_private(self.folder / "root.pem"))
+        after.trust.write(self.trust.roots())
         new = after.identity
         csr = after.request()
         proof = new.sign(ROTATION, own.node_id.encode(), csr)
@@ -148,7 +165,7 @@ class Device:
             with self.link() as link:
                 answer = link.call("POST", "/v1/enroll/poll", poll)
         self.learn(answer)
-        files.write_file(after.folder / "root.pem", files.read_private(self.folder / "root.pem"))
+        after.trust.write(self.trust.roots())
         leaf = after.accept(str(answer["chain"]).encode())  # client.pem is there: from now on there is no way back
         self.settle_keys()
         return leaf
@@ -164,11 +181,17 @@ class Device:
         shutil.rmtree(after)
 
     def learn(self, answer: Mapping[str, Any]) -> None:
-        """Trust the root that the server has now, if one that is trusted already signed it. Raises EnrollError E103."""
+        """Trust the root that the server has now, if one that is trusted already signed it, and believe the issuing
+        keys no more that a root has revoked. Raises EnrollError E103 or E311."""
+        self._learn_root(answer)
+        if "revoked" in answer:
+            self.trust.learn(str(answer["revoked"]).encode())
+
+    def _learn_root(self, answer: Mapping[str, Any]) -> None:
         if "roots" not in answer:
             return
         new, *crosses = x509.load_pem_x509_certificates(str(answer["roots"]).encode())
-        trusted = self._trusted()
+        trusted = self.trust.roots()
         if new in trusted:
             return
         key = new.public_key()
@@ -176,7 +199,7 @@ class Device:
             if cross.public_key() != key:
                 break
             if any(certificates.issued_by(cross, known) for known in trusted):
-                files.write_file(self.folder / "root.pem", certificates.text([new, *trusted]))
+                self.trust.write([new, *trusted])
                 return
             above = [c for c in crosses if certificates.issued_by(cross, c)]
             if not above:
@@ -194,9 +217,6 @@ class Device:
             answer = link.call("POST", path, content, headers)
         self.learn(answer)
         return answer
-
-    def _trusted(self) -> list[x509.Certificate]:
-        return x509.load_pem_x509_certificates(files.read_private(self.folder / "root.pem"))
 
     def sealed(self, method: str, path: str, body: bytes) -> dict[str, str]:
         """The headers that make a request this client's. Raises EnrollError E316 or E105 if it has no certificate."""

@@ -40,6 +40,11 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E210": (404, "no such client", "see the names: fedhet clients list"),
     "E211": (409, "the client's state does not allow this", "see its state: fedhet clients show"),
     "E212": (403, "the client has left the federation", "join again with a new invitation"),
+    "E219": (
+        403,
+        "the server's certificate is of an issuing key that was revoked",
+        "stop: the key was stolen, and somebody may be using it; tell the operator",
+    ),
     "E301": (426, "the version is too old", "upgrade: pip install -U fedhet"),
     "E302": (403, "the profile is below the minimum of its class", "use a larger machine or another class"),
     "E303": (400, "the profile is refused", "make it again: fedhet client profile"),

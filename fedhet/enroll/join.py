@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 import fedhet
 from fedhet.enroll import benchmark, files, profiles, seal
 from fedhet.enroll.canonical import b64
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import Identity
-from fedhet.enroll.link import Link, fetch_root
+from fedhet.enroll.link import Link, fetch_root, trusting
 from fedhet.enroll.tokens import Token
 
 
@@ -57,10 +59,10 @@ def begin(
     token = Token.parse(line)
     root = fetch_root(token.url, token.root)
     device = prepare(folder, data or Data(), clock=clock)
-    files.write_file(folder / "root.pem", root)
+    device.trust.write(x509.load_pem_x509_certificates(root))
     body = application(device, name=name, measured=benchmark.run(seconds) if measured is None else measured)
     body = seal.sign_body(device.identity, "enrol", {**body, "token": token.id, "secret": token.secret}, clock())
-    with Link(token.url, root) as link:
+    with Link(token.url, trusting(device.trust.file)) as link:
         answer = link.call("POST", "/v1/enroll/join", json.dumps(body).encode())
     device.note(endpoint=token.endpoint)
     return take(device, answer)

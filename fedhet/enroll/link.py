@@ -10,13 +10,14 @@ import hmac
 import json
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 from cryptography import x509
 
-from fedhet.enroll import certificates
+from fedhet.enroll import certificates, files
 from fedhet.enroll.errors import EnrollError
 
 SECONDS = 20.0
@@ -27,6 +28,8 @@ MOST_ROOTS = 8
 """Earlier roots that are looked at."""
 MOST = 1 << 20
 """Bytes of an answer that are read."""
+REJECTED = 28
+"""X509_V_ERR_CERT_REJECTED of OpenSSL: a chain leads through a certificate that trust.py has it reject."""
 
 
 def fetch_root(url: str, sha256: str) -> bytes:
@@ -100,9 +103,13 @@ class Link:
             raise EnrollError("E311", f"{len(answer.content)} bytes, not {size}")
 
 
-def trusting(root: bytes) -> ssl.SSLContext:
-    """A client context of TLS 1.3 that trusts one root and checks names."""
-    context = ssl.create_default_context(cadata=root.decode("ascii"))
+def trusting(root: bytes | Path) -> ssl.SSLContext:
+    """A client context of TLS 1.3 that checks names and trusts one root, or what a device's file says (trust.py)."""
+    if isinstance(root, Path):
+        files.read_private(root)
+        context = ssl.create_default_context(cafile=str(root))
+    else:
+        context = ssl.create_default_context(cadata=root.decode("ascii"))
     context.minimum_version = TLS
     return context
 
@@ -118,7 +125,7 @@ def _named(error: httpx.HTTPError, url: str) -> EnrollError:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             # 9 and 10: not valid yet, expired; more often this machine's clock than the server's certificate.
-            code = "E203" if cause.verify_code in (9, 10) else "E103"
+            code = {9: "E203", 10: "E203", REJECTED: "E219"}.get(cause.verify_code, "E103")
             return EnrollError(code, f"{url}: {cause.verify_message}")
         cause = cause.__cause__ or cause.__context__
     return EnrollError("E307", f"{url}: {error}"[:200])

@@ -88,7 +88,8 @@ def accept(device: Device, archive: Path, fingerprint: str) -> dict[str, Any]:
     told = json.loads(reply)
     if told.get("node") != device.identity.node_id:
         raise EnrollError("E311", "the answer is for another device")
-    files.write_file(device.folder / "root.pem", certificates.text([root]))
+    device.trust.check(chain)
+    device.trust.write([root])
     device.note(endpoint=told["endpoint"])
     return join.take(device, told)
 

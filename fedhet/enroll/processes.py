@@ -71,6 +71,11 @@ class Supervisor:
         process = self._running.get(name)
         return process.pid if process else None
 
+    def end(self, name: str) -> None:
+        """SIGTERM to a running program; it starts again as after any other end."""
+        if name in self._running:
+            _signal(self._running[name], signal.SIGTERM)
+
     def stop(self, patience_s: float = 10.0) -> None:
         """SIGTERM to all, last started first; SIGKILL to what is still there after `patience_s`."""
         for process in reversed(list(self._running.values())):

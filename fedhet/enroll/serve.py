@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from fedhet.enroll import flower, link, proxy
+from fedhet.enroll.ca import EXPIRING, NOTICE_DAYS
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
@@ -85,6 +86,7 @@ class Server:
         """Serve. `--insecure` leaves TLS to a proxy on this machine."""
         now = self.federation.clock()
         self.federation.authority.renew_server(now)
+        self._remind(now)
         self.superlink.prepare(now)
         self.supervisor = Supervisor(self.superlink.programs())
         app = proxy.door(self.federation, service(self.federation), f"https://{flower.ADDRESS}",
@@ -114,6 +116,7 @@ class Server:
     def _keep(self, server: uvicorn.Server) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
         looked = due = self.federation.ticks()
+        shown = self._certificate.stat().st_mtime_ns
         dial = Dial(self.federation.clock, self.federation.ticks)
         runs = Runs(self.superlink)
         try:
@@ -125,9 +128,11 @@ class Server:
                     log.warning("this machine's clock was set by %+.0f s; certificates are judged by it", set_by)
                 if now >= due and self._flower_listens():
                     due = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
-                if set_by or now > looked + HOUSEKEEPING_S:
+                replaced = self._certificate.stat().st_mtime_ns != shown  # by `fedhet ca rotate`
+                if set_by or replaced or now > looked + HOUSEKEEPING_S:
                     looked = now
                     self._try(partial(self._renew, self.federation.clock(), server.config.ssl))
+                    shown = self._certificate.stat().st_mtime_ns
         except Exception as error:
             self._fault = error  # raised where the server is run
         finally:
@@ -140,8 +145,14 @@ class Server:
 
     def _renew(self, now: float, door: ssl.SSLContext | None) -> None:
         self.federation.authority.renew_server(now)
+        self._remind(now)
         if door is not None:
             door.load_cert_chain(self._certificate)
+
+    def _remind(self, now: float) -> None:
+        left = self.federation.authority.left(now)
+        if left is not None and left < NOTICE_DAYS:
+            log.warning(EXPIRING, left)
 
     def _try(self, work: Callable[[], None]) -> bool:
         """Whether it could be done; what Flower or a signer refuses now is tried again later."""

@@ -1,5 +1,6 @@
 """A device at work: restarts, renewals, and when it gives up. Real processes; Flower's are replaced by small ones."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.join import Data
 from fedhet.enroll.processes import Program, Supervisor
+from fedhet.enroll.service import service
 
 
 def program(tmp_path, name, code, delay=5.0):
@@ -160,6 +162,30 @@ def test_an_agent_renews_at_two_thirds_of_the_certificates_life(door, monkeypatc
     working(device, monkeypatch, tmp_path, naps=[later(3), later(5.5), later(5.6), later(5.7)]).run()
     assert seen[:2] == [first, first] and seen[-1] != first
     assert len(set(seen)) == 2
+
+
+def test_a_device_at_work_hears_of_a_stolen_issuing_key_renews_and_starts_its_node_again(
+    door, monkeypatch, tmp_path, listening
+):
+    device, stack = door.member("a"), contextlib.ExitStack()
+    first, seen = device.leaf().serial, []
+
+    def stolen(agent):
+        door.federation.authority.rotate(door.clock(), compromised=True)
+        present = door.federation.folder / "ca" / "server.pem"
+        port = stack.enter_context(listening(service(door.federation), present))
+        device.note(endpoint=f"127.0.0.1:{port}")
+        door.clock.ahead = 700
+        seen.append(agent.supervisor.pid("supernode"))
+
+    def ended(agent):
+        until(lambda: not _alive(seen[0]), "the node's end")
+        assert len(device.trust.revoked()) == 1 and device.leaf().serial != first
+        assert agent.supervisor.starts == {"supernode": 1}
+
+    with stack:
+        working(device, monkeypatch, tmp_path, naps=[stolen, ended]).run()
+    assert len(seen) == 1
 
 
 def test_an_agent_that_was_off_beyond_expiry_renews_in_the_grace_time_or_gives_up(door, monkeypatch, tmp_path):

@@ -1,10 +1,12 @@
 """Two operators at once, and a server whose keeper fails."""
 
 import importlib.util
+import ssl
 import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from fedhet.enroll import flower
 from fedhet.enroll.errors import EnrollError
@@ -65,6 +67,28 @@ def test_a_server_goes_on_after_what_flower_refuses_and_ends_when_its_keeper_doe
     with pytest.raises(RuntimeError, match="a fault of ours"):
         server.run()
     assert "a first refusal" in server.failure and len(told) == 2
+
+
+def test_a_server_shows_its_new_certificate_as_soon_as_the_issuing_key_is_replaced(door, monkeypatch):
+    shown = []
+
+    def reconcile(federation, link):
+        pem = ssl.get_server_certificate(("127.0.0.1", server.port))
+        shown.append(x509.load_pem_x509_certificate(pem.encode()))
+        if len(shown) == 1:
+            federation.authority.rotate(federation.clock())
+        if shown[-1] != shown[0] or len(shown) == 20:
+            raise RuntimeError("seen")
+        return []
+
+    monkeypatch.setattr(flower, "reconcile", reconcile)
+    monkeypatch.setattr(SuperLink, "programs", lambda self: [])
+    monkeypatch.setattr(SuperLink, "listens", lambda self: True)
+    server = Server(door.federation, port=living.free_port())
+    with pytest.raises(RuntimeError, match="seen"):
+        server.run()
+    held = x509.load_pem_x509_certificate((door.federation.folder / "ca" / "server.pem").read_bytes())
+    assert shown[-1] == held != shown[0]
 
 
 def test_a_command_of_flowers_that_hangs_is_a_refusal_with_a_code(tmp_path, monkeypatch, refused):
