@@ -1,11 +1,13 @@
-"""Every test: no network, a Flower home of its own, one torch thread."""
+"""Every test: no network, a Flower home of its own, one torch thread, a time limit, the same examples every time."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,30 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import pytest_timeout
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
+
+# What depends on the speed of the machine fails nothing: neither an example that takes long nor many that are made
+# slowly. `--hypothesis-profile=explore` looks for new examples, other ones each time (README.md).
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", settings.get_profile("repeatable"), derandomize=False, max_examples=1000)
+settings.load_profile("repeatable")
+
+_constants, _none = providers._get_local_constants, providers._get_local_constants().__class__()
+
+
+def _known_constants() -> providers.Constants:
+    """Hypothesis tries numbers that it reads in the modules that happen to be loaded, so that a test's examples would
+    depend on which tests ran before it in the same process."""
+    return _none if settings.default is not None and settings.default.derandomize else _constants()
+
+
+providers._get_local_constants = _known_constants
 
 _connect, _connect_ex, _sendto = socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
 
@@ -59,14 +81,47 @@ class Shares(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return share(nodeid)
 
+    def remove_node(self, node: Any) -> str | None:
+        """A test whose process died has failed: the next process goes on behind it, and does not die of it again."""
+        for unit in self.assigned_work[node].values():
+            for nodeid in [nodeid for nodeid, done in unit.items() if not done][:1]:
+                unit[nodeid] = True
+                super().remove_node(node)
+                return nodeid
+        super().remove_node(node)
+        return None
+
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
     return Shares(config, log)
 
 
+FEDERATION_S = 420.0
+"""Seconds for a test that starts a federation: the limits of its own steps are to be hit first."""
+
+TEARDOWN_S = 120.0
+"""Seconds for what follows a test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest share comes first, then what else starts processes."""
+    """The longest share comes first, then what else starts processes; both have more time."""
+    for item in items:
+        if share(item.nodeid) == "federations" or "tests/transports/" in item.nodeid or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(FEDERATION_S), append=False)
     items.sort(key=lambda item: (share(item.nodeid) != "federations", "tests/transports/" not in item.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """A failure switches the test's time limits off, but what it leaves to its fixtures may hang as well."""
+    limit = pytest_timeout.Settings(TEARDOWN_S, "signal", func_only=False, disable_debugger_detection=False)
+    item.config.hook.pytest_timeout_set_timer(item=item, settings=limit)
+    faulthandler.dump_traceback_later(2 * TEARDOWN_S, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        item.config.hook.pytest_timeout_cancel_timer(item=item)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -61,7 +61,7 @@ def reference(m: Model, steps, rate: float) -> tuple[Tensor, list[float], float]
 
 
 @needs_compiler
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     hidden=st.lists(st.integers(1, 40), max_size=3),
     sizes=st.lists(st.integers(1, 23), min_size=1, max_size=4),

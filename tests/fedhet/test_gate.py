@@ -124,7 +124,7 @@ def test_headers_are_not_believed_either(code, content):
     assert caught.value.code == code
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(st.binary(max_size=200) | st.text(max_size=200), st.binary(max_size=400))
 def test_garbage_never_crashes_the_gate(text, payload):
     text = text if isinstance(text, str) else text.decode("latin1")

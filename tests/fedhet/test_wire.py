@@ -121,7 +121,7 @@ def test_a_flipped_bit_breaks_the_seal():
         wire.decode(data, tree.schema, seal)
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(st.data())
 def test_mutated_bytes_are_refused_or_keep_their_shape(data):
     tree = sample()

@@ -59,7 +59,7 @@ def test_mimics_send_an_honest_row() -> None:
 
 
 @pytest.mark.parametrize("direction", ["mean", "std", "sign"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(seed=st.integers(0, 10_000))
 def test_min_max_goes_exactly_as_far_as_it_may(direction: str, seed: int) -> None:
     rows = honest_of(seed)
@@ -91,7 +91,7 @@ def test_an_optimised_attack_does_more_damage_than_fixed_ones(attack: AbstractCo
     assert all(best >= harm(a.vector(rows, 3, median)) - 1e-9 for a in fixed) and best > 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(peak=st.floats(0.0, 500.0))
 def test_the_search_finds_a_single_peak(peak: float) -> None:
     assert strongest(lambda t: -abs(t - peak), rounds=60) == pytest.approx(peak, abs=0.05 * max(1.0, peak))

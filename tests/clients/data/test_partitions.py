@@ -41,7 +41,7 @@ def dataset(make_dataset):
 
 
 @pytest.mark.parametrize("method", COMPLETE, ids=name)
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(seed=st.integers(0, 10**6), clients=st.integers(5, 12))
 def test_every_sample_has_exactly_one_owner(method, dataset, seed, clients):
     partition = method.split(dataset, clients, seed)
@@ -87,7 +87,7 @@ def test_even_sizes_and_classes_in_sorted_data(dataset):
     assert (partition.histogram > 0).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seed=st.integers(0, 1000), beta=st.floats(0.01, 10))
 def test_uneven_sizes_leave_nobody_empty_and_labels_alone(dataset, seed, beta):
     partition = Quantity(beta=beta).split(dataset, 50, seed)
@@ -162,7 +162,7 @@ def test_dual_dirichlet_by_default_leaves_clients_nearly_one_class(dataset):
     assert np.median(partition.histogram.max(1) / partition.counts) > 0.5
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seed=st.integers(0, 1000), clients=st.integers(1, 25), per_client=st.integers(1, 4))
 def test_shards_lose_no_remainder_and_hold_few_classes(make_dataset, seed, clients, per_client):
     """1,003 samples: sizes that divide by nothing."""
@@ -174,7 +174,7 @@ def test_shards_lose_no_remainder_and_hold_few_classes(make_dataset, seed, clien
         assert ((partition.histogram > 0).sum(1) <= 2 * per_client).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 10), clients=st.integers(10, 30))
 def test_pathological_uses_every_class_equally_often(dataset, seed, k, clients):
     histogram = Pathological(k).split(dataset, clients, seed).histogram
@@ -281,7 +281,7 @@ def test_expected_accuracy_is_that_of_the_classes_weighted_by_a_clients_mix(make
     assert np.isnan(accuracy[2])  # nothing is known about class 2
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(st.lists(st.booleans(), min_size=1000, max_size=1000), st.integers(0, 100))
 def test_client_accuracies_average_to_the_whole_when_train_and_test_labels_agree(dataset, right, seed):
     partition = Dirichlet(0.3).split(dataset, 9, seed)

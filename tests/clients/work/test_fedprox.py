@@ -38,7 +38,7 @@ def test_without_pull_it_is_sgd_bit_for_bit(options: dict[str, Any], net_world: 
     momentum=st.sampled_from([0.0, 0.7]),
     steps=st.integers(1, 10),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 def test_path_and_norm_follow_their_recursions(
     a: float, b: float, start: float, mu: float, momentum: float, steps: int
 ) -> None:

@@ -99,7 +99,7 @@ def test_step_size_shrinks_with_the_version(a_job: Make) -> None:
 
 
 @given(momentum=st.floats(0, 0.95), nesterov=st.booleans(), steps=st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 def test_a_norm_is_the_path_on_a_constant_gradient(momentum: float, nesterov: bool, steps: int) -> None:
     # With curvature c -> 0 and optimum 1/c the gradient at 0 is -1 and hardly changes.
     curvature = 1e-9

@@ -29,7 +29,10 @@ def test_an_untouched_log_is_whole(log, tmp_path):
     assert Audit(tmp_path / "none.jsonl").verify().lines == 0
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    max_examples=settings.default.max_examples * 3 // 2,
+)
 @given(st.data())
 def test_a_changed_byte_is_found_at_its_line(log, tmp_path, data):
     content = log.path.read_bytes()

@@ -175,7 +175,7 @@ def test_what_is_kept_does_not_grow_with_the_log(monkeypatch, tmp_path):
     assert peak(3000) < peak(300) + 20_000
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 1)), min_size=1, max_size=80), st.integers(1, 40))
 def test_bins_hold_every_update_once_at_its_staleness(pairs, most):
     discounts = {}

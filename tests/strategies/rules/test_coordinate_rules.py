@@ -22,7 +22,7 @@ from strategies.rules.trimmed_mean import TrimmedMean
 
 Combine = Callable[..., np.ndarray]
 SEEDS = st.integers(0, 100_000)
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=settings.default.max_examples // 5)
 
 
 def trimmed(column: list[float], f: int) -> float:

@@ -16,7 +16,7 @@ from strategies.rules.flag import Flag, subspace
 from strategies.rules.unit_mean import UnitMean
 
 Combine = Callable[..., np.ndarray]
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=settings.default.max_examples // 5)
 
 
 def dense(rows: np.ndarray, flag: Flag) -> np.ndarray:

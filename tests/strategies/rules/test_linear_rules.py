@@ -23,7 +23,7 @@ from strategies.rules.unit_mean import UnitMean
 
 Combine = Callable[..., np.ndarray]
 SEEDS = st.integers(0, 100_000)
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=settings.default.max_examples // 5)
 
 
 def krum_scores(x: np.ndarray, m: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from strategies.rules.trimmed_mean import TrimmedMean
 
 Combine = Callable[..., np.ndarray]
 SEEDS = st.integers(0, 100_000)
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=settings.default.max_examples // 5)
 RULES: list[Any] = [
     Mean(uniform=True),
     Krum(f=1),

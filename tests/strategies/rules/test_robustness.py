@@ -73,7 +73,7 @@ def adversarial(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rule", "kappa"), BOUNDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(seed=st.integers(0, 1_000_000))
 def test_no_two_wrong_updates_break_the_published_bound(combine: Combine, rule: Any, kappa: float, seed: int) -> None:
     rows = adversarial(seed)

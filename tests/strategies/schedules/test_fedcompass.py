@@ -357,7 +357,6 @@ def simulate(world: World, case: dict[str, Any], wrap: Callable[[FedCompass], An
     ).run(seconds=300.0, versions=120)
 
 
-@settings(max_examples=100, deadline=None)
 @given(worlds)
 def test_invariants_hold_whatever_happens(world: Any, case: dict[str, Any]) -> None:
     w = simulate(world, case, Checked)
@@ -370,7 +369,7 @@ def test_invariants_hold_whatever_happens(world: Any, case: dict[str, Any]) -> N
             assert d["steps"] >= schedule.q_min or schedule.max_task_seconds is not None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(worlds, st.integers(5, 60))
 def test_a_schedule_saved_and_restored_at_any_event_goes_on_as_before(
     world: Any, case: dict[str, Any], at: int

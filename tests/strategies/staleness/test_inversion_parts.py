@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -139,7 +139,6 @@ def test_a_module_with_a_stage_of_another_kind_is_no_chain() -> None:
     assert Chain.of(nn.Sequential(nn.ReLU(), nn.Linear(3, 4))) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.floats(0.01, 1.0))
 def test_the_mask_has_exactly_k_ones_on_the_largest_ties_by_index(values: list[int], share: float) -> None:
     target = torch.tensor(values, dtype=torch.float64)
@@ -182,7 +181,6 @@ def test_a_search_that_never_sees_a_finite_loss_says_so() -> None:
     assert found.loss == math.inf
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(0, 100))
 def test_a_late_copy_of_a_fresh_update_is_never_unique(which: int, seed: int) -> None:
     memory: Memory = {}

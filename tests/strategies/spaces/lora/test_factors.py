@@ -28,7 +28,7 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     ranks=st.lists(st.integers(1, 12), min_size=1, max_size=5),
     seed=st.integers(0, 999),
@@ -162,7 +162,7 @@ def test_a_product_is_added_block_by_block_into_any_memory_the_weight_s_own_too(
     assert torch.equal(weight, out)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(seed=st.integers(0, 999), rank=st.integers(1, 10), spread=st.floats(-40, 40), small=st.integers(0, 30))
 def test_what_is_called_incompressible_keeps_every_column(seed: int, rank: int, spread: float, small: int) -> None:
     q = pair(seed, rank)
