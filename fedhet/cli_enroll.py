@@ -220,6 +220,10 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No TLS: a proxy on this machine ends it. Loopback only.")
     ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option("--trusted-proxy", metavar="ADDR[/BITS]", help="Believe its X-Forwarded-For (default: nobody's)."),
+    ] = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
@@ -228,7 +232,7 @@ def serve(
 
     if flower_port is not None:
         typer.echo("--flower-port has no effect any more: the SuperLink has a socket file and no port", err=True)
-    commands.serve(home, host, port, insecure, json)
+    commands.serve(home, host, port, insecure, trusted_proxy or [], json)
 
 
 def submit(

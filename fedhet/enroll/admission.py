@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedhet.enroll.registry import Client
 from fedhet.enroll.rows import Applicant
 from fedhet.enroll.tables import CertificateRow
 
+VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
 RETRY_S = 5
 """How long a device that waits for approval should wait before it asks again."""
 
@@ -37,9 +39,9 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
     with federation.registry.transaction() as session:
         for nonce in nonces:
             rows.fresh(session, applicant.node, nonce, now, 2 * policy.skew_s)
-        row = rows.redeem(session, str(body.get("token", "")), str(body.get("secret", "")), applicant.public, now)
+        row = rows.redeem(session, _text(body, "token", ""), _text(body, "secret", ""), applicant.public, now)
         if isinstance(row, EnrollError):
-            who = {"token": str(body.get("token", ""))[:16], "address": address}
+            who = {"token": _text(body, "token", "")[:16], "address": address}
             federation.audit.append(f"device:{applicant.node}", "refused", "", code=row.code, **who)
             refusal: EnrollError | None = row  # raised after the commit, so that the wrong try stays counted
         else:
@@ -56,13 +58,18 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
     return standing(federation, client)
 
 
-def poll(federation: Federation, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A device asks what became of it. Raises E109, E111, E202, E203, E204, E210 or E212."""
-    client = federation.registry.by_node(str(body.get("node", "")))
+def poll(
+    federation: Federation, body: Mapping[str, Any], proven: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """A device asks what became of it; `proven` is told its node id once it signed. Raises what `proven` does, or E109,
+    E111, E115, E202, E203, E204, E210, E212."""
+    node = _text(body, "node")
+    client = federation.registry.by_node(node)
     if client is None or client.public is None:
-        raise EnrollError("E210", str(body.get("node", ""))[:12])
+        raise EnrollError("E210", node[:12])
     now, skew = federation.clock(), federation.policy.skew_s
     nonce = seal.check_body(client.public, "poll", body, now, skew, "E111")
+    proven(str(client.node))
     with federation.registry.transaction() as session:
         rows.fresh(session, str(client.node), nonce, now, 2 * skew)
     return standing(federation, client)
@@ -88,17 +95,28 @@ def standing(federation: Federation, client: Client) -> dict[str, Any]:
     return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
 
 
-def authenticate(
-    federation: Federation, headers: Mapping[str, str], method: str, path: str, body: bytes, *, renewing: bool = False
-) -> Caller:  # fmt: skip
-    """Who sealed this request. Raises EnrollError E115, E201 to E209 or E212; each of them is a test."""
-    given, now, policy = seal.read(headers), federation.clock(), federation.policy
-    leaf = federation.authority.read(given.certificate)
-    seal.check(given, leaf.public, method, path, body, now, policy.skew_s)
+def recognise(federation: Federation, headers: Mapping[str, str]) -> tuple[Client, CertificateRow, Leaf]:
+    """Whose certificate a request shows, not proven by a signature yet. Raises EnrollError E115 or E208."""
+    leaf = federation.authority.read(seal.read(headers).certificate)
     row = federation.registry.certificate(leaf.serial)
     client = federation.registry.by_node(leaf.node)
     if row is None or client is None or row.client != client.number or row.public != leaf.public:
         raise EnrollError("E208", "the registry does not know it")
+    return client, row, leaf
+
+
+def authenticate(
+    federation: Federation, headers: Mapping[str, str], method: str, path: str, body: bytes, *, renewing: bool = False,
+    proven: Callable[[str], None] = lambda _: None,
+) -> Caller:  # fmt: skip
+    """Who sealed this request; `proven` is told the node id once the signature is known to hold.
+
+    Raises EnrollError E115, E201 to E209 or E212, each of them a test, and what `proven` does.
+    """
+    given, now, policy = seal.read(headers), federation.clock(), federation.policy
+    client, row, leaf = recognise(federation, headers)
+    seal.check(given, leaf.public, method, path, body, now, policy.skew_s)
+    proven(leaf.node)
     may_act(client)
     if row.denied is not None:
         raise EnrollError("E202", row.reason)
@@ -126,7 +144,7 @@ def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> di
     client, now = caller.client, federation.clock()
     assert client.public is not None and client.node is not None
     nonce = seal.check_body(client.public, "renew", body, now, federation.policy.skew_s, "E111")
-    csr = str(body.get("csr", "")).encode()
+    csr = _text(body, "csr").encode()
     certificates.check_request(csr, client.node)
     newest = federation.registry.newest(client.number)
     if newest is None or newest.request != csr:
@@ -155,10 +173,10 @@ def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> d
     assert client.public is not None and client.node is not None
     nonce = seal.check_body(client.public, "rotate", body, now, federation.policy.skew_s, "E111")
     try:
-        public, proof = unb64(str(body["public"])), unb64(str(body["proof"]))
-        line, csr = str(body["flower_public"]), str(body["csr"]).encode()
+        public, proof = unb64(_text(body, "public")), unb64(_text(body, "proof"))
+        line, csr = _text(body, "flower_public"), _text(body, "csr").encode()
         identity.flower_key(line)
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
     if not identity.verify(public, proof, identity.ROTATION, client.node.encode(), csr):
         raise EnrollError("E111", "the new key did not sign")
@@ -217,18 +235,20 @@ def read_application(
     """
     now = federation.clock()
     try:
-        public = unb64(str(body["public"]))
-        line, csr, version = str(body["flower_public"]), str(body["csr"]).encode(), str(body["version"])
+        public = unb64(_text(body, "public"))
+        line, csr = _text(body, "flower_public"), _text(body, "csr").encode()
         identity.flower_key(line)
-    except (KeyError, ValueError) as error:
+        version = _number(_text(body, "version"))
+    except ValueError as error:
         raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
-    if _number(version) < _number(federation.policy.min_version):
-        raise EnrollError("E301", f"yours {version}, at least {federation.policy.min_version}")
+    if version < _number(federation.policy.min_version):
+        yours = ".".join(map(str, version))
+        raise EnrollError("E301", f"yours {yours}, at least {federation.policy.min_version}")
     node = identity.node_id(public)
     nonces = [seal.check_body(public, "enrol", body, now, skew, "E111")]
     certificates.check_request(csr, node)
     declared, measured, nonce = profiles.check(public, node, body.get("profile"), now, skew)
-    name = str(body.get("name", ""))
+    name = _text(body, "name", "")
     if name:
         check_name(name)
     partition = declared.get("partition")
@@ -252,4 +272,16 @@ def _big_enough(federation: Federation, device_class: str, declared: Mapping[str
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    """The numbers a version begins with, at most three. Raises ValueError if there is none."""
+    found = VERSION.match(version)
+    if found is None:
+        raise ValueError(f"{version[:40]!r} is no version")
+    return tuple(int(part) for part in found[0].split("."))
+
+
+def _text(body: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    """A field that is a text. Raises EnrollError E115."""
+    value = body.get(key, default)
+    if not isinstance(value, str):
+        raise EnrollError("E115", f"{key} is missing" if value is None else f"{key} is not a text")
+    return value

@@ -13,11 +13,36 @@ from binascii import Error
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+DEPTH = 16
+"""How deep a text that came from outside may be nested."""
+DIGITS = 19
+"""Characters of an integer in such a text."""
+
 
 def canonical(value: Any) -> bytes:
     """Bytes of None, booleans, integers, strings, lists and string-keyed mappings. Raises TypeError for others."""
     _check(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def parse(text: bytes) -> Any:
+    """A JSON text that has one meaning only: UTF-8, no key twice, no floats, no lone surrogates, at most `DEPTH` deep.
+
+    Raises ValueError.
+    """
+    try:
+        value = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_once, parse_int=_integer, parse_float=_no_float,
+            parse_constant=_no_float,
+        )  # fmt: skip
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg} at {error.pos}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    _plain(value, DEPTH)
+    return value
 
 
 def digest(domain: str, *parts: bytes) -> bytes:
@@ -34,12 +59,43 @@ def b64(data: bytes) -> str:
     return b64encode(data).decode("ascii")
 
 
-def unb64(text: str) -> bytes:
+def unb64(text: Any) -> bytes:
     """Bytes from base64 text. Raises ValueError for anything else."""
+    if not isinstance(text, str):
+        raise ValueError(f"not base64: {type(text).__name__}")
     try:
         return b64decode(text.encode("ascii"), validate=True)
     except (Error, UnicodeEncodeError) as error:
         raise ValueError(f"not base64: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key comes twice")
+    return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _no_float(text: str) -> float:
+    raise ValueError(f"{text[:20]} is not an integer")
+
+
+def _plain(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        value.encode()  # UnicodeEncodeError, which is a ValueError, for half a surrogate pair
+    elif isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"it is nested deeper than {DEPTH}")
+        for item in value.values() if isinstance(value, dict) else value:
+            _plain(item, depth - 1)
+        for key in value if isinstance(value, dict) else ():
+            key.encode()
 
 
 def _check(value: Any) -> None:

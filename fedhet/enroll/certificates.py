@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -59,10 +59,10 @@ def check_request(pem: bytes, node: str) -> x509.CertificateSigningRequest:
     try:
         csr = x509.load_pem_x509_csr(pem)
         names = [e.value for e in csr.extensions]
-        key = csr.public_key()
-    except (ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
+        key, signed = csr.public_key(), csr.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
         raise EnrollError("E110", f"it cannot be read: {error}"[:160]) from None
-    if not csr.is_signature_valid:
+    if not signed:
         raise EnrollError("E110", "it is not signed by its own key")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EnrollError("E110", "its key must be EC P-256")
@@ -110,7 +110,7 @@ def read_client(certificate: x509.Certificate, issuers: Sequence[x509.Certificat
         purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except (ValueError, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType, x509.DuplicateExtension) as error:
         raise EnrollError("E208", str(error)[:160]) from None
     if list(purposes) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
         raise EnrollError("E208", "it is not a client's certificate")
@@ -165,7 +165,7 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether the issuer's name and key are those that signed the certificate."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True
 

@@ -211,7 +211,9 @@ def _log(home: Path) -> Audit:
     return Audit(home / "audit.jsonl")
 
 
-def serve(home: Path, host: str, port: int | None, insecure: bool, as_json: bool) -> None:
+def serve(
+    home: Path, host: str, port: int | None, insecure: bool, trusted: Sequence[str], as_json: bool
+) -> None:  # fmt: skip
     """Serve until interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -221,7 +223,7 @@ def serve(home: Path, host: str, port: int | None, insecure: bool, as_json: bool
         stack.enter_context(alone(home / LOCK, "serves it"))  # before anything of the first server's is touched
         endpoint = federation.authority.about.endpoint
         own = int(endpoint.rpartition(":")[2]) if port is None else port
-        server = Server(federation, host, own, insecure)
+        server = Server(federation, host, own, insecure, trusted)
         server.check_port()
         told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": str(server.superlink.socket)}
         for sign in (signal.SIGINT, signal.SIGTERM):

@@ -21,7 +21,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E109": (403, "the operator rejected this device", "ask the operator for the reason"),
     "E110": (400, "the certificate request is refused", "join again with keys made by this version"),
     "E111": (403, "the enrolment's signature is wrong", "join again; the device's key files may be damaged"),
-    "E112": (429, "too many requests from this address", "wait, then try again"),
+    "E112": (429, "too many requests", "wait, then try again"),
     "E113": (413, "the request is too large", "send a smaller request"),
     "E114": (409, "these keys are enrolled already", "use a new state folder for a new client"),
     "E115": (400, "the request is malformed", "use the same version of fedhet on both sides"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -113,10 +113,15 @@ def openssh(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def flower_key(line: str) -> ec.EllipticCurvePublicKey:
-    """A SuperNode's public key from its OpenSSH line. Raises ValueError unless it is an EC P-384 key."""
-    key = serialization.load_ssh_public_key(line.encode("ascii", errors="replace"))
+    """A SuperNode's public key from its OpenSSH line. Raises ValueError unless it is an EC P-384 key, and no more."""
+    try:
+        key = serialization.load_ssh_public_key(line.encode("ascii", errors="replace"))
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ValueError("a SuperNode's key must be EC P-384")
+    if openssh(key) != line:
+        raise ValueError("a SuperNode's key is one line without a comment")
     return key
 
 

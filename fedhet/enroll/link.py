@@ -114,6 +114,14 @@ def trusting(root: bytes | Path) -> ssl.SSLContext:
     return context
 
 
+def serving(certificate: Path) -> ssl.SSLContext:
+    """A server's context of TLS 1.3 with the chain and key in one PEM file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = TLS
+    context.load_cert_chain(certificate)
+    return context
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's own."""
     return host == "localhost" or host.strip("[]") == "::1" or host.startswith("127.")

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedhet.enroll import admission, certificates, files, identity, join, rows, seal
-from fedhet.enroll.canonical import canonical, digest
+from fedhet.enroll import admission, canonical, certificates, files, identity, join, rows, seal
+from fedhet.enroll.canonical import digest
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import EnrollError
@@ -48,7 +48,10 @@ def request(folder: Path, out: Path, data: Data, *, name: str, measured: Mapping
 
 def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", device_class: str = "edge") -> str:
     """Approve a request and write the answer; the client's name. Raises what joining by network raises."""
-    body = json.loads(_read(archive, "request.json"))
+    try:
+        body = canonical.parse(_read(archive, "request.json"))
+    except ValueError as error:
+        raise EnrollError("E115", f"{archive}: {error}"[:160]) from None
     if not isinstance(body, dict):
         raise EnrollError("E115", f"{archive} holds no request")
     applicant, nonces = admission.read_application(federation, body, "offline", DAYS * DAY)
@@ -67,7 +70,7 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
         federation.approve(applicant.node)
     told = admission.standing(federation, federation.registry.client(applicant.node))
     about = federation.authority.about
-    reply = canonical({**told, "endpoint": about.endpoint, "federation": about.federation})
+    reply = canonical.canonical({**told, "endpoint": about.endpoint, "federation": about.federation})
     pair = files.read_private(federation.authority.folder / "server.pem")
     signature = identity.load_ec_key(pair).sign(digest(DOMAIN, reply), ec.ECDSA(hashes.SHA256()))
     crosses = federation.authority.crosses()

@@ -20,7 +20,9 @@ class Policy:
     `client_days` has one entry a class of device, and only these classes exist. A certificate that expired less than
     `grace_days` ago may renew itself and do nothing else. `auto_approve` names the classes that need no operator. One
     owner has at most `most_per_owner` clients: whoever is behind them, no more of them can agree on something. A node
-    may send `messages_per_minute` through the door.
+    may send `messages_per_minute` through the door. `failures_per_hour` and `requests_per_minute` hold for an address
+    that has not shown who it is, and for every enrolled client by itself. One address may hold
+    `connections_per_address`, all together `connections`: idle ones make room for new ones.
     """
 
     client_days: Mapping[str, float] = field(default_factory=lambda: {"edge": 7.0, "silo": 30.0})
@@ -36,12 +38,17 @@ class Policy:
     most_clients: int = 10_000
     most_per_owner: int = 50
     messages_per_minute: int = 6_000
+    connections_per_address: int = 256
+    connections: int = 2_000
 
     def __post_init__(self) -> None:
         counts = ("failures_per_hour", "requests_per_minute", "most_clients", "most_per_owner", "messages_per_minute")
-        for name in ("grace_days", "token_hours", "skew_s", *counts):
+        places = ("connections_per_address", "connections")
+        for name in ("grace_days", "token_hours", "skew_s", *counts, *places):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not self.min_version[:1].isdecimal():
+            raise ValueError(f"min_version={self.min_version!r} must be a version such as 0.1.0")
         for device_class, days in self.client_days.items():
             if not 0 < days <= 365:
                 raise ValueError(f"client_days.{device_class}={days} must be in (0, 365]")

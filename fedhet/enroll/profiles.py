@@ -27,6 +27,7 @@ MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy", *LI
 TEXT = frozenset({"gpu", "software"})
 LABELS = 4096
 """Most labels a histogram may have."""
+LABEL_CHARACTERS = 100
 DISAGREE = 3.0
 """A measured speed that differs from the observed one by more than this factor is flagged."""
 
@@ -88,12 +89,14 @@ def _check(claim: Mapping[str, Any]) -> None:
             elif key in TEXT:
                 if not isinstance(value, str) or len(value) > 200:
                     raise EnrollError("E303", f"{key} must be a text of at most 200 characters")
-            elif not isinstance(value, int) or not 0 <= value < 2**53:
+            elif type(value) is not int or not 0 <= value < 2**53:
                 raise EnrollError("E303", f"{key}={value!r:.40} must be an integer from 0 to 2^53")
 
 
 def _labels(value: Any) -> None:
     if not isinstance(value, Mapping) or len(value) > LABELS:
         raise EnrollError("E303", f"labels must be at most {LABELS} counts")
-    if not all(isinstance(count, int) and 0 <= count < 2**53 for count in value.values()):
+    if not all(type(count) is int and 0 <= count < 2**53 for count in value.values()):
         raise EnrollError("E303", "labels must be counts")
+    if any(len(name) > LABEL_CHARACTERS for name in value):
+        raise EnrollError("E303", f"a label's name has at most {LABEL_CHARACTERS} characters")

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
@@ -27,19 +28,26 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedhet.enroll import admission, identity
+from fedhet.enroll import admission, guard, identity
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.limits import Window
 from fedhet.flower_socket import reachable
 
 KEY_HEADER = "flwr-public-key"
-HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"})
-"""Headers that concern one connection and are not passed on."""
+HOP = frozenset(
+    {
+        *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"),
+        *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"),
+    }
+)
+"""Headers that concern one connection, or say whose it is, and are not passed on."""
 SILENCE_S = 60.0
 """How long a sender may fall silent in the middle of a message."""
 LEAST_RATE = 100.0
 """Bytes per second that a message must come with on the whole, after so much time for a start."""
+HEALTH = ""
+"""Questions of health, which anybody may ask, are counted as a node's of this name."""
 AT_ONCE = 32
 """Messages of one node that may be under way: nobody who is slow, or wants to be, holds what the others need."""
 CONNECTIONS = 1000
@@ -74,15 +82,18 @@ def door(
                 raise EnrollError("E112", f"{AT_ONCE} messages of this node are under way")
         except EnrollError as error:
             # 401 is the answer on which a SuperNode ends itself; on others it tries for ever.
-            return JSONResponse(error.to_dict(), error.status if error.code == "E112" else 401)
+            status, stranger = (error.status, {}) if error.code == "E112" else (401, {"connection": "close"})
+            return JSONResponse(error.to_dict(), status, stranger)
         return _Held(forward(request, _capped(request, most_bytes)), under_way, line)
 
     async def health(request: Request) -> Response:
-        return await forward(request, None)
+        if under_way[HEALTH] >= AT_ONCE:
+            return JSONResponse(EnrollError("E112").to_dict(), 429)
+        return _Held(forward(request, None), under_way, HEALTH)
 
     async def forward(request: Request, body: AsyncIterator[bytes] | None) -> Response:
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > most_bytes:
+        if not (length.isascii() and length.isdigit()) or int(length) > most_bytes:
             return JSONResponse(EnrollError("E113", f"at most {most_bytes} bytes").to_dict(), 413)
         dropped = HOP if body is not None else HOP | {"content-length"}
         headers = [(k, v) for k, v in request.headers.items() if k not in dropped]
@@ -96,6 +107,8 @@ def door(
             return Response(status_code=400)  # nobody is there to read it
         except httpx.HTTPError:
             return JSONResponse(EnrollError("E307", "the SuperLink does not answer").to_dict(), 503)
+        if body is not None and answer.status_code < 400:  # the SuperLink has checked the node's signature
+            guard.proven(request.scope)
         back = {k: v for k, v in answer.headers.items() if k not in HOP}
         return StreamingResponse(_relayed(answer), answer.status_code, back)
 
@@ -116,7 +129,7 @@ def openssh_of(header: str) -> str:
         if len(header) > 2048:
             raise ValueError("too long")
         key = serialization.load_pem_public_key(b64decode(header, validate=True))
-    except (ValueError, Error):
+    except (ValueError, Error, UnsupportedAlgorithm):
         raise EnrollError("E115", "the request shows no SuperNode key") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise EnrollError("E115", "a SuperNode's key is EC")

@@ -26,6 +26,9 @@ from fedhet.enroll.identity import Identity, verify
 
 DOMAIN = "fedhet.request.v1"
 CERTIFICATE, TIME, NONCE, SIGNATURE = (f"x-fedhet-{name}" for name in ("certificate", "time", "nonce", "signature"))
+NONCE_CHARACTERS = 32
+LATEST = 1 << 40
+"""A second that no clock shows."""
 _ECDSA = ec.ECDSA(hashes.SHA256())
 
 
@@ -49,7 +52,11 @@ def check_body(public: bytes, purpose: str, body: Mapping[str, Any], now: float,
     """The nonce of a body that this key signed for this purpose now. Raises EnrollError E203, E115 or `code`."""
     rest = {k: v for k, v in body.items() if k != "signature"}
     try:
-        when, nonce, signature = int(body["time"]), str(body["nonce"]), unb64(str(body["signature"]))
+        when, nonce, signature = body["time"], body["nonce"], unb64(body["signature"])
+        if type(when) is not int or not 0 <= when < LATEST:
+            raise ValueError("time is not a number of seconds")
+        if not isinstance(nonce, str) or len(nonce) != NONCE_CHARACTERS:
+            raise ValueError(f"nonce is not a text of {NONCE_CHARACTERS} characters")
         message = canonical(rest)
     except (KeyError, TypeError, ValueError) as error:
         raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
@@ -72,8 +79,8 @@ def read(headers: Mapping[str, str]) -> Seal:
     """The seal in a request's headers (lower-case names). Raises EnrollError E115."""
     try:
         nonce = headers[NONCE]
-        if len(nonce) != 32 or len(headers[CERTIFICATE]) > 8192:
-            raise ValueError("nonce or certificate of a wrong length")
+        if len(nonce) != NONCE_CHARACTERS or len(headers[CERTIFICATE]) > 8192 or len(headers[TIME]) > 12:
+            raise ValueError("nonce, certificate or time of a wrong length")
         return Seal(unb64(headers[CERTIFICATE]), int(headers[TIME]), nonce, unb64(headers[SIGNATURE]))
     except (KeyError, ValueError) as error:
         raise EnrollError("E115", f"seal: {type(error).__name__} {error}"[:120]) from None

@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from fedhet.enroll.ca import EXPIRING, NOTICE_DAYS
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
+from fedhet.enroll.guard import Guards, open_files
+from fedhet.enroll.peers import Proxies
 from fedhet.enroll.processes import Supervisor
 from fedhet.enroll.runs import Runs
 from fedhet.enroll.service import service
@@ -52,12 +54,16 @@ class Dial:
 
 @dataclass
 class Server:
-    """A federation that is being served. `run` blocks until SIGINT or SIGTERM."""
+    """A federation that is being served. `run` blocks until SIGINT or SIGTERM.
+
+    `trusted`: proxies, as addresses or networks, whose X-Forwarded-For is believed. Raises EnrollError E304 or E319.
+    """
 
     federation: Federation
     host: str = "127.0.0.1"
     port: int = 8443
     insecure: bool = False
+    trusted: Sequence[str] = ()
     ready: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -66,6 +72,7 @@ class Server:
     def __post_init__(self) -> None:
         if self.insecure and not link.is_loopback(self.host):
             raise EnrollError("E304", f"the address {self.host} can be reached from outside")
+        self.proxies = Proxies.parse(self.trusted)
         self.superlink = SuperLink(self.federation.folder / "flower")
         self.supervisor = Supervisor(())
 
@@ -91,17 +98,12 @@ class Server:
         self.supervisor = Supervisor(self.superlink.programs())
         app = proxy.door(self.federation, service(self.federation), f"https://{flower.ADDRESS}",
                          link.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
-        config = uvicorn.Config(
-            app, host=self.host, port=self.port, log_level="warning", access_log=False, ws="none", server_header=False,
-            limit_concurrency=1000, timeout_graceful_shutdown=5,
-            ssl_certfile=None if self.insecure else self._certificate,
-        )  # fmt: skip
-        config.load()
-        if config.ssl is not None:
-            config.ssl.minimum_version = link.TLS
+        tls, policy = None if self.insecure else link.serving(self._certificate), self.federation.policy
+        guards = Guards(app, tls, policy.connections_per_address, open_files(policy.connections), self.proxies)
+        config = guards.config(host=self.host, port=self.port, log_level="error", timeout_graceful_shutdown=5)
         self.federation.audit.append("server", "serve", f"{self.host}:{self.port}")
         server = uvicorn.Server(config)
-        keeper = threading.Thread(target=self._keep, args=(server,), name="keeper")
+        keeper = threading.Thread(target=self._keep, args=(server, tls), name="keeper")
         keeper.start()
         try:
             server.run()
@@ -113,7 +115,7 @@ class Server:
         if self._fault is not None:
             raise self._fault
 
-    def _keep(self, server: uvicorn.Server) -> None:
+    def _keep(self, server: uvicorn.Server, tls: ssl.SSLContext | None) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
         looked = due = self.federation.ticks()
         shown = self._certificate.stat().st_mtime_ns
@@ -131,7 +133,7 @@ class Server:
                 replaced = self._certificate.stat().st_mtime_ns != shown  # by `fedhet ca rotate`
                 if set_by or replaced or now > looked + HOUSEKEEPING_S:
                     looked = now
-                    self._try(partial(self._renew, self.federation.clock(), server.config.ssl))
+                    self._try(partial(self._renew, self.federation.clock(), tls))
                     shown = self._certificate.stat().st_mtime_ns
         except Exception as error:
             self._fault = error  # raised where the server is run

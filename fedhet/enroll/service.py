@@ -13,20 +13,19 @@ Every answer has the server's time in a header, so that a wrong clock is named a
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 import fedhet
-from fedhet.enroll import admission, certificates
+from fedhet.enroll import admission, canonical, certificates, guard
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
-from fedhet.enroll.limits import Window
+from fedhet.enroll.limits import Asker, Limits, Places, Window
 
 log = logging.getLogger("fedhet.enroll")
 SERVER_TIME = "x-fedhet-server-time"
@@ -36,73 +35,86 @@ BLOCK = 1 << 22
 """Most bytes a measurement of a link sends or fetches at once."""
 BLOCKS_PER_HOUR = 200
 """Such requests a client may make."""
-GUESSES = frozenset({"E102", "E106", "E107", "E111", "E205", "E208"})
-"""Refusals that count as failed attempts of an address."""
-
-Answer: TypeAlias = Callable[[admission.Caller, Any], Any]
+LARGE_AT_ONCE = 16
+"""Such requests that are in memory at a time."""
 
 
 def service(federation: Federation) -> FastAPI:
     """The API for one federation."""
     app = FastAPI(title="fedhet enrolment", version=fedhet.__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    requests = Window(federation.policy.requests_per_minute, 60.0)
-    failures = Window(federation.policy.failures_per_hour, 3600.0)
+    limits, large = Limits(federation.policy, federation.ticks), Places(LARGE_AT_ONCE)
     blocks = Window(BLOCKS_PER_HOUR, 3600.0)
 
-    async def limited(
-        request: Request, work: Callable[[bytes], Any], *, guarded: bool = True, most: int = 0
-    ) -> Response:
-        address, now = request.client.host if request.client else "", federation.ticks()
-        try:
-            requests.take(address, now)
-            if guarded:
-                failures.check(address, now)
-            body = await read_body(request, most or federation.policy.max_body_bytes)
-            done = await run_in_threadpool(work, body)
-            return done if isinstance(done, Response) else JSONResponse(done, headers=_time(federation))
-        except EnrollError as error:
-            if error.code in GUESSES:
-                failures.add(address, now)
-            log.info("%s %s refused: %s", address, request.url.path, error.code)
-            return JSONResponse(error.to_dict(), max(400, error.status), headers=_time(federation))
+    async def body_of(request: Request, most: int) -> bytes:
+        if not most:
+            return await read_body(request, federation.policy.max_body_bytes)
+        await run_in_threadpool(admission.recognise, federation, request.headers)  # before much of it is read
+        with large.one():
+            return await read_body(request, most)
 
-    def sealed(
-        request: Request, answer: Callable[[admission.Caller, Any], Any], renewing: bool = False
-    ) -> Awaitable[Response]:
+    async def answered(request: Request, work: Callable[[bytes], Any], by: Asker, most: int = 0) -> Response:
+        try:
+            by.begin()
+            done = await run_in_threadpool(work, await body_of(request, most))
+            answer = done if isinstance(done, Response) else JSONResponse(done)
+        except EnrollError as error:
+            refusal = by.refused(error)
+            log.info("%s %s refused: %s", by.client[:12] or by.address, request.url.path, refusal.code)
+            answer = JSONResponse(refusal.to_dict(), max(400, refusal.status))
+            if not by.client:
+                answer.headers["connection"] = "close"  # the next try costs a handshake
+        if by.client:
+            guard.proven(request.scope)
+        answer.headers.update(_time(federation))
+        return answer
+
+    async def sealed(
+        request: Request, answer: Callable[[admission.Caller, bytes], Any], renewing: bool = False, most: int = 0
+    ) -> Response:
+        by = Asker(limits, _address(request), signs=True)
+
         def work(body: bytes) -> Any:
             path = request.url.path
-            caller = admission.authenticate(federation, request.headers, request.method, path, body, renewing=renewing)
-            return answer(caller, _object(body))
+            caller = admission.authenticate(
+                federation, request.headers, request.method, path, body, renewing=renewing, proven=by.proven
+            )
+            return answer(caller, body)
 
-        return limited(request, work)
+        return await answered(request, work, by, most)
+
+    async def open_to_all(request: Request, work: Callable[[bytes], Any], guarded: bool = True) -> Response:
+        return await answered(request, work, Asker(limits, _address(request), guarded=guarded))
 
     @app.get("/v1/enroll/root")
     async def root(request: Request) -> Response:
         root, *earlier = federation.authority.roots()
         pem, old = certificates.text([root]).decode(), [certificates.text([one]).decode() for one in earlier]
         told = {"root": pem, "earlier": old, "version": fedhet.__version__}
-        return await limited(request, lambda _: told, guarded=False)
+        return await open_to_all(request, lambda _: told, guarded=False)
 
     @app.post("/v1/enroll/join")
     async def join(request: Request) -> Response:
-        address = request.client.host if request.client else ""
-        return await limited(request, lambda body: admission.enrol(federation, _object(body), address))
+        address = _address(request)
+        return await open_to_all(request, lambda body: admission.enrol(federation, plain_object(body), address))
 
     @app.post("/v1/enroll/poll")
     async def poll(request: Request) -> Response:
-        return await limited(request, lambda body: admission.poll(federation, _object(body)))
+        by = Asker(limits, _address(request), signs=True)
+        return await answered(request, lambda body: admission.poll(federation, plain_object(body), by.proven), by)
 
     @app.post("/v1/enroll/renew")
     async def renew(request: Request) -> Response:
-        return await sealed(request, lambda caller, body: admission.renew(federation, caller, body), renewing=True)
+        return await sealed(
+            request, lambda caller, body: admission.renew(federation, caller, plain_object(body)), renewing=True
+        )
 
     @app.post("/v1/enroll/rotate")
     async def rotate(request: Request) -> Response:
-        return await sealed(request, lambda caller, body: admission.rotate(federation, caller, body))
+        return await sealed(request, lambda caller, body: admission.rotate(federation, caller, plain_object(body)))
 
     @app.post("/v1/enroll/profile")
     async def profile(request: Request) -> Response:
-        return await sealed(request, lambda caller, body: admission.new_profile(federation, caller, body))
+        return await sealed(request, lambda caller, body: admission.new_profile(federation, caller, plain_object(body)))
 
     @app.post("/v1/enroll/leave")
     async def leave(request: Request) -> Response:
@@ -114,18 +126,17 @@ def service(federation: Federation) -> FastAPI:
 
     @app.post("/v1/enroll/speed/{size}")
     async def speed(request: Request, size: int) -> Response:
-        def work(body: bytes) -> Response:
-            caller = admission.authenticate(federation, request.headers, request.method, request.url.path, body)
+        def block(caller: admission.Caller, _: bytes) -> Response:
             blocks.take(caller.leaf.node, federation.ticks())
             if not 0 <= size <= BLOCK:
                 raise EnrollError("E113", f"at most {BLOCK} bytes")
-            return Response(bytes(size), media_type="application/octet-stream", headers=_time(federation))
+            return Response(bytes(size), media_type="application/octet-stream")
 
-        return await limited(request, work, most=BLOCK)
+        return await sealed(request, block, most=BLOCK)
 
     @app.get("/v1/enroll/crl")
     async def crl(request: Request) -> Response:
-        return await limited(request, lambda _: {"crl": federation.crl().decode()}, guarded=False)
+        return await open_to_all(request, lambda _: {"crl": federation.crl().decode()}, guarded=False)
 
     return app
 
@@ -136,7 +147,7 @@ async def read_body(request: Request, most: int) -> bytes:
     Raises EnrollError E113.
     """
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > most:
+    if not (length.isascii() and length.isdigit()) or int(length) > most:
         raise EnrollError("E113", f"{length[:20]} bytes, at most {most}")
     parts, size = [], 0
     try:
@@ -151,14 +162,19 @@ async def read_body(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def plain_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises EnrollError E115."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise EnrollError("E115", "the body is not JSON") from None
+        value = canonical.parse(body)
+    except ValueError as error:
+        raise EnrollError("E115", str(error)[:120]) from None
     if not isinstance(value, dict):
         raise EnrollError("E115", "the body is not a JSON object")
     return value
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _time(federation: Federation) -> dict[str, str]:

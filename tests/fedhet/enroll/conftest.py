@@ -8,9 +8,10 @@ import time
 import pytest
 import uvicorn
 
-from fedhet.enroll import join
+from fedhet.enroll import join, link
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
+from fedhet.enroll.guard import Guards
 from fedhet.enroll.policy import Policy
 from fedhet.enroll.service import service
 
@@ -47,6 +48,26 @@ def _listening(app, certificate, lifespan="off"):
             thread.join()
 
 
+@contextlib.contextmanager
+def _guarded(app, certificate, lifespan="off", **given):
+    """Serve an app as `fedhet serve` does, with TLS and its limits of connections; yields the port and the guards."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        guards = Guards(app, link.serving(certificate), **given)
+        server = uvicorn.Server(guards.config(log_level="error", lifespan=lifespan))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                threading.Event().wait(0.01)
+            yield sock.getsockname()[1], guards
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
 def _refused(code, call, *args, **kwargs):
     with pytest.raises(EnrollError) as caught:
         call(*args, **kwargs)
@@ -65,9 +86,9 @@ class Door:
         self.federation.ticks = self.ticks
 
     @contextlib.contextmanager
-    def open(self):
+    def open(self, **given):
         certificate = self.federation.folder / "ca" / "server.pem"
-        with _listening(service(self.federation), certificate) as self.port:
+        with _guarded(service(self.federation), certificate, **given) as (self.port, self.guards):
             yield self
         self.federation.close()
 
@@ -104,7 +125,13 @@ def door(tmp_path):
 @pytest.fixture
 def make_door(tmp_path):
     with contextlib.ExitStack() as stack:
-        yield lambda **policy: stack.enter_context(Door(tmp_path, **policy).open())
+        yield lambda guards=None, **policy: stack.enter_context(Door(tmp_path, **policy).open(**(guards or {})))
+
+
+@pytest.fixture
+def guarded():
+    """Serve an app behind the guards of connections."""
+    return _guarded
 
 
 @pytest.fixture
