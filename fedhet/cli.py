@@ -203,7 +203,9 @@ def simulate(
     overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option("--nodes", help="Number of clients.")] = None,
     fleet: Annotated[str | None, typer.Option("--fleet", help="The fleet they come from, as in fleet=.")] = None,
-    run_config: Annotated[str, typer.Option("--run-config", help="key=value ..., as for `flwr run`.")] = "",
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", help="key=value ... or a TOML file, as for `flwr run`.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Optimiser steps charged per train message.", min=1)] = 10,
     batch: Annotated[int, typer.Option("--batch", help="Samples per step.", min=1)] = 32,
     events: Annotated[Path | None, typer.Option("--events", help="Write one JSON line per message here.")] = None,
@@ -212,7 +214,7 @@ def simulate(
     """Run an unchanged Flower app in virtual time on a fleet of unlike clients."""
     from fedhet import cli_simulate
 
-    cli_simulate.simulate(server, client, overrides or [], nodes, fleet, run_config, steps, batch, events, json)
+    cli_simulate.simulate(server, client, overrides or [], nodes, fleet, run_config or [], steps, batch, events, json)
 
 
 @app.command()

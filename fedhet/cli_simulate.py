@@ -10,8 +10,9 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedhet import build, config
+from fedhet import build, config, flower_project
 from fedhet import simulate as simulation
+from fedhet.seeding import seeded
 
 
 def simulate(
@@ -20,7 +21,7 @@ def simulate(
     texts: Sequence[str],
     nodes: int | None,
     fleet: str | None,
-    run_config: str,
+    run_config: Sequence[str],
     steps: int,
     batch: int,
     events: Path | None,
@@ -30,11 +31,15 @@ def simulate(
     more = [f"fleet={fleet}"] if fleet is not None else []
     more += [f"fleet.clients={nodes}"] if nodes is not None else []
     cfg = config.resolved(config.compose([*more, *texts]))
+    overrides = flower_project.parse_run_config(run_config)
+    with seeded(int(cfg["seed"])):  # an app may draw its first weights as it is imported
+        app, project = flower_project.load(server, ServerApp)
+        other, its = flower_project.load(client, ClientApp)
     summary = simulation.simulate(
-        simulation.load_app(server, ServerApp),
-        simulation.load_app(client, ClientApp),
+        app,
+        other,
         build.fleet(cfg),
-        run_config=simulation.parse_run_config(run_config),
+        run_config=flower_project.run_config(project or its, overrides),
         workers=int(cfg["workers"]),
         steps=steps,
         batch=batch,

@@ -1,10 +1,12 @@
-"""The few private touch points with Flower 1.41, in the four files `flower_*`, so that an upgrade breaks there only.
+"""The few private touch points with Flower 1.41, in the files `flower_*`, so that an upgrade breaks there only.
 
 * `Message(...)` for a request reads a process-wide task identity that Flower's runtime sets; outside it we must.
 * A grid gives messages their ids through a private slot, as Flower's own grids do.
 * `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
 * Both ends of the conversation with a SuperLink have files of their own: `flower_fleet` and `flower_replies`.
 * `flower_socket` starts Flower's programs so that they listen on socket files.
+* The servers of old in virtual time have `flower_legacy`, and what Flower makes of a run configuration is asked of it
+  in `flower_project`.
 """
 
 from __future__ import annotations

@@ -2,78 +2,52 @@
 
 Virtual time is charged by the fleet's profiles: download and upload by the bytes of a message's arrays, training by a
 declared number of steps per `train` message and a third of that (forward only) per `evaluate`.
+
+One seed is the app's whole chance: the server draws from the global generators of Python, NumPy and PyTorch, seeded
+once, and a client from the same, seeded for each message by client and turn. What an app keeps in its modules' globals
+is its own affair: workers are processes, and with none the clients share the server's.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
-import random
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedhet.flower_compat import SUPERLINK_NODE_ID
+from fedhet.flower_compat import SUPERLINK_NODE_ID, ErrorCode
+from fedhet.flower_legacy import crewed
 from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.record import Lines
 from fedhet.roster import Clients
+from fedhet.seeding import Seeded, seeded
 from fedhet.streams import stream
 from fedhet.transports import FIRST_NODE, one_thread
 
-A = TypeVar("A", ServerApp, ClientApp)
+logger = logging.getLogger("fedhet.simulate")
 
-
-class AppError(ValueError):
-    """A `path:attribute` that names no Flower app."""
+THEIRS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors that are the client's code's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a simulation did: virtual seconds, messages sent, replies lost, bytes each way."""
+    """What a simulation did: virtual seconds, messages sent, how many of them were lost with their client's work, how
+    many the client's code raised on (or took its process along), bytes each way."""
 
     virtual_seconds: float
     messages: int
     lost: int
+    failed: int
     bytes_down: int
     bytes_up: int
-
-
-def load_app(spec: str, kind: type[A]) -> A:
-    """The app at `package.module:attribute` or `path/to/file.py:attribute`. Raises AppError saying what is missing."""
-    place, colon, attribute = spec.rpartition(":")
-    if not colon or not place:
-        raise AppError(f"{spec!r}: write module:attribute or file.py:attribute")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise AppError(f"{spec!r}: there is no file {place}")
-        sys.path.insert(0, str(path.parent.resolve()))
-        name = path.stem
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None and found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        found.loader.exec_module(module)
-    else:
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise AppError(f"{spec!r}: {error}") from None
-    app = getattr(module, attribute, None)
-    if not isinstance(app, kind):
-        have = sorted(k for k, v in vars(module).items() if isinstance(v, kind))
-        raise AppError(f"{spec!r} is no {kind.__name__}; {place} has {have or 'none'}")
-    return app
 
 
 def simulate(
@@ -88,28 +62,29 @@ def simulate(
     seed: int = 0,
     events: Path | None = None,
 ) -> Summary:
-    """Run a Flower app in virtual time; returns when its ServerApp does. Raises what the ServerApp raises.
+    """Run a Flower app in virtual time; returns when its ServerApp does. Raises what the ServerApp raises, and
+    TooFewNodes where a strategy would wait for more clients than there are.
 
-    Flower's strategies sample with Python's global `random`: it is seeded here, so equal seeds give equal runs.
-    `events` names a JSON-lines file for one row per message.
+    The app may be one of old (`ServerApp(server_fn=...)`, `ClientApp(client_fn)`): the clients of a round are under way
+    at once. `events` names a JSON-lines file for one row per message.
     """
-    random.seed(seed)
-    counts = {"messages": 0, "lost": 0, "down": 0, "up": 0}
+    counts = {"messages": 0, "lost": 0, "failed": 0, "down": 0, "up": 0}
     config = dict(run_config or {})
     log = Lines(events) if events is not None else None
     turns: dict[int, int] = {}
+    told: set[str] = set()
 
     def travel(message: Message, at_ns: int) -> Trip:
         who = message.metadata.dst_node_id - FIRST_NODE
         size = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
         turn = turns[who] = turns.get(who, -1) + 1
-        train = message.metadata.message_type.startswith("train")
+        kind = message.metadata.message_type.partition(".")[0]
         return clients[who].trip(
             at_ns=at_ns,
-            steps=steps if train else max(1, steps // 3),
+            steps={"train": steps, "evaluate": max(1, steps // 3)}.get(kind, 0),
             batch=batch,
             bytes_down=size,
-            bytes_up=size if train else 0,
+            bytes_up=size if kind == "train" else 0,
             flops_per_sample=None,
             rng=stream(seed, "trip", who, turn),
         )
@@ -130,7 +105,17 @@ def simulate(
             row |= {"client": message.metadata.dst_node_id - FIRST_NODE, "downloaded": trip.downloaded_ns / 1e9}
             log.write(row | {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost})
 
-    with one_thread(), Pool(client, workers, isolate=True) as pool:
+    def heard(message: Message, reply: Message) -> None:
+        if not reply.has_error() or reply.error.code not in THEIRS:
+            return
+        counts["failed"] += 1
+        reason = reply.error.reason or "no reason"
+        if reason not in told:  # of a thousand clients with one fault, one line
+            told.add(reason)
+            who = message.metadata.dst_node_id - FIRST_NODE
+            logger.warning("client %d failed at a %s message: %s", who, message.metadata.message_type, reason)
+
+    with one_thread(), seeded(seed), Pool(Seeded(client, seed), workers, isolate=True) as pool:
         grid = VirtualGrid(
             pool,
             range(FIRST_NODE, FIRST_NODE + len(clients)),
@@ -138,25 +123,14 @@ def simulate(
             config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
             silent=lambda node: clients[node - FIRST_NODE].silent,
             observe=observe,
+            heard=heard,
             run_config=config,
+            polled=True,
         )
         try:
-            server(grid=grid, context=Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), config))
+            with crewed(grid.crew, len(clients)):
+                server(grid=grid, context=Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), config))
         finally:
             if log is not None:
                 log.close()
-        return Summary(grid.now(), counts["messages"], counts["lost"], counts["down"], counts["up"])
-
-
-def parse_run_config(text: str) -> dict[str, Any]:
-    """`key=value key=value` with TOML-like scalars, as `flwr run --run-config` takes it. Raises ValueError."""
-    config: dict[str, Any] = {}
-    for pair in text.split():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--run-config: {pair!r} is not key=value")
-        try:
-            config[key] = json.loads(value)
-        except ValueError:
-            config[key] = value
-    return config
+        return Summary(grid.now(), *counts.values())

@@ -10,9 +10,10 @@ import pytest
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedhet.flower_project import AppError, load_app, parse_run_config
 from fedhet.profile import Profile
 from fedhet.roster import Clients
-from fedhet.simulate import AppError, load_app, parse_run_config, simulate
+from fedhet.simulate import simulate
 
 APP = Path(__file__).with_name("plain_flower_app.py")
 
@@ -68,7 +69,7 @@ def test_lost_messages_do_not_stop_flowers_loop(tmp_path):
 
 def test_run_configuration_reaches_the_app():
     server, results = server_and_results("fedavg")
-    simulate(server, load_app(f"{APP}:client", ClientApp), fleet(), run_config=parse_run_config("rounds=1 name=x"))
+    simulate(server, load_app(f"{APP}:client", ClientApp), fleet(), run_config=parse_run_config("rounds=1"))
     assert list(results["FedAvg"][1]) == [1]
 
 
