@@ -5,13 +5,14 @@
 * `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
 * Both ends of the conversation with a SuperLink have files of their own: `flower_fleet` and `flower_replies`.
 * `flower_socket` starts Flower's programs so that they listen on socket files.
-* The servers of old in virtual time have `flower_legacy`, and what Flower makes of a run configuration is asked of it
-  in `flower_project`.
+* `flower_legacy` lets servers of old send from their threads in virtual time.
+* What a run configuration means is asked of Flower: `parse_config_args`, `flatten_dict`, `fuse_dicts`.
 """
 
 from __future__ import annotations
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -22,6 +23,9 @@ __all__ = [
     "Run",
     "claim_identity",
     "empty_run",
+    "flatten_dict",
+    "fuse_dicts",
+    "parse_config_args",
     "set_message_id",
 ]
 

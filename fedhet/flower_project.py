@@ -1,8 +1,7 @@
 """A Flower app where it lies: its module, the project whose pyproject.toml names it, and its run configuration.
 
-What Flower makes of a run configuration is asked of Flower (`flwr.common.config`, private in 1.41): TOML scalars,
-nested tables as dotted keys, one file in their place, the app's own `[tool.flwr.app.config]` under the overrides, and
-no key that is not in it.
+What a run configuration means is what Flower makes of it: TOML scalars, nested tables as dotted keys, one file in
+their place, the app's own `[tool.flwr.app.config]` under the overrides, and no key that is not in it.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from typing import Any, TypeVar
 
 import click
 from flwr.clientapp import ClientApp
-from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
 from flwr.serverapp import ServerApp
+
+from fedhet.flower_compat import flatten_dict, fuse_dicts, parse_config_args
 
 A = TypeVar("A", ServerApp, ClientApp)
 

@@ -10,7 +10,7 @@ import pytest
 from fedhet import origin
 
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
-INNER = {"fedhet/flower_compat.py", "fedhet/flower_fleet.py", "fedhet/flower_replies.py"}
+INNER = {"fedhet/flower_compat.py", "fedhet/flower_fleet.py", "fedhet/flower_legacy.py", "fedhet/flower_replies.py"}
 FILES = sorted(
     path.relative_to(origin.root()).as_posix()
     for tree in ("fedhet", "strategies", "clients")
