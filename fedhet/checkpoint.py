@@ -1,14 +1,16 @@
 """A run on disk, whole or not at all: everything needed to go on bit for bit after a kill at any moment.
 
 A checkpoint is a folder of one JSON file and one payload per tree, written beside the last one and made current by
-renaming a file that names it. Jobs in flight are stored as what they are, not as what they will bring: their training
-is repeated, which gives the same bits.
+renaming a file that names it and its hash; the JSON file has the hashes of the others. So a file that was altered, cut
+or lost is found before anything is built on it. Jobs in flight are stored as what they are, not as what they will
+bring: their training is repeated, which gives the same bits.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -18,9 +20,10 @@ from typing import Any
 
 from flwr.app import RecordDict
 
-from fedhet import plain, types, wire
+from fedhet import durable, plain, types, wire
 from fedhet.books import Seen
 from fedhet.chores import Chore
+from fedhet.durable import DamagedError
 from fedhet.gate import Gate
 from fedhet.message import parcel
 from fedhet.record import write_atomic
@@ -31,7 +34,7 @@ PLAIN = ("now", "version", "closing", "turns", "held", "timers", "draws", "jobs"
 """Fields of the server that are plain data and go into the file as they are."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(DamagedError):
     """A run folder that cannot be resumed."""
 
 
@@ -47,24 +50,29 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
     """Make the present state the folder's checkpoint. The server must be between two instants."""
     root = folder / "checkpoint"
     root.mkdir(exist_ok=True)
-    name = f"{server.landed:012d}-{server.version:08d}"
-    part = root / (name + ".part")
+    name = _free(root, f"{server.landed:012d}-{server.version:08d}")
+    part, sums = root / (name + ".part"), dict[str, str]()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
+
+    def put(file: str, tree: Tree) -> None:
+        sums[file] = durable.write(part / file, wire.encode(tree))
+
     for version, tree in server.bases.items():
-        _write(part / f"base-{version}", tree)
+        put(f"base-{version}", tree)
     for number, update in server.updates.items():
-        _write(part / f"update-{number}", update.delta)
+        put(f"update-{number}", update.delta)
     for layer, memory in server.memories.items():
-        _write(part / f"memory-{layer}", memory)
+        put(f"memory-{layer}", memory)
     for number, chore in server.chores.open.items():
-        _write(part / f"chore-{number}", chore.update.delta)
-        _write(part / f"task-{number}", chore.task)
+        put(f"chore-{number}", chore.update.delta)
+        put(f"task-{number}", chore.task)
     clients = {}
     for client, state in extras.clients.items():
         clients[str(client)] = sorted(state.array_records)
         for record, arrays in state.array_records.items():
-            _write_bytes(part / f"client-{client}-{record}", arrays["tree"].data)
+            file = f"client-{client}-{record}"
+            sums[file] = durable.write(part / file, arrays["tree"].data)
     data = {
         "server": {name: plain.dump(getattr(server, name)) for name in PLAIN},
         "counts": dict(server.counts),
@@ -90,13 +98,14 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "gate": gate.dump(),
         "clients": clients,
         "extras": extras.numbers,
+        "files": sums,
     }
-    _write_bytes(part / "run.json", json.dumps(data).encode())
+    whole = durable.write(part / "run.json", json.dumps(data).encode())
+    durable.sync_folder(part)
     final = root / name
-    shutil.rmtree(final, ignore_errors=True)
     part.replace(final)
-    _sync_folder(root)
-    write_atomic(root / "current", name)
+    durable.sync_folder(root)
+    write_atomic(root / "current", f"{name} {whole}")  # on the disk before the last checkpoint is deleted
     for old in root.iterdir():
         if old.is_dir() and old != final:
             shutil.rmtree(old)
@@ -116,6 +125,16 @@ def peek(folder: Path) -> dict[str, Any]:
 def load(folder: Path, server: Server, gate: Gate) -> Extras:
     """Put the folder's checkpoint into a freshly built server and gate; what is left is for the host."""
     at, data = _read(folder)
+    sums = data["files"]
+
+    def take(file: str) -> bytes:
+        if file not in sums:
+            raise CheckpointError(f"{at}: run.json has no hash of {file}")
+        return durable.read(at / file, sums[file])
+
+    def tree(file: str) -> Tree:
+        return wire.open_tree(bytearray(take(file)))
+
     schedule = server.method.schedule
     modules = [sys.modules[type(schedule).__module__], types]
     for name in PLAIN:
@@ -125,57 +144,41 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
     server.barred.update(data["barred"])
     server.withdrawn = set(data["withdrawn"])
-    server.bases = {v: _open(at / f"base-{v}") for v in data["bases"]}
+    server.bases = {v: tree(f"base-{v}") for v in data["bases"]}
     server.state = server.bases[server.version]
-    server.memories = {m: dict(_open(at / f"memory-{m}")) for m in data["memories"]}
+    server.memories = {m: dict(tree(f"memory-{m}")) for m in data["memories"]}
     jobs: list[Job] = plain.load(data["buffer"], modules)
     inflight: list[Job] = plain.load(data["inflight"], modules)
     updates = {
-        job.id: Update(job, _open(at / f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
+        job.id: Update(job, tree(f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
     }  # weight, scale, metrics in the record's order
     for kept, told, layer, due, seconds in data["chores"]:
         job = plain.load(kept, modules)
-        update = Update(job, _open(at / f"chore-{job.id}"), *told)
-        server.chores.take(Chore(update, layer, dict(_open(at / f"task-{job.id}")), due, seconds))
+        update = Update(job, tree(f"chore-{job.id}"), *told)
+        server.chores.take(Chore(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
     server.adopt(inflight, jobs, updates)
     gate.remember(updates.values())  # for what follows from waiting updates; the rest is as it was
     gate.load(data["gate"])
     clients = {
-        int(c): RecordDict({r: parcel((at / f"client-{c}-{r}").read_bytes()) for r in records})
+        int(c): RecordDict({r: parcel(take(f"client-{c}-{r}")) for r in records})
         for c, records in data["clients"].items()
     }
     return Extras(data["extras"], clients)
+
+
+def _free(root: Path, name: str) -> str:
+    """A folder's name that is not taken: saving twice at one moment must not touch the checkpoint there is."""
+    names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))
+    return next(one for one in names if not (root / one).exists())
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     current = folder / "checkpoint" / "current"
     if not current.is_file():
         raise CheckpointError(f"{folder} has no checkpoint to resume from")
-    at = folder / "checkpoint" / current.read_text()
-    try:
-        return at, json.loads((at / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{at}: {error}") from None
-
-
-def _write(path: Path, tree: Tree) -> None:
-    _write_bytes(path, wire.encode(tree))
-
-
-def _write_bytes(path: Path, data: bytes | memoryview) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _open(path: Path) -> Tree:
-    return wire.open_tree(bytearray(path.read_bytes()))
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    name, _, whole = current.read_text(errors="replace").partition(" ")
+    if not re.fullmatch(r"\d{12}-\d{8}(-\d+)?", name) or not whole:
+        raise CheckpointError(f"{current} does not name a checkpoint: {durable.OR_ANEW}")
+    at = folder / "checkpoint" / name
+    data: dict[str, Any] = json.loads(durable.read(at / "run.json", whole))
+    return at, data

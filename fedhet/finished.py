@@ -36,8 +36,10 @@ class Finished:
         for name in ("result.json", "config.yaml", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no finished run: there is no {name}")
+        result = Result.read(folder)
+        result.check("config.yaml")
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
-        return cls(folder, cfg, Result.read(folder))
+        return cls(folder, cfg, result)
 
     def world(self, texts: Sequence[str] = (), folder: Path | None = None) -> World:
         """The run's world, or one of other data: `texts` are overrides of the axes data and partition.
@@ -50,11 +52,14 @@ class Finished:
         """A model that fits `world`, with the weights the run ended with. Raises InputError if they do not fit it."""
         model = world.model()
         install(model.module, self.weights())
+        model.remember()
         return model
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of model.safetensors. Raises InputError if the file is broken."""
+        """The tensors of model.safetensors. Raises DamagedError if it is not what the run wrote, InputError if it is no
+        such file."""
         path = self.folder / "model.safetensors"
+        self.result.check(path.name)
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:

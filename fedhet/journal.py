@@ -2,16 +2,18 @@
 
 The server is a state machine without I/O, so its state follows from what it was told and when. Each such word is a row
 of an SQLite file (write-ahead log, every commit on the disk); an update's payload is a file named by its SHA-256,
-written and synced before its row. After a kill the rows since the last checkpoint are told again, which gives the same
-bits: nothing accepted is lost, and nothing counts twice, for a job can end once.
+written and synced before its row. Every row carries a hash of itself and of all before it, and all are checked when
+the journal is opened: a row or a payload that was altered or lost is an error, never another result. After a kill
+the rows since the last checkpoint are told again, which gives the same bits: nothing accepted is lost, and nothing
+counts twice, for a job can end once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
-import os
 import secrets
 import sqlite3
 import time
@@ -20,15 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedhet import wire
+from fedhet import durable, wire
+from fedhet.durable import OR_ANEW, DamagedError
 from fedhet.gate import Gate
 from fedhet.server import Send, Server
 from fedhet.types import ClientId, Job, JobId, Update
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS rows (
-    n INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, at REAL NOT NULL, job INTEGER, data TEXT NOT NULL,
-    payload TEXT);
+    n INTEGER PRIMARY KEY, kind TEXT NOT NULL, at REAL NOT NULL, job INTEGER, data TEXT NOT NULL,
+    payload TEXT, sum TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS once ON rows (job) WHERE job IS NOT NULL;
 CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
 """
@@ -115,35 +118,72 @@ class Row:
 class Journal:
     """`journal.db` and `payloads/` of a run folder. `run` names the run for good, whatever restarts it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._payloads = folder / "payloads"
+    def __init__(self, folder: Path, *, began: bool = False) -> None:
+        """`began` says that the run began in an earlier life, so that there must be a journal.
+
+        Raises JournalError if there is none, and for one that is not what was written.
+        """
+        self.path, self._payloads = folder / "journal.db", folder / "payloads"
+        if began and not self.path.is_file():
+            raise JournalError(f"{self.path} is gone, but the run had begun: {OR_ANEW}")
         self._payloads.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(folder / "journal.db", isolation_level=None, timeout=30.0)
+        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30.0)
+        try:
+            self._open(began)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise JournalError(f"{self.path} is damaged ({error}): {OR_ANEW}") from None
+        except JournalError:
+            self._db.close()
+            raise
+
+    def _open(self, began: bool) -> None:
         for line in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"):
             self._db.execute(line)
-        self._db.executescript(SCHEMA)
-        self._db.execute("INSERT INTO run SELECT ? WHERE NOT EXISTS (SELECT * FROM run)", (secrets.token_hex(16),))
-        self.run: str = self._db.execute("SELECT id FROM run").fetchone()[0]
-        self.last: int = self._db.execute("SELECT coalesce(max(n), 0) FROM rows").fetchone()[0]
+        if began and not self._db.execute("SELECT * FROM sqlite_master WHERE name = 'run'").fetchone():
+            raise JournalError(f"{self.path} is empty, but the run had begun: {OR_ANEW}")
+        self._db.executescript("BEGIN;" + SCHEMA + "COMMIT;")
+        if not began:
+            self._db.execute("INSERT INTO run SELECT ? WHERE NOT EXISTS (SELECT * FROM run)", (secrets.token_hex(16),))
+        found = self._db.execute("SELECT id FROM run").fetchall()
+        if len(found) != 1:
+            raise JournalError(f"{self.path} names no run: {OR_ANEW}")
+        self.run: str = found[0][0]
+        self.last, self._sum = 0, _sum("", self.run)
+        for n, *row, told in self._db.execute("SELECT n, kind, at, job, data, payload, sum FROM rows ORDER BY n"):
+            self._sum = _sum(self._sum, n, *row)
+            if n != self.last + 1 or told != self._sum:
+                raise JournalError(f"{self.path}: row {n} is not what was written after row {self.last}: {OR_ANEW}")
+            self.last = n
+
+    def reaches(self, row: int, run: str) -> None:
+        """Raises JournalError unless this is the journal of the run and goes as far as a checkpoint's row."""
+        if run != self.run:
+            raise JournalError(f"{self.path} is the journal of another run than the checkpoint's: {OR_ANEW}")
+        if self.last < row:
+            raise JournalError(f"{self.path} ends at row {self.last}, the checkpoint needs row {row}: {OR_ANEW}")
 
     def write(
         self, kind: str, at: float, job: JobId | None = None, payload: bytes | memoryview | None = None, **data: Any
     ) -> None:  # fmt: skip
         """One row, on the disk when this returns. `job` ends by it. Raises JournalError if it had ended before."""
         name = None if payload is None else self._keep(payload)
-        row = (kind, at, job, json.dumps(data), name)
+        row = (self.last + 1, kind, float(at), job, json.dumps(data), name)
+        told = _sum(self._sum, *row)
         try:
-            cursor = self._db.execute("INSERT INTO rows (kind, at, job, data, payload) VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, told))
         except sqlite3.IntegrityError as error:
             raise JournalError(f"job {job} would end twice: {error}") from None
-        assert cursor.lastrowid is not None
-        self.last = cursor.lastrowid
+        self.last, self._sum = row[0], told
 
     def rows(self, after: int = 0) -> Iterator[Row]:
         """The rows with larger numbers, in order."""
         query = "SELECT n, kind, at, job, data, payload FROM rows WHERE n > ? ORDER BY n"
         for n, kind, at, job, data, name in self._db.execute(query, (after,)).fetchall():
-            payload = None if name is None else (self._payloads / name).read_bytes()
+            try:
+                payload = None if name is None else durable.read(self._payloads / name, name)
+            except DamagedError as error:
+                raise JournalError(f"row {n}: {error}") from None
             yield Row(n, kind, at, job, json.loads(data), payload)
 
     def forget(self, upto: int) -> None:
@@ -163,17 +203,15 @@ class Journal:
         path = self._payloads / name
         if not path.exists():
             part = path.with_name(name + ".part")
-            with part.open("wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
+            durable.write(part, payload)
             part.replace(path)
-            handle = os.open(self._payloads, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            durable.sync_folder(self._payloads)
         return name
+
+
+def _sum(before: str, *row: object) -> str:
+    """The hash of a row and of all before it. Numbers are told as SQLite returns them."""
+    return hashlib.sha256(json.dumps([before, *row]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

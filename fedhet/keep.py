@@ -4,6 +4,7 @@ Personal layers, error feedback and control variates survive the process, the ru
 job that comes a second time, because the server died before it could hear the answer, is answered from the disk: it is
 not trained twice, and the memories do not move twice.
 
+    SHA-256 of all that follows, a line
     JSON line {"job", "head", "memories"} | payload of the answer | payloads of the memories
 """
 
@@ -19,6 +20,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedhet import wire
 from fedhet.client import Memories
+from fedhet.durable import DamagedError
 from fedhet.enroll import files
 from fedhet.message import parcel
 
@@ -42,11 +44,15 @@ class Keep:
     folder: Path
 
     def read(self, run: str) -> Kept:
-        """What is kept of a run; empty if it is new. Raises ValueError for a file that is not ours."""
+        """What is kept of a run; empty if it is new. Raises DamagedError for a file that is not what was written:
+        memories that were altered would bend every later answer."""
         path = self._path(run)
         if not path.exists():
             return Kept()
-        data = memoryview(files.read_private(path))
+        told, _, rest = files.read_private(path).partition(b"\n")
+        if told.decode(errors="replace") != wire.digest(rest):
+            raise DamagedError(f"{path} is not what was written: delete it, and the client goes on with empty memories")
+        data = memoryview(rest)
         end = bytes(data[: 1 << 20]).index(b"\n")
         about = json.loads(bytes(data[:end]))
         parts, at = [], end + 1
@@ -65,7 +71,8 @@ class Keep:
         packed = {name: wire.encode(memory) for name, memory in sorted(memories.items())}
         sizes = {name: len(data) for name, data in packed.items()}
         about = {"job": job, "head": dict(answer.config_records["fedhet"]), "answer": len(payload), "memories": sizes}
-        files.write_file(self._path(run), b"".join([json.dumps(about).encode(), b"\n", payload, *packed.values()]))
+        data = b"".join([json.dumps(about).encode(), b"\n", payload, *packed.values()])
+        files.write_file(self._path(run), wire.digest(data).encode() + b"\n" + data)
         for old in sorted(self.folder.glob("*.keep"), key=lambda path: path.stat().st_mtime)[:-RUNS]:
             old.unlink()
 

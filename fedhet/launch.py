@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fedhet import config, record
+from fedhet import checkpoint, config, record, run_config
+from fedhet.durable import DamagedError
 from fedhet.experiment import Experiment, Progress
 from fedhet.report import write_report
 from fedhet.result import Result
@@ -87,7 +88,7 @@ def start(
         raise RunFolderError(refusal)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        record.write_new(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(prepared.resolved))))
+        record.write_new(out / "config.yaml", run_config.text(prepared.resolved))
     except FileExistsError:  # another process was quicker
         raise RunFolderError(refusal) from None
     with _alone(out):
@@ -106,11 +107,20 @@ def resume(folder: Path, *, progress: Progress | None = None, workers: int | Non
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")
-    resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
+    resolved = run_config.read(path, _remembered(folder))
     if workers is not None:
         resolved["workers"] = workers
     with _alone(folder):
         return _with_report(Experiment.of(resolved).run(folder, resume=True, progress=progress))
+
+
+def _remembered(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration as the run's last checkpoint has it, if there is one to be read."""
+    try:
+        kept: Mapping[str, Any] = checkpoint.peek(folder)["config"]
+    except DamagedError:
+        return None
+    return kept
 
 
 @contextlib.contextmanager

@@ -18,9 +18,8 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid
-from omegaconf import OmegaConf
 
-from fedhet import config, device_code, ending, flower_replies, record
+from fedhet import config, device_code, ending, flower_replies, record, run_config
 from fedhet.aside import Aside
 from fedhet.bulletin import Bulletin
 from fedhet.chores import Own
@@ -264,12 +263,12 @@ def serve(grid: Grid, context: Context) -> None:
 
 def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     if given.get("config"):
-        resolved: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(str(given["config"])), resolve=True)  # type: ignore[assignment]
+        resolved = run_config.read(Path(str(given["config"])), strict=False)
     else:
         resolved = config.resolved(config.compose(shlex.split(str(given.get("overrides", "")))))
     experiment = Experiment.of({**resolved, "transport": {**resolved["transport"], "name": "flower"}})
     if not (folder / "config.yaml").exists():
-        record.write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        record.write_atomic(folder / "config.yaml", run_config.text(resolved))
     asked = int(given.get("wanted") or 0)
     wanted = asked or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
     least = int(given.get("least") or 0) or asked or 1

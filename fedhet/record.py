@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedhet.durable import OR_ANEW, DamagedError, sync_folder
+
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 """A row as JSON; `json.dumps` with separators would make an encoder for every row."""
 
@@ -21,17 +23,25 @@ ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 class Lines:
     """An append-only file of JSON lines with a running SHA-256."""
 
-    def __init__(self, path: Path, keep: int = 0) -> None:
-        """`keep` bytes of an existing file are kept, the rest is cut off."""
+    def __init__(self, path: Path, keep: int = 0, sha256: str = "") -> None:
+        """`keep` bytes of an existing file are kept, the rest is cut off. `sha256` is that of what is kept.
+
+        Raises DamagedError for a file that is gone, shorter, or altered.
+        """
         self.path, self._hash = path, hashlib.sha256()
-        self._file: BinaryIO = path.open("r+b" if keep else "wb")
+        try:
+            self._file: BinaryIO = path.open("r+b" if keep else "wb")
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is gone, the checkpoint needs {keep} bytes of it: {OR_ANEW}") from None
         self.size = 0
         while self.size < keep:
             part = self._file.read(min(1 << 20, keep - self.size))
             if not part:
-                raise ValueError(f"{path} has {self.size} bytes, the checkpoint needs {keep}")
+                raise DamagedError(f"{path} has {self.size} bytes, the checkpoint needs {keep}: {OR_ANEW}")
             self._hash.update(part)
             self.size += len(part)
+        if keep and sha256 and self.sha256 != sha256:
+            raise DamagedError(f"{path} is not what the run wrote in its first {keep} bytes: {OR_ANEW}")
         self._file.truncate(keep)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -59,9 +69,15 @@ class Lines:
 class Record:
     """events.jsonl and metrics.jsonl of one run folder."""
 
-    def __init__(self, folder: Path, keep_events: int = 0, keep_metrics: int = 0) -> None:
-        self.events = Lines(folder / "events.jsonl", keep_events)
-        self.metrics = Lines(folder / "metrics.jsonl", keep_metrics)
+    def __init__(self, folder: Path, keep: Mapping[str, Any] | None = None) -> None:
+        """`keep` is what `mark` said of the part that is kept; None keeps nothing."""
+        self.events, self.metrics = (
+            Lines(folder / f"{name}.jsonl", *(keep[name] if keep else ())) for name in ("events", "metrics")
+        )
+
+    def mark(self) -> dict[str, tuple[int, str]]:
+        """How far the files are now: bytes and their hash."""
+        return {"events": (self.events.size, self.events.sha256), "metrics": (self.metrics.size, self.metrics.sha256)}
 
     def emit(self, t: float, name: str, fields: Mapping[str, Any]) -> None:
         """One row of the event log."""
@@ -90,14 +106,31 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def whole_bytes(path: Path) -> int:
+    """Bytes of the complete lines of a file; 0 if there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at > 0:
+            start = max(0, at - (1 << 16))
+            file.seek(start)
+            end = file.read(at - start).rfind(b"\n")
+            if end >= 0:
+                return start + end + 1
+            at = start
+        return 0
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """A whole file or none: written beside, synced, renamed."""
+    """A whole file or none: written beside, synced, renamed; on the disk on return."""
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+    sync_folder(path.parent)
 
 
 def write_new(path: Path, text: str) -> None:
@@ -111,3 +144,4 @@ def write_new(path: Path, text: str) -> None:
         os.link(beside, path)  # unlike a rename it fails if the name is taken
     finally:
         beside.unlink(missing_ok=True)
+    sync_folder(path.parent)

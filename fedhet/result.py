@@ -1,6 +1,6 @@
 """What a run leaves behind, as an object: the row of result.json and the evaluations as arrays.
 
-result.json, schema 1:
+result.json, schema 2:
 
     strategy, seed, transport, clients       what was run
     versions                                 combinations applied to the model
@@ -19,6 +19,9 @@ result.json, schema 1:
     stopped                                  which limit ended the run
     peak_rss_bytes, peak_rss_worker_bytes    most resident memory of the main process; of the largest ended child
     weights_sha256, events_sha256            of the final state's payload and of events.jsonl
+    metrics_sha256, model_sha256,            of the files metrics.jsonl, model.safetensors, config.yaml (null: there is
+    config_sha256                            none)
+    sha256                                   of this row without this entry, see `row_digest`
     packages                                 versions of Python and of the packages results depend on
     small_steps                              how small perceptrons are trained here: compiled or by torch, which differs
                                              in its last bits
@@ -26,7 +29,9 @@ result.json, schema 1:
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +39,17 @@ from typing import Any
 
 import numpy as np
 
+from fedhet import durable
+from fedhet.durable import DamagedError
 from fedhet.record import read_rows
+
+SCHEMA = 2
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """The SHA-256 of a row as sorted JSON without spaces, its own entry `sha256` left out."""
+    plain = {key: value for key, value in row.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,28 @@ class Result:
         path = folder / "result.json"
         if not path.is_file():
             raise ValueError(f"{folder} holds no finished run: there is no result.json")
-        return cls(folder, json.loads(path.read_text()))
+        otherwise = f"delete it and go on with: fedhet run --resume {folder}"
+        try:
+            row = json.loads(path.read_text())
+        except ValueError as error:
+            raise DamagedError(f"{path} is no JSON ({error}): {otherwise}") from None
+        if not isinstance(row, dict) or (row.get("schema") != 1 and row.get("sha256") != row_digest(row)):
+            raise DamagedError(f"{path} is not what the run wrote: {otherwise}")
+        return cls(folder, row)
+
+    def check(self, name: str) -> None:
+        """Raises DamagedError if model.safetensors, metrics.jsonl or config.yaml is not what the run wrote."""
+        key = name.partition(".")[0] + "_sha256"
+        if self.row.get(key):
+            again = f"delete result.json and go on with: fedhet run --resume {self.path}"
+            otherwise = f"put it back from a copy, or {again}"
+            durable.check(self.path / name, self.row[key], otherwise)
 
     @cached_property
     def metrics(self) -> dict[str, np.ndarray]:
         """Columns of metrics.jsonl: t (seconds), version, accuracy, loss, worst_decile_accuracy, bytes_up, bytes_down,
         client_tasks; float64 (evaluations,)."""
+        self.check("metrics.jsonl")
         rows = read_rows(self.path / "metrics.jsonl")
         return {key: np.array([row[key] for row in rows], dtype=np.float64) for key in (rows[0] if rows else {})}
 

@@ -15,17 +15,17 @@ import safetensors.torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedhet import checkpoint, descent, wire
+from fedhet import checkpoint, descent, durable, wire
 from fedhet.checkpoint import Extras
 from fedhet.drive import Drive
 from fedhet.evaluate import Best, Evaluator
 from fedhet.experiment import Experiment, Progress
 from fedhet.gate import Gate
-from fedhet.journal import Journal, Journaled, Row
+from fedhet.journal import Journal, Journaled, JournalError, Row
 from fedhet.journal import replay as journal_replay
 from fedhet.protocols import Clock
-from fedhet.record import Record, write_atomic
-from fedhet.result import Result
+from fedhet.record import Record, whole_bytes, write_atomic
+from fedhet.result import SCHEMA, Result, row_digest
 from fedhet.server import Send, Server
 from fedhet.tree import Schema
 from fedhet.types import ClientId
@@ -51,10 +51,14 @@ class Session:
     ) -> None:  # fmt: skip
         self.experiment, self.folder, self.progress = experiment, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(folder) if journaled else None
+        began = (folder / "events.jsonl").is_file() or checkpoint.exists(folder)
+        self.journal = Journal(folder, began=resume and began) if journaled else None
+        self._told = whole_bytes(folder / "events.jsonl") if resume else 0
         resume = resume and checkpoint.exists(folder)
         kept = checkpoint.peek(folder) if resume else {}
-        self.record = Record(folder, kept.get("events_bytes", 0), kept.get("metrics_bytes", 0))
+        if self.journal is not None and resume:
+            self.journal.reaches(kept["journal"], kept["run"])
+        self.record = Record(folder, kept.get("record"))
         model = experiment.world.model()
         self.server = Server(
             experiment.method,
@@ -80,6 +84,8 @@ class Session:
         self.tally: Callable[[], Mapping[str, Any]] = dict
         self._wall = time.monotonic() - float(kept.get("wall_seconds", 0.0))
         self._saved = self._shown = time.monotonic()
+        self._best = ""
+        """The hash of the best version's file beside the checkpoint."""
 
     def join(
         self, grid: Grid, clock: Clock, nodes: Callable[[ClientId], int], *, seal: bool = False, world: str = ""
@@ -94,8 +100,9 @@ class Session:
             self.evaluator.version, self.evaluator.due = numbers["evaluated"], numbers["due"]
             self.evaluator.time_to_target = numbers["time_to_target"]
             if numbers.get("best") is not None:
-                accuracy, at = numbers["best"]
+                accuracy, at, self._best = numbers["best"]
                 self.evaluator.best = Best(accuracy, at, None)
+                durable.check(self.folder / BEST.format(at), self._best)
         if self.journal is not None:
             self._replay(self.journal, int(self.resumed.numbers["journal"]) if self.resumed else 0)
             self.drive.run_id = self.journal.run
@@ -115,6 +122,11 @@ class Session:
                 self.evaluator.look(drive)
 
         self.started = journal_replay(journal, after, server, self.gate, seen) or self.started
+        if self.record.events.size < self._told:  # a word is in the journal before anything follows from it
+            raise JournalError(
+                f"{self.folder / 'journal.db'} ends before events.jsonl does, so its end is lost: {durable.OR_ANEW}; "
+                "to go on from what is left, delete events.jsonl"
+            )
 
     def go(self, numbers: Callable[[], dict[str, Any]], states: Callable[[], dict[int, Any]]) -> Result:
         """Run to the end and write the result. The record is synced whatever happens."""
@@ -138,18 +150,19 @@ class Session:
         self.record.sync()
         best = self.evaluator.best
         if best is not None and best.tensors:
-            _save_tensors(self.folder / BEST.format(best.version), best.tensors)
+            self._best = _save_tensors(self.folder / BEST.format(best.version), best.tensors)
         extras = {
             **self._numbers(),
-            "events_bytes": self.record.events.size,
-            "metrics_bytes": self.record.metrics.size,
+            "config": dict(self.experiment.config),
+            "record": self.record.mark(),
             "journal": 0 if self.journal is None else self.journal.last,
+            "run": "" if self.journal is None else self.journal.run,
             "bytes_up": self.drive.bytes_up,
             "bytes_down": self.drive.bytes_down,
             "evaluated": self.evaluator.version,
             "due": self.evaluator.due,
             "time_to_target": self.evaluator.time_to_target,
-            "best": None if best is None else [best.accuracy, best.version],
+            "best": None if best is None or not self._best else [best.accuracy, best.version, self._best],
             "wall_seconds": time.monotonic() - self._wall,
         }
         checkpoint.save(self.folder, self.server, self.gate, Extras(extras, self._states()))
@@ -203,9 +216,11 @@ class Session:
         )
 
     def _finish(self) -> Result:
-        server, scores = self.server, self.evaluator.scores
-        server.space.restore(self.evaluator.model, server.state)
-        _save_tensors(self.folder / "model.safetensors", self.evaluator.model.module.state_dict())
+        server, model = self.server, self.evaluator.model
+        server.space.restore(model, server.state)
+        # an earlier process may have evaluated this version and written the row
+        scores = self.evaluator.scores or self.experiment.world.evaluate(model)
+        saved = _save_tensors(self.folder / "model.safetensors", model.module.state_dict())
         best = self.evaluator.best
         if best is not None and self.experiment.keep_best and best.version != server.version:
             if best.tensors:
@@ -214,7 +229,7 @@ class Session:
                 (self.folder / BEST.format(best.version)).replace(self.folder / "best.safetensors")
         self._forget_best(except_version=-1)
         row = {
-            "schema": 1,
+            "schema": SCHEMA,
             "strategy": self.experiment.method.name,
             "seed": self.experiment.seed,
             "transport": self.experiment.transport,
@@ -223,9 +238,9 @@ class Session:
             "virtual_seconds": server.now,
             "wall_seconds": time.monotonic() - self._wall,
             "client_tasks": server.landed,
-            "accuracy": scores.accuracy if scores else None,
-            "loss": scores.loss if scores else None,
-            "worst_decile_accuracy": scores.worst_decile if scores else None,
+            "accuracy": scores.accuracy,
+            "loss": scores.loss,
+            "worst_decile_accuracy": scores.worst_decile,
             "best": None if best is None else {"version": best.version, "accuracy": best.accuracy},
             "target": self.experiment.target,
             "time_to_target": self.evaluator.time_to_target,
@@ -239,15 +254,24 @@ class Session:
             "peak_rss_worker_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
             "weights_sha256": wire.digest(wire.encode(server.state)),
             "events_sha256": self.record.events.sha256,
+            "metrics_sha256": self.record.metrics.sha256,
+            "model_sha256": saved,
+            "config_sha256": durable.digest(path) if (path := self.folder / "config.yaml").is_file() else None,
             "packages": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
             "small_steps": descent.status(),
         }
+        row = json.loads(json.dumps(row))
+        row["sha256"] = row_digest(row)
         write_atomic(self.folder / "result.json", json.dumps(row, indent=1) + "\n")
         return Result(self.folder, row)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A whole safetensors file or none."""
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """A whole safetensors file or none, on the disk on return; its SHA-256."""
     beside = path.with_name(path.name + ".part")
     safetensors.torch.save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, beside)
+    durable.sync_file(beside)
+    found = durable.digest(beside)
     beside.replace(path)
+    durable.sync_folder(path.parent)
+    return found

@@ -21,9 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from fedhet import bundle, flower_socket, origin
+from fedhet import bundle, flower_socket, origin, run_config
 from fedhet.experiment import Experiment, Progress
 from fedhet.record import read_rows, write_atomic
 from fedhet.result import Result
@@ -45,7 +43,7 @@ def superlink(experiment: Experiment, folder: Path, *, resume: bool, progress: P
         raise ValueError(f"{folder} holds an earlier run")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(experiment.config))))
+        write_atomic(folder / "config.yaml", run_config.text(experiment.config))
     with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
         home = Path(temporary)
         with _processes(home) as start:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from clients.models.pretrained import CausalLanguageModel, SequenceClassifier
+from fedhet.result import Result
 
 
 def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: Callable[..., nn.Module]) -> nn.Module:
@@ -21,6 +22,8 @@ def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: 
     file = place / "model.safetensors" if place.is_dir() else place
     if not file.is_file():
         raise ValueError(f"model.path={path}: there is no {file}; name a finished run's folder or a safetensors file")
+    if place.is_dir() and (place / "result.json").is_file():
+        Result.read(place).check(file.name)
     try:
         held = safetensors.torch.load_file(file)
     except SafetensorError as error:

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-
-from fedhet import bundle, ending
+from fedhet import bundle, ending, run_config
 from fedhet.ending import Ending
 from fedhet.enroll import files, tables
 from fedhet.enroll.errors import EnrollError
@@ -271,7 +269,7 @@ def prepare(folder: Path, resolved: Mapping[str, Any]) -> None:
         raise EnrollError("E306", f"{folder} is not empty: choose another with --out, or go on with --resume {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     plain = {**resolved, "transport": {"name": "flower"}}
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+    write_atomic(folder / "config.yaml", run_config.text(plain))
 
 
 def _ticket(folder: Path) -> dict[str, Any] | None:

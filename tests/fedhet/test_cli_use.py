@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 
 from fedhet import cli, origin
+from fedhet.durable import digest
+from fedhet.result import row_digest
 
 QUICK = ["debug=quick", "fleet=homogeneous", "fleet.clients=3", "model=softmax"]
 
@@ -67,11 +69,19 @@ def test_a_value_of_the_runs_own_axis_keeps_the_rest_of_it(fedhet, run):
     assert json.loads(out)["worst_decile_accuracy"] != row["worst_decile_accuracy"]
 
 
+def replace_weights(folder, weights):
+    """Other weights, as if the run had written them."""
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    row = json.loads((folder / "result.json").read_text())
+    row["model_sha256"] = digest(folder / "model.safetensors")
+    (folder / "result.json").write_text(json.dumps({**row, "sha256": row_digest(row)}))
+
+
 def test_the_weights_of_the_folder_are_what_is_scored(fedhet, run, tmp_path):
     other = tmp_path / "zeroed"
     shutil.copytree(run, other)
     weights = {k: torch.zeros_like(v) for k, v in safetensors.torch.load_file(run / "model.safetensors").items()}
-    safetensors.torch.save_file(weights, other / "model.safetensors")
+    replace_weights(other, weights)
     _, out, _ = fedhet("evaluate", other, "--json")
     assert json.loads(out)["loss"] == pytest.approx(torch.tensor(10.0).log().item(), rel=1e-6)
 
@@ -102,14 +112,14 @@ def test_a_folder_without_a_finished_run_is_bad_input(fedhet, run, tmp_path):
     shutil.copytree(run, broken)
     (broken / "model.safetensors").write_bytes(b"no tensors")
     code, _, err = fedhet("evaluate", broken)
-    assert code == 2 and "model.safetensors is broken" in err
+    assert code == 2 and "model.safetensors is not what the run wrote" in err
 
 
 def test_a_model_with_other_tensors_is_refused(fedhet, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     weights = safetensors.torch.load_file(run / "model.safetensors")
-    safetensors.torch.save_file({**weights, "more.weight": torch.zeros(1)}, other / "model.safetensors")
+    replace_weights(other, {**weights, "more.weight": torch.zeros(1)})
     code, _, err = fedhet("evaluate", other)
     assert code == 2 and "more.weight" in err
 

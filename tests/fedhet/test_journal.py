@@ -163,10 +163,13 @@ def test_a_journal_cut_at_any_row_opens_and_leads_to_a_run_of_the_same_words(tmp
         shutil.copytree(tmp_path / "run", copy)
         with sqlite3.connect(copy / "journal.db") as db:
             db.execute("DELETE FROM rows WHERE n > ?", (cut,))
-        session = Session(
-            experiment(FedBuff(size=3), versions=3), copy, resume=True, progress=None, code="", sealed=True,
-            journaled=True,
-        )  # fmt: skip
+        given = {"resume": True, "progress": None, "code": "", "sealed": True, "journaled": True}
+        session = Session(experiment(FedBuff(size=3), versions=3), copy, **given)
+        with pytest.raises(JournalError, match=r"ends before events\.jsonl does"):
+            session.join(None, None, lambda client: client)
+        session.record.close()
+        (copy / "events.jsonl").unlink()  # its owner wants to go on from what is left
+        session = Session(experiment(FedBuff(size=3), versions=3), copy, **given)
         session.join(None, None, lambda client: client)
         session.record.close()
         told = [(r["t"], r["event"]) for r in read_rows(copy / "events.jsonl")]
