@@ -173,6 +173,21 @@ def clients_show(name: Name, home: Home = HOME, json: Json = False) -> None:
     commands.show(home, name, json)
 
 
+@clients.command("weight")
+def clients_weight(
+    name: Name,
+    examples: Annotated[
+        int | None, typer.Option("--examples", help="So many (default: what it declares now).", min=0)
+    ] = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Approve how many examples a client counts with; it cannot raise that by itself."""
+    from fedhet.enroll import commands
+
+    commands.weight(home, name, examples, json)
+
+
 @clients.command("suspend")
 def clients_suspend(name: Name, reason: Reason = "", home: Home = HOME, json: Json = False) -> None:
     """Shut a client out until it is resumed."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,9 @@ from fedhet.wire import MalformedUpdate
 
 MEMORY, WARM_UP = 200, 20
 """Accepted norms a median is taken of, and how many there must be before anything is cut to it."""
+
+AUTO, MEDIANS = "auto", 10.0
+"""A `weight_medians` that is what fits: this many where clients are enrolled."""
 
 BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
 """Codes that say nothing against the sender: it was late, fast, copied, of another version, or judged elsewhere."""
@@ -50,7 +53,10 @@ Vouch = Callable[[Answer], Rejected | None]
 @dataclass
 class Gate:
     """Weights: `max_weight` caps a client's declared samples (None: what its profile declares); whatever it may
-    declare, it counts at most `weight_medians` times the median client's (None: no such bound).
+    declare, it counts at most `weight_medians` times the median client's (None: no such bound; AUTO: none unless
+    `enrolled` sets one). Where an operator approves what clients declare, the profile holds what was approved, and
+    `claims` what a client says now: an answer within its claim counts as approved, one above it is refused. `bounded`
+    holds, of each client whose weight was cut, what it asked for last and what it got.
 
     Deltas, as they cross the wire: norms above `max_norm` are refused; above `clip` medians of the last accepted ones
     they are cut to that length by `Update.scale` (None: never); `clones` refuses bytes another client sent for the same
@@ -62,7 +68,7 @@ class Gate:
     """
 
     max_weight: float | None = None
-    weight_medians: float | None = None
+    weight_medians: float | str | None = AUTO
     max_norm: float = 1e15
     clip: float | None = None
     clones: bool = False
@@ -77,13 +83,20 @@ class Gate:
     suspended: dict[ClientId, float] = field(default_factory=dict)
     """Until which second of the run; infinity without `suspend_seconds`."""
     rejections: dict[ClientId, Counter[str]] = field(default_factory=dict)
+    claims: Callable[[ClientId], float] = lambda client: 0.0
+    peers: Callable[[], Sequence[float]] | None = None
+    bounded: dict[ClientId, tuple[float, float]] = field(default_factory=dict)
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
     _digests: dict[str, Job] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight_medians, str) and self.weight_medians != AUTO:
+            raise ValueError(
+                f"gate: weight_medians={self.weight_medians} must be a number, {AUTO}, or null for no bound"
+            )
         for name in ("max_weight", "weight_medians", "max_norm", "clip", "per_buffer", "suspend_seconds"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and (name, value) != ("weight_medians", AUTO) and not value > 0:
                 raise ValueError(f"gate: {name}={value} must be positive, or null for no such limit")
         if self.suspend_after < 0 or self.forgive_after < 1:
             raise ValueError(
@@ -111,8 +124,9 @@ class Gate:
         if refusal is not None:
             return refusal
         cap = self.max_weight if self.max_weight is not None else max(1, roster.examples(sender))
-        if not 0 < answer.weight <= cap:
-            return Rejected("weight", f"weight {answer.weight:g} is not in (0, {cap:g}]")
+        most = cap if self.max_weight is not None else max(cap, self.claims(sender))
+        if not 0 < answer.weight <= most:
+            return Rejected("weight", f"weight {answer.weight:g} is not in (0, {most:g}]")
         kept = float(answer.metrics.get(KEPT_RANK, 1))
         if KEPT_RANK in answer.metrics and not (kept.is_integer() and 1 <= kept <= rank):
             return Rejected("rank", f"the client goes on with rank {kept:g}, where the job's is {rank}")
@@ -131,10 +145,19 @@ class Gate:
         twin = self._twin(digest, sender, waiting)
         if twin is not None:
             return Rejected("clone", f"the same bytes as client {twin.client} sent for job {twin.id}")
-        weight = min(answer.weight, self._weight_bound(roster))
+        weight = min(answer.weight, cap, self._weight_bound(roster))
+        if weight < answer.weight:
+            self.bounded[sender] = (answer.weight, weight)
         update = Update(job, delta, weight, self._cut(norm), answer.metrics)
         self._note(job, norm * update.scale, digest)
         return update
+
+    def enrolled(self, claims: Callable[[ClientId], float], peers: Callable[[], Sequence[float]]) -> None:
+        """The clients are enrolled: what each declares now, and what all that may take part were approved with, of
+        which a median is taken."""
+        self.claims, self.peers = claims, peers
+        if self.weight_medians == AUTO:
+            self.weight_medians = MEDIANS
 
     def remember(self, updates: Iterable[Update]) -> None:
         """Updates that were accepted before: by an earlier life of the run, in their order."""
@@ -209,9 +232,9 @@ class Gate:
         return None if self.vouch is None else self.vouch(answer)
 
     def _weight_bound(self, roster: Clients) -> float:
-        if self.weight_medians is None:
+        if self.weight_medians is None or isinstance(self.weight_medians, str):
             return math.inf
-        counts = roster.column("num_examples")
+        counts = roster.column("num_examples") if self.peers is None else self.peers() or [1.0]
         return self.weight_medians * max(1.0, float(np.median(np.asarray(counts, dtype=np.float64))))
 
     def _cut(self, norm: float) -> float:

@@ -37,7 +37,7 @@ WATCH = 3.0
 """Seconds between looks at which nodes are online."""
 EXPECTING = 0.5
 """The same while somebody new has not yet said who it is."""
-BELIEVED = ("sec_per_step", "max_rank", "memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s", "num_examples")
+BELIEVED = ("sec_per_step", "max_rank", "memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s")
 """Fields of the registry's profile that a schedule is told, where they are known."""
 IDLE = 5.0
 """Seconds for which nothing may be in flight before it is told what is waited for."""
@@ -78,6 +78,8 @@ def live(
     drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
     if members is not None:
         session.gate.vouch = Registered(members, drive.run_id)
+        roster = session.server.roster
+        session.gate.enrolled(members.claims, lambda: [roster.examples(c) for c in members.now() if c in roster])
     crowd = _Crowd(session, nodes, clock, members, Bulletin(folder))
     if session.started:
         clock.start(session.server.now)
@@ -179,9 +181,18 @@ class _Crowd:
             self._welcome(client)
         for client, why in sorted(self.nodes.strange.items()):
             self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
+        for client, (asked, got) in sorted(self.session.gate.bounded.items()):
+            self.bulletin.repeat(f"weight of {client}", self._why_bounded(client, asked, got), math.inf)
         self.due = self.clock.now() + (EXPECTING if self.nodes.expecting else WATCH)
         self.session.record.sync()
         self.note_speeds()
+
+    def _why_bounded(self, client: ClientId, asked: float, got: float) -> str:
+        text = f"{self.name(client)} counts as {got:g} examples, not as the {asked:g} that it says it has"
+        member = self.members.now().get(client) if self.members is not None else None
+        if member is not None and got == member.examples:
+            return f"{text}: more were not approved (fedhet clients weight {self.name(client)})"
+        return f"{text}: gate.weight_medians={self.session.gate.weight_medians:g} times the median client"
 
     def _tell_what_is_waited_for(self) -> None:
         """If nothing is in flight and no timer is due: how many clients a round needs, and how many there are."""
@@ -222,6 +233,10 @@ class _Crowd:
             return
         fields = self.nodes.told(client)
         member = self.members.now().get(client) if self.members is not None else None
+        if member is not None:
+            fields.pop("num_examples", None)  # a number that nobody approved
+        if member is not None and member.examples:
+            fields["num_examples"] = member.examples
         if member is not None and member.profile is not None:
             known = {name: getattr(member.profile, name) for name in BELIEVED}
             fields |= {name: value for name, value in known.items() if value and math.isfinite(value)}

@@ -24,7 +24,7 @@ HIDDEN = ("hydra",)
 
 OPTIONAL: dict[str, int | float] = {
     "stop.versions": 0, "stop.seconds": 0.0, "stop.tasks": 0, "stop.target": 0.0, "timeout": 0.0, "max_weight": 0.0,
-    "gate.weight_medians": 0.0, "gate.clip": 0.0, "gate.per_buffer": 0, "gate.suspend_seconds": 0.0,
+    "gate.clip": 0.0, "gate.per_buffer": 0, "gate.suspend_seconds": 0.0,
 }  # fmt: skip
 """Keys outside the axes whose default may be null, with an example of what else they take."""
 

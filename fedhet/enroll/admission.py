@@ -206,8 +206,11 @@ def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, 
     with federation.registry.transaction() as session:
         rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
         row = rows.by_name(session, client.node)
+        before, after = int(row.declared.get("examples", 0)), int(declared.get("examples", 0))
         row.declared, row.measured, row.changed = declared, measured, now
-        federation.audit.append(f"client:{client.node}", "profile", row.name)
+        change = {"old": before, "new": after, "approved": row.approved_examples}
+        told = {} if after == before else {"examples": change}
+        federation.audit.append(f"client:{client.node}", "profile", row.name, **told)
     return standing(federation, federation.registry.client(client.node))
 
 

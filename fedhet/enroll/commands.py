@@ -135,6 +135,17 @@ def change(home: Path, verb: str, name: str, reason: str, as_json: bool) -> None
         say(as_json, changed.to_dict(), f"{changed.name} is {changed.state}")
 
 
+def weight(home: Path, name: str, examples: int | None, as_json: bool) -> None:
+    """Approve how many examples a client counts with."""
+    with _opened(home, as_json) as federation:
+        before = federation.registry.client(name).approved_examples
+        done = federation.weigh(name, examples)
+        counts = profiles.examples(done)
+        told = {"name": done.name, "old": before, "approved": done.approved_examples, "counts": counts}
+        line = f"{done.name} counts with {counts} examples; {done.approved_examples} are approved, {before or 0} were"
+        say(as_json, told, line)
+
+
 def sign(home: Path, request: Path, out: Path, name: str, device_class: str, as_json: bool) -> None:
     """Answer a request file."""
     with _opened(home, as_json) as federation:
@@ -244,7 +255,7 @@ def _described(known: Mapping[str, Any]) -> Iterator[str]:
 
 def _row(c: Client) -> list[str]:
     left = "" if c.expires is None else f"{(c.expires - time.time()) / 86_400:.1f} d"
-    told = [f"{c.declared['examples']} examples"] if c.declared.get("examples") else []
+    told = [f"{c.declared['examples']} examples{_asks(c)}"] if c.declared.get("examples") else []
     if "memory_bytes" in c.declared:
         told.append(f"{c.declared['memory_bytes'] / 2**30:.0f} GiB")
     step = c.measured.get("step_us")
@@ -257,6 +268,13 @@ def _row(c: Client) -> list[str]:
     observed += " !" if doubt and doubt != "noisy" else ""
     own = [str(c.number), c.name, c.state, c.device_class, (c.node or "")[:12], left]
     return [*own, ", ".join(told), measured, observed, c.address]
+
+
+def _asks(c: Client) -> str:
+    """What a client that declares more than was approved waits for."""
+    if c.approved_examples is None or c.declared["examples"] <= c.approved_examples:
+        return ""
+    return f" ({c.approved_examples} approved; the rest: fedhet clients weight {c.name})"
 
 
 def _day(second: float) -> str:

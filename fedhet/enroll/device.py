@@ -142,6 +142,7 @@ class Device:
 
     def _changing(self) -> AbstractContextManager[None]:
         """One process at a time changes keys and certificate: a command does while `fedhet client run` works on."""
+        _ = self.about  # a folder without a client is named as one
         return alone(self.folder / LOCK, "changes its keys", CHANGE_S)
 
     def _rotate(self) -> Leaf:

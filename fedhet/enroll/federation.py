@@ -99,8 +99,26 @@ class Federation:
             row = rows.by_name(session, client.node)
             rows.move(row, tables.ACTIVE, now, of=(tables.PENDING,))
             rows.grant(session, row, leaf, chain, client.csr)
-            self.audit.append(actor or me(), "approve", row.name, node=row.node, serial=leaf.serial)
+            row.approved_examples = int(row.declared.get("examples", 0))
+            self.audit.append(actor or me(), "approve", row.name, node=row.node, serial=leaf.serial,
+                              examples=row.approved_examples)  # fmt: skip
         return self.registry.client(client.node)
+
+    def weigh(self, name: str, examples: int | None = None, actor: str = "") -> Client:
+        """Approve how many examples a client may count with: what it declares now, or another number. Raises E210, E211
+        or E319."""
+        if examples is not None and examples < 0:
+            raise EnrollError("E319", f"--examples {examples} must not be negative")
+        with self.registry.transaction() as session:
+            row = rows.by_name(session, name)
+            if row.state not in (tables.ACTIVE, tables.SUSPENDED):
+                raise EnrollError("E211", f"{row.name} is {row.state}: what it declares is approved with it")
+            old, declared = row.approved_examples, int(row.declared.get("examples", 0))
+            row.approved_examples, row.changed = declared if examples is None else examples, self.clock()
+            self.audit.append(actor or me(), "weigh", row.name, node=row.node, old=old, new=row.approved_examples,
+                              declared=declared)  # fmt: skip
+            number = row.number
+        return next(c for c in self.registry.clients() if c.number == number)
 
     def reject(self, name: str, reason: str, actor: str = "") -> Client:
         """Refuse a pending or invited device. Raises E210 or E211."""

@@ -28,7 +28,8 @@ SMOOTHING = 0.3
 class Member:
     """An active client: node id and identity key, the SuperLink's id of its node, and what a schedule is told.
 
-    `expires` is when its newest certificate does, in seconds since 1970.
+    `expires` is when its newest certificate does, in seconds since 1970. `claims` is how many examples it declares,
+    `examples` how many of them count because an operator approved them; 0 if it declares none.
     """
 
     client: ClientId
@@ -38,6 +39,8 @@ class Member:
     flower_node: int | None
     profile: Profile | None
     expires: float = float("inf")
+    examples: int = 0
+    claims: int = 0
 
 
 class Members:
@@ -72,6 +75,11 @@ class Members:
     def nodes(self) -> dict[int, ClientId]:
         """Whose the SuperLink's nodes are; the registry says it, whatever a node says of itself."""
         return {m.flower_node: m.client for m in self.now().values() if m.flower_node is not None}
+
+    def claims(self, client: ClientId) -> float:
+        """How many examples a client that may take part declares now, approved or not; 0 for others."""
+        member = self.now().get(client)
+        return 0.0 if member is None else float(member.claims)
 
     def state(self, client: ClientId) -> str:
         """A client's state in one word; "unknown" for one that never enrolled."""
@@ -121,4 +129,5 @@ def _member(client: Client) -> Member:
     flower_node = None if client.flower_node is None else int(client.flower_node)
     expires = float("-inf") if client.expires is None else client.expires
     name, profile = client.name, profiles.believed(client)
-    return Member(client.client_id, name, client.node, client.public, flower_node, profile, expires)
+    counts = profiles.examples(client), int(client.declared.get("examples", 0))
+    return Member(client.client_id, name, client.node, client.public, flower_node, profile, expires, *counts)

@@ -48,6 +48,11 @@ def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tupl
     return dict(claim["declared"]), dict(claim["measured"]), nonce
 
 
+def examples(client: Client) -> int:
+    """How many training examples a client counts with: what it declares, as far as an operator approved it."""
+    return min(int(client.declared.get("examples", 0)), client.approved_examples or 0)
+
+
 def believed(client: Client) -> Profile | None:
     """What a schedule is told, or None as long as no speed is known. A claim of 0 is no claim."""
     speed = client.observed.get("sec_per_step") or client.measured.get("step_us", 0) / 1e6
@@ -58,7 +63,7 @@ def believed(client: Client) -> Profile | None:
     return Profile(
         name=client.name,
         device_class=client.device_class,
-        num_examples=int(told.get("examples", 0)),
+        num_examples=examples(client),
         max_rank=int(told.get("max_rank", 0)),
         sec_per_step=float(speed),
         memory_bytes=float(told.get("memory_bytes") or math.inf),

@@ -19,7 +19,10 @@ from fedhet.enroll.tables import CertificateRow, ClientRow, RetiredNodeRow
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as it was when read. Times are seconds since 1970; `expires` is that of its newest certificate."""
+    """A client as it was when read. Times are seconds since 1970; `expires` is that of its newest certificate.
+
+    `approved_examples` is how many examples the operator let it in with; None before that.
+    """
 
     number: int
     name: str
@@ -39,6 +42,7 @@ class Client:
     observed: Mapping[str, Any]
     created: float
     changed: float
+    approved_examples: int | None = None
     expires: float | None = None
     serials: tuple[str, ...] = ()
 

@@ -44,6 +44,7 @@ class ClientRow(Base):
     declared: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     measured: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     observed: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    approved_examples: Mapped[int | None] = mapped_column(default=None)
     created: Mapped[float]
     changed: Mapped[float]
 
@@ -114,5 +115,19 @@ def connect(path: Path) -> Engine:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     Base.metadata.create_all(engine)
+    _bring_up_to_date(engine)
     path.chmod(0o600)
     return engine
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    """Columns that a registry from an earlier version does not have. What clients had declared then was approved."""
+    with engine.connect().execution_options(begin="DEFERRED") as connection:
+        if "approved_examples" in {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(clients)")}:
+            return
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE clients ADD COLUMN approved_examples INTEGER")
+        connection.exec_driver_sql(
+            "UPDATE clients SET approved_examples = coalesce(json_extract(declared, '$.examples'), 0) "
+            "WHERE state NOT IN ('invited', 'pending')"
+        )

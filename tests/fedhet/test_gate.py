@@ -243,11 +243,30 @@ def test_a_weight_counts_at_most_so_many_times_the_median_clients():
     assert check(sent(weight=20.0), gate).weight == 20.0
 
 
+def test_an_enrolled_client_counts_as_approved_and_may_not_exceed_its_own_claim():
+    """Approved samples are 10, 20 and 30; client 2 says that it has 90 by now."""
+    gate, job = Gate(weight_medians="auto"), replace(JOB, client=2)
+    judge = lambda weight: gate.check(sent(job=job, weight=weight), 2, {7: job}, DELTA.schema, CLIENTS)  # noqa: E731
+    assert judge(31.0).code == "weight"
+    gate.enrolled({2: 90.0}.get, lambda: [10, 20, 30])
+    assert judge(30.0).weight == 30.0 and gate.bounded == {}
+    assert judge(90.0).weight == 30.0 and gate.bounded == {2: (90.0, 30.0)}
+    assert judge(91.0).code == "weight", "it says more than it says it has"
+
+
+def test_with_enrolled_clients_ten_times_the_median_is_the_most_unless_it_is_said_otherwise():
+    for bound, most in (("auto", 10.0), (None, 30.0), (15.0, 15.0)):
+        gate, job = Gate(weight_medians=bound), replace(JOB, client=2)
+        assert gate.check(sent(job=job, weight=30.0), 2, {7: job}, DELTA.schema, CLIENTS).weight == 30.0
+        gate.enrolled({2: 30.0}.get, lambda: [1, 1, 30])
+        assert gate.check(sent(job=job, weight=30.0), 2, {7: job}, DELTA.schema, CLIENTS).weight == most
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"max_norm": 0.0}, {"clip": -1.0}, {"per_buffer": 0}, {"suspend_after": -1}, {"forgive_after": 0},
-        {"suspend_seconds": 0.0}, {"weight_medians": 0.0}, {"max_weight": -2.0},
+        {"suspend_seconds": 0.0}, {"weight_medians": 0.0}, {"weight_medians": "lots"}, {"max_weight": -2.0},
     ],
 )  # fmt: skip
 def test_limits_out_of_range_are_named(bad):

@@ -105,13 +105,13 @@ def test_a_server_goes_on_registering_whatever_the_time_of_day_is_set_to(tmp_pat
     """The server's own loop, without the programs of Flower's that it would start."""
     hand, looked, renewed = Hand(), threading.Semaphore(0), threading.Event()
     federation = Federation.create(tmp_path / "op", "test", "127.0.0.1:1", clock=hand)
-    server = Server(federation, port=1, flower_port=2)
+    server = Server(federation, port=1)
     monkeypatch.setattr(serving, "Runs", lambda link: types.SimpleNamespace(step=lambda: None))
     monkeypatch.setattr(server, "_reconcile", looked.release)
     monkeypatch.setattr(server, "_flower_listens", lambda: True)
     monkeypatch.setattr(server, "_renew", lambda now, door: renewed.set())
-    door = types.SimpleNamespace(should_exit=False, config=types.SimpleNamespace(ssl=None))
-    keeper = threading.Thread(target=server._keep, args=(door,))
+    door = types.SimpleNamespace(should_exit=False)
+    keeper = threading.Thread(target=server._keep, args=(door, None))
     keeper.start()
     try:
         assert looked.acquire(timeout=5)

@@ -96,7 +96,7 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
         with sqlite3.connect(out / "journal.db") as db:
             assert db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone() == (6,)
         kept = list((tmp_path / "client0" / "work" / "runs").iterdir())
-        assert len(kept) == 1, "a client keeps what it did on its own disk"
+        assert len(kept) == 2, "a client keeps what it did on its own disk, of this run and of the one before"
 
         folder = tmp_path / "fedcompass"
         going = made.start("compass", "submit", "strategy=fedcompass", "stop.versions=20", "schedule.q_min=2",
