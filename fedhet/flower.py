@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from logging import getLogger
 from typing import NoReturn
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
@@ -23,11 +22,11 @@ from fedhet.clock import WallClock
 from fedhet.drive import Drive
 from fedhet.experiment import Experiment
 from fedhet.gate import Gate
+from fedhet.initial import Layout, install
 from fedhet.limits import Limits
 from fedhet.nodes import Nodes
 from fedhet.protocols import Clock
 from fedhet.server import Server
-from fedhet.tree import FlatTree, flatten
 
 log = getLogger("fedhet")
 
@@ -46,6 +45,7 @@ class MethodStrategy(flower.Strategy):
             raise ValueError("clients elsewhere need a configuration: build the experiment with Experiment.of(...)")
         self.experiment, self.wanted = experiment, wanted or len(experiment.clients)
         self.clock: Clock = clock or WallClock(poll)
+        self._layout = Layout((), (), {})
 
     def summary(self) -> None:
         method = self.experiment.method
@@ -63,6 +63,9 @@ class MethodStrategy(flower.Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> flower.Result:
         """Run until `num_rounds` versions are combined or `timeout` seconds are over. `evaluate_fn` sees every version.
+
+        `initial_arrays` are `ArrayRecord(model.state_dict())` of the experiment's model, or a list of its arrays; the
+        result has the same names or places, see `fedhet.initial`.
 
         Raises ValueError if the arrays are not the model's, or if a train or evaluate configuration is given: a
         method's hyper-parameters are its own.
@@ -102,10 +105,7 @@ class MethodStrategy(flower.Strategy):
     def _server(self, initial: ArrayRecord, limits: Limits) -> Server:
         experiment = self.experiment
         model = experiment.world.model()
-        state = flatten({name: torch.from_numpy(array.numpy().copy()) for name, array in initial.items()})
-        if not isinstance(state, FlatTree) or state.schema != model.schema:
-            raise ValueError(f"initial_arrays must be the model's: {list(model.schema)}")
-        model.flat.copy_(state.flat)
+        self._layout = install(initial, model)
         method = experiment.method
         if not isinstance(experiment.aggregation, Flat):
             raise ValueError("in somebody's own ServerApp updates are combined in its process: use aggregation=flat")
@@ -119,8 +119,7 @@ class MethodStrategy(flower.Strategy):
     def _arrays(self, server: Server) -> ArrayRecord:
         model = self.experiment.world.model()
         server.space.restore(model, server.state)
-        tree = model.tree()
-        return ArrayRecord({name: Array(tree[name].numpy().copy()) for name in tree})
+        return self._layout.record(model.module)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

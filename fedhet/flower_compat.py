@@ -6,13 +6,14 @@
 * Both ends of the conversation with a SuperLink have files of their own: `flower_fleet` and `flower_replies`.
 * `flower_socket` starts Flower's programs so that they listen on socket files.
 * `flower_legacy` lets servers of old send from their threads in virtual time.
-* What a run configuration means is asked of Flower: `parse_config_args`, `flatten_dict`, `fuse_dicts`.
+* What a run configuration means is asked of Flower's own parser: `parse_overrides` and `flat_config`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common.config import flatten_dict, fuse_dicts, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -23,9 +24,8 @@ __all__ = [
     "Run",
     "claim_identity",
     "empty_run",
-    "flatten_dict",
-    "fuse_dicts",
-    "parse_config_args",
+    "flat_config",
+    "parse_overrides",
     "set_message_id",
 ]
 
@@ -43,6 +43,25 @@ def empty_run(run_id: int) -> Run:
 def set_message_id(message: Message, message_id: str) -> None:
     """Name a message that a grid accepted."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """What `flwr run --run-config` makes of its texts. Raises ValueError for what it refuses, OSError for a file."""
+    import click
+    from flwr.common.config import parse_config_args  # a tenth of a second, which nobody else needs
+
+    try:
+        return parse_config_args(texts)
+    except click.ClickException as error:
+        raise ValueError(error.message) from None
+
+
+def flat_config(table: dict[str, Any] | None) -> dict[str, Any]:
+    """A `[tool.flwr.app.config]` as an app sees it, nested tables as dotted keys. Raises ValueError for other values
+    than booleans, numbers and strings."""
+    from flwr.common.config import flatten_dict
+
+    return dict(flatten_dict(table))
 
 
 def aggregate_arrayrecords(records: list[RecordDict], weighting_metric_name: str) -> ArrayRecord:

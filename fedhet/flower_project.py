@@ -18,11 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import click
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedhet.flower_compat import flatten_dict, fuse_dicts, parse_config_args
+from fedhet.flower_compat import flat_config, parse_overrides
 
 A = TypeVar("A", ServerApp, ClientApp)
 
@@ -55,7 +54,7 @@ def find_project(file: Path) -> Project | None:
         try:
             app = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("flwr", {}).get("app")
             if isinstance(app, dict) and (folder == file.parent or _names(app, folder, file)):
-                return Project(folder, flatten_dict(app.get("config")))
+                return Project(folder, flat_config(app.get("config")))
         except ValueError as error:  # TOML's own is one
             raise AppError(f"{path}: {error}") from None
     return None
@@ -135,11 +134,9 @@ def parse_run_config(texts: str | Sequence[str]) -> dict[str, Any]:
         if rest and not text.endswith(".toml"):
             raise ValueError(f"--run-config: {rest[0]!r} is not key=value")
     try:
-        return parse_config_args(given)
-    except click.ClickException as error:
-        raise ValueError(f"--run-config {' '.join(given)!r}: {error.message}") from None
+        return parse_overrides(given)
     except (ValueError, OSError) as error:
-        raise ValueError(f"--run-config: {error}") from None
+        raise ValueError(f"--run-config {' '.join(given)!r}: {error}") from None
 
 
 def run_config(project: Project | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,4 +151,4 @@ def run_config(project: Project | None, overrides: Mapping[str, Any]) -> dict[st
             near = difflib.get_close_matches(key, project.config, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(project.config)) or 'none'}"
             raise ValueError(f"--run-config: {project.folder / 'pyproject.toml'} gives no key {key!r}; {hint}")
-    return fuse_dicts(dict(project.config), dict(overrides))
+    return {**project.config, **overrides}

@@ -7,8 +7,7 @@ import sys
 import time
 
 import pytest
-import torch
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fedhet import app, config, origin, superlink
@@ -107,7 +106,7 @@ def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, vir
     """On the virtual grid, whose nodes run our client app: the same bits as the experiment's own run."""
     e = experiment()
     model = e.world.model()
-    initial = ArrayRecord({k: Array(v.numpy().copy()) for k, v in model.tree().items()})
+    initial = ArrayRecord(model.module.state_dict())
     out, evaluated = [], []
     server = ServerApp()
 
@@ -124,7 +123,6 @@ def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, vir
             config=lambda n: {"partition-id": n - 2},
         )
         server(grid=grid, context=Context(1, 1, {}, RecordDict(), {}))
-    for name, leaf in model.tree().items():
-        leaf.copy_(torch.from_numpy(out[0].arrays[name].numpy()))
+    model.module.load_state_dict(out[0].arrays.to_torch_state_dict())
     assert digest(encode(model.tree())) == virtual["weights_sha256"]
     assert evaluated == [0, 1, 2]
