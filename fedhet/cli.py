@@ -15,6 +15,7 @@ import click
 import typer
 
 from fedhet import cli_enroll, origin
+from fedhet.shown import shown_lines
 
 
 def _groups() -> str:
@@ -278,5 +279,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {shown_lines(message)}", file=sys.stderr)
     return code

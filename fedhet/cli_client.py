@@ -53,7 +53,7 @@ def mount(app: typer.Typer) -> None:
 
 def join(
     token: Annotated[str, typer.Argument(help="The token, or - to read it from standard input.")],
-    name: Annotated[str, typer.Option("--name", help="Another name than the invitation's.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Join only if the invitation is for this name.")] = "",
     data: DataPath = "",
     partition: Partition = "",
     examples: Examples = 0,

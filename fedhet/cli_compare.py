@@ -19,6 +19,7 @@ from fedhet import config, origin, overrides
 from fedhet.cli_run import new_folder, notice, put, resume_in, run_in
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.record import write_atomic
+from fedhet.shown import shown_lines
 
 HOW = ("workers", "out", "checkpoint", "target")
 """Keys that do not make a run another run."""
@@ -56,7 +57,7 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
             finished.append(_run(one, where / one.name, label))
         except RunFailed as error:
             failed.append(one.name)
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown_lines(error)}", file=sys.stderr)
         except Interrupted:
             raise Interrupted(f"interrupted; continue with: fedhet compare --resume {where}") from None
     if finished:

@@ -17,6 +17,7 @@ from rich.table import Table
 from fedhet import config, overrides
 from fedhet.errors import InputError, Interrupted, RunFailed
 from fedhet.progress import Bar
+from fedhet.shown import shown
 
 if TYPE_CHECKING:
     from fedhet.result import Result
@@ -84,7 +85,7 @@ def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result
 
 def notice(text: str) -> None:
     """What a method wants to be said plainly, before it starts."""
-    print(f"notice: {text}", file=sys.stderr, flush=True)
+    print(f"notice: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def resume_in(folder: Path, workers: int | None = None, name: str | None = None) -> Result:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedhet import __version__, catalogue, cite, config, origin
 from fedhet.errors import InputError
+from fedhet.shown import shown_lines
 
 
 def list_options(axis: str | None, folder: Path | None, as_json: bool) -> None:
@@ -103,7 +104,7 @@ def explain_client(folder: Path, client: int, every: bool) -> None:
     if not events.is_file():
         raise InputError(f"{folder} is not a run folder: it has no events.jsonl")
     story = explain.explain(read_rows(events), client)
-    print(explain.text(story, len(story.jobs) if every else 20))
+    print(shown_lines(explain.text(story, len(story.jobs) if every else 20)))
 
 
 def rewrite(folder: Path) -> None:

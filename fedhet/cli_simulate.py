@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 from fedhet import build, config, flower_project
 from fedhet import simulate as simulation
 from fedhet.seeding import seeded
+from fedhet.shown import shown
 
 
 def simulate(
@@ -51,4 +52,4 @@ def simulate(
         print(json.dumps(row, indent=1))
         return
     for name, value in row.items():
-        print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {value}")
+        print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {shown(value)}")

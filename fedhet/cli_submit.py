@@ -22,6 +22,7 @@ from fedhet.enroll.submit import Crowd, Submission
 from fedhet.errors import InputError
 from fedhet.journal import occupied
 from fedhet.progress import Bar
+from fedhet.shown import shown_lines
 
 CHOICES = ("ask", "detach", "stop")
 
@@ -125,7 +126,7 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
                     continue
                 error = made.over() if made.ended is not None else error
             if not as_json and "log" in error.data:
-                print(error.data["log"], file=sys.stderr)
+                print(shown_lines(error.data["log"]), file=sys.stderr)
             raise error from None
 
 

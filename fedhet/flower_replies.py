@@ -19,6 +19,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedhet.flower_compat import ErrorCode, Run, set_message_id
+from fedhet.shown import shown
 
 log = logging.getLogger("fedhet.replies")
 
@@ -179,7 +180,8 @@ class _Arriving:
             if lies := [field for field in about if getattr(said, field) != getattr(told, field)]:
                 raise ValueError(f"it says otherwise of its {lies[0]}")
         except Exception as error:  # whatever parsing somebody's bytes raises: it is that reply's fault, not the run's
-            log.warning("the reply of node %d cannot be read: %s: %s", told.src_node_id, type(error).__name__, error)
+            why = f"{type(error).__name__}: {shown(error)}"
+            log.warning("the reply of node %d cannot be read: %s", told.src_node_id, why)
             return self._message(content=RecordDict())
         set_message_id(message, name)
         return message

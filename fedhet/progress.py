@@ -15,6 +15,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from fedhet.shown import shown
+
 PLAIN_SECONDS = 5.0
 """Between two lines where there is no terminal."""
 
@@ -53,7 +55,7 @@ class Bar:
     """`with Bar("name") as show: ... show({...})`; the mapping is that of `fedhet.experiment.Progress`."""
 
     def __init__(self, name: str, stream: IO[str] | None = None) -> None:
-        self.name, self._stream = name, stream if stream is not None else sys.stderr
+        self.name, self._stream = shown(name), stream if stream is not None else sys.stderr
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._next = 0.0
@@ -64,10 +66,10 @@ class Bar:
         console = Console(file=self._stream)
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold cyan]{task.description}"),
+                TextColumn("{task.description}", style="bold cyan", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[told]}", markup=False),
                 TimeElapsedColumn(),
                 console=console,
                 auto_refresh=False,
@@ -85,7 +87,7 @@ class Bar:
 
     def say(self, texts: Sequence[str]) -> None:
         """Lines above the bar."""
-        for text in texts:
+        for text in map(shown, texts):
             if self._bar is not None:
                 self._bar.console.print(text, markup=False, highlight=False)
             else:
@@ -93,7 +95,7 @@ class Bar:
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         share, now = row.get("share"), time.monotonic()
-        told = describe(row) + self._pace(now, row["tasks"], share)
+        told = shown(describe(row)) + self._pace(now, row["tasks"], share)
         if self._bar is not None:
             total = 1.0 if share is not None else None
             self._bar.update(self._task, total=total, completed=share or 0.0, told=told, refresh=True)

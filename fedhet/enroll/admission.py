@@ -11,7 +11,8 @@ from fedhet.enroll import certificates, identity, profiles, rows, seal, tables
 from fedhet.enroll.canonical import unb64
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.federation import Federation, check_name
+from fedhet.enroll.federation import Federation
+from fedhet.enroll.names import check_name
 from fedhet.enroll.registry import Client
 from fedhet.enroll.rows import Applicant
 from fedhet.enroll.tables import CertificateRow
@@ -47,6 +48,8 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
         else:
             refusal = None
             if row.state == tables.INVITED:
+                if applicant.name not in ("", row.name):
+                    raise EnrollError("E119", f"it is for {row.name}")
                 _big_enough(federation, row.device_class, applicant.declared)
                 rows.apply(session, row, applicant, now)
                 federation.audit.append(f"device:{applicant.node}", "enrol", row.name, address=address)

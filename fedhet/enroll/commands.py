@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import logging
 import shlex
 import signal
 import time
@@ -15,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fedhet.enroll import files, offline, profiles, tables
 from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation, me
-from fedhet.enroll.output import say, spoken
+from fedhet.enroll.output import cells, put, say, spoken, table_of
 from fedhet.enroll.registry import Client
 from fedhet.enroll.serve import LOCK, Server
+from fedhet.shown import log_to_terminal, shown
 
 
 @contextlib.contextmanager
@@ -115,7 +113,7 @@ def approve(home: Path, names: Sequence[str], as_json: bool) -> None:
             for name in names:
                 done.append(federation.approve(name))
                 if not as_json:
-                    print(f"{done[-1].name} is client {done[-1].number}")
+                    print(shown(f"{done[-1].name} is client {done[-1].number}"))
         except EnrollError as error:
             error.data["approved"] = [c.name for c in done]  # the others before it are in
             raise
@@ -169,24 +167,12 @@ def list_clients(home: Path, states: tuple[str, ...], as_json: bool) -> None:
         if not found:
             print("none" if states else "no clients yet: fedhet enroll invite")
             return
-        table = Table(show_edge=False, pad_edge=False, header_style="bold")
-        for column in (
-            "#",
-            "name",
-            "state",
-            "class",
-            "node",
-            "certificate",
-            "declared",
-            "measured",
-            "observed",
-            "address",
-        ):
-            table.add_column(column, overflow="fold")
+        table = table_of(
+            "#", "name", "state", "class", "node", "certificate", "declared", "measured", "observed", "address"
+        )  # fmt: skip
         for c in found:
-            table.add_row(*_row(c))
-        console = Console()
-        (console if console.is_terminal else Console(width=200)).print(table)
+            table.add_row(*cells(*_row(c)))
+        put(table, 200)
 
 
 def show(home: Path, name: str, as_json: bool) -> None:
@@ -226,8 +212,7 @@ def serve(
     home: Path, host: str, port: int | None, insecure: bool, trusted: Sequence[str], as_json: bool
 ) -> None:  # fmt: skip
     """Serve until interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_terminal()
     with contextlib.ExitStack() as stack:
         stack.enter_context(spoken(as_json))
         federation = Federation(home)
@@ -249,8 +234,8 @@ def _described(known: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from (f"{key}:", *(f"  {k:20} {v}" for k, v in value.items())) if value else ()
         elif value not in (None, "", ()):
-            shown = _second(value) if key in ("created", "changed", "expires") else value
-            yield f"{key:12} {' '.join(value) if isinstance(value, tuple) else shown}"
+            told = _second(value) if key in ("created", "changed", "expires") else value
+            yield f"{key:12} {' '.join(value) if isinstance(value, tuple) else told}"
 
 
 def _row(c: Client) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import signal
 import sys
@@ -12,15 +11,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fedhet.enroll import agent, benchmark, offline, speed
 from fedhet.enroll import join as joining
 from fedhet.enroll.device import Device
 from fedhet.enroll.doctor import examine
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.output import say, spoken
+from fedhet.enroll.output import cells, put, say, spoken, table_of
+from fedhet.shown import log_to_terminal, shown
 
 Declared: TypeAlias = tuple[str, str, int, Path | None]
 """The options --data, --partition, --examples and --labels."""
@@ -35,7 +33,7 @@ def join(
         told = joining.begin(state, line, _data(declared), name=name, measured=_measured(seconds))
         if told["state"] == "pending" and wait > 0:
             if not as_json:
-                print(f"{told['name']} ({told['node'][:12]}) waits for approval", file=sys.stderr)
+                print(shown(f"{told['name']} ({told['node'][:12]}) waits for approval"), file=sys.stderr)
             told = joining.wait(Device(state), wait)
         if told["state"] == "active" and seconds > 0:
             joining.tell(Device(state), speed.measure(Device(state)))
@@ -51,8 +49,7 @@ def poll(state: Path, as_json: bool) -> None:
 
 def run(state: Path, flower: bool, as_json: bool) -> None:
     """Work until SIGINT or SIGTERM. The log is on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_terminal()
     worker = agent.Agent(Device(state), flower)
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: worker.stop.set())
@@ -67,13 +64,10 @@ def doctor(state: Path, as_json: bool) -> None:
     if as_json:
         say(True, [check.to_dict() for check in checks])
     else:
-        table = Table(show_edge=False, pad_edge=False, header_style="bold")
-        for column in ("check", "", "found", "remedy"):
-            table.add_column(column, overflow="fold")
+        table = table_of("check", "", "found", "remedy")
         for check in checks:
-            table.add_row(check.name, "ok" if check.ok else "PROBLEM", check.found, check.fix)
-        console = Console()
-        (console if console.is_terminal else Console(width=160)).print(table)
+            table.add_row(*cells(check.name, "ok" if check.ok else "PROBLEM", check.found, check.fix))
+        put(table, 160)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -149,7 +143,7 @@ def service(state: Path, as_json: bool) -> None:
     with spoken(as_json):
         _ = Device(state).about  # a unit for a device that never joined would only fail
         text = agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
-        say(as_json, {"unit": text}, text)
+        say(as_json, {"unit": text}, *text.splitlines())
 
 
 def _data(declared: Declared) -> joining.Data:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedhet.shown import shown
+
 CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     # code: (HTTP status, what it is, what to do)
     "E101": (403, "the token has expired", "ask the operator for a new invitation"),
@@ -26,7 +28,12 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E114": (409, "these keys are enrolled already", "use a new state folder for a new client"),
     "E115": (400, "the request is malformed", "use the same version of fedhet on both sides"),
     "E116": (409, "the partition is taken", "declare another partition, or none"),
-    "E117": (400, "this cannot be a client's name", "use 1 to 63 letters, digits, - _ or . without spaces"),
+    "E117": (
+        400,
+        "this cannot be a client's name",
+        "use 1 to 63 ASCII letters, digits, - _ or ., with a letter or digit first",
+    ),
+    "E119": (409, "the invitation is for another name", "join without --name, or ask the operator to invite that name"),
     "E118": (409, "the owner has as many clients as one may have", "revoke one of them, or see most_per_owner"),
     "E201": (401, "the certificate has expired", "renew it: fedhet client renew"),
     "E202": (403, "the client is revoked", "ask the operator; a revoked device joins anew with new keys"),
@@ -92,7 +99,7 @@ class EnrollError(Exception):
     def line(self) -> str:
         """One line for a person: code, cause, what was met, remedy."""
         _, cause, remedy = CATALOGUE[self.code]
-        return f"{self.code}: {cause}{': ' + self.detail if self.detail else ''} → {remedy}"
+        return f"{self.code}: {cause}{': ' + shown(self.detail) if self.detail else ''} → {remedy}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, on the wire and on the command line."""
@@ -102,7 +109,8 @@ class EnrollError(Exception):
     @classmethod
     def from_dict(cls, given: Any) -> EnrollError:
         """The error a server sent; E311 if it is none of ours."""
-        if not isinstance(given, Mapping) or given.get("code") not in CATALOGUE:
+        if not isinstance(given, Mapping) or str(given.get("code")) not in CATALOGUE:
             return cls("E311", str(given)[:120])
-        data = given.get("data")
-        return cls(str(given["code"]), str(given.get("detail", "")), **(data if isinstance(data, dict) else {}))
+        made, data = cls(str(given["code"]), str(given.get("detail", ""))[:500]), given.get("data")
+        made.data = dict(data) if isinstance(data, Mapping) else {}
+        return made

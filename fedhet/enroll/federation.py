@@ -15,6 +15,7 @@ from fedhet.enroll import files, rows, tables
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.names import check_name
 from fedhet.enroll.policy import Policy
 from fedhet.enroll.registry import Client, Registry
 from fedhet.enroll.tokens import Token
@@ -156,9 +157,3 @@ class Federation:
             self.audit.append(actor or me(), action, row.name, node=row.node, reason=reason, serials=denied)
             number = row.number
         return next(c for c in self.registry.clients() if c.number == number)
-
-
-def check_name(name: str) -> None:
-    """Raises EnrollError E117 unless this can be a client's name."""
-    if not 1 <= len(name) <= 63 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
-        raise EnrollError("E117", repr(name[:70]))

@@ -28,6 +28,7 @@ from fedhet.enroll import files
 from fedhet.enroll.device import Device
 from fedhet.flower_fleet import fleet, forget
 from fedhet.grids.worker import App, execute
+from fedhet.shown import log_to_terminal
 
 log = logging.getLogger("fedhet.node")
 SHORTEST_S, LONGEST_S, SHARE = 0.1, 3.0, 0.05
@@ -135,8 +136,7 @@ def _end_earlier_life(end: Callable[[], None]) -> None:
 
 def main(folder: str) -> int:
     """The process. Returns 0 after a signal."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_terminal()
 
     def ended(*_: object) -> None:
         raise KeyboardInterrupt

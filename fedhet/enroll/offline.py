@@ -11,7 +11,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -65,7 +64,7 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
             row = rows.redeem(session, token.id, token.secret, applicant.public, now)
             if isinstance(row, EnrollError):
                 raise row
-            rows.apply(session, row, replace(applicant, name=name), now)
+            rows.apply(session, row, applicant, now)
             federation.audit.append(me(), "enrol", name, node=applicant.node, address="offline")
         federation.approve(applicant.node)
     told = admission.standing(federation, federation.registry.client(applicant.node))

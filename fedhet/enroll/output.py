@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from fedhet.enroll.errors import EnrollError
 from fedhet.errors import InputError
+from fedhet.shown import shown, shown_json
 
 PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -31,19 +34,38 @@ def spoken(as_json: bool) -> Iterator[None]:
     except InputError as error:
         if not as_json:
             raise
-        print(json.dumps({"error": EnrollError("E319", str(error)).to_dict()}))
+        print(shown_json({"error": EnrollError("E319", str(error)).to_dict()}, None))
         raise typer.Exit(2) from None
     except EnrollError as error:
         if as_json:
-            print(json.dumps({"error": error.to_dict()}))
+            print(shown_json({"error": error.to_dict()}, None))
         else:
             print(f"error: {error.line}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
 
 
 def say(as_json: bool, value: Any, *lines: str) -> None:
-    """The value as JSON, or the lines."""
+    """The value as JSON, or the lines; what others said in them is spelled out (fedhet/shown.py)."""
     if as_json:
-        print(json.dumps(value, indent=1))
+        print(shown_json(value))
     else:
-        print("\n".join(lines))
+        print("\n".join(map(shown, lines)))
+
+
+def table_of(*columns: str) -> Table:
+    """An empty table as commands print one; its cells are to be made by `cells`."""
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def cells(*texts: object) -> Iterator[Text]:
+    """Cells of a table, spelled out, and no markup in them."""
+    return (Text(shown(text)) for text in texts)
+
+
+def put(table: Table, width: int) -> None:
+    """Print a table, as wide as the terminal or, where there is none, so many characters."""
+    console = Console()
+    (console if console.is_terminal else Console(width=width)).print(table)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.names import check_unlike
 from fedhet.enroll.tables import (
     ACTIVE,
     INVITED,
@@ -67,6 +68,7 @@ def invite(
     ]
     if living and living[0].state != INVITED:
         raise EnrollError("E104", name)
+    check_unlike(session, name)
     if owner := labels.get("owner"):
         others = [r for r in session.scalars(select(ClientRow)) if r.labels.get("owner") == owner and r not in living]
         if sum(r.state not in (REVOKED, LEFT) for r in others) >= most_per_owner:
@@ -115,12 +117,7 @@ def redeem(session: Session, token_id: str, secret: str, public: bytes, now: flo
 
 
 def apply(session: Session, row: ClientRow, applicant: Applicant, now: float) -> None:
-    """Fill an invited row with its device. Raises EnrollError E104, E114 or E116."""
-    if applicant.name and applicant.name != row.name:
-        taken = session.scalars(select(ClientRow).where(ClientRow.name == applicant.name))
-        if any(other.state not in (REVOKED, LEFT) for other in taken):
-            raise EnrollError("E104", applicant.name)
-        row.name = applicant.name
+    """Fill an invited row with its device; the name stays the invitation's. Raises EnrollError E114 or E116."""
     own = row.number if applicant.partition is None else applicant.partition
     living = session.scalars(select(ClientRow).where(ClientRow.state.in_((PENDING, ACTIVE, SUSPENDED))))
     if any(other.client_id == own for other in living):

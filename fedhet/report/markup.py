@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import math
 
+from fedhet.shown import shown_lines
+
 
 class Html(str):
     """Markup that is safe already. Made by `tag` and `join`; wrap a literal only."""
@@ -34,9 +36,8 @@ def join(*parts: str | None, by: str = "") -> Html:
 
 
 def escape(value: str) -> Html:
-    """Text as markup. Control characters, which no HTML may hold, become a replacement mark."""
-    clean = "".join(c if c.isprintable() or c in "\n\t" or ord(c) > 0x9F else "\ufffd" for c in value)
-    return Html(html.escape(clean.encode("utf-8", "replace").decode(), quote=True))
+    """Text as markup. What no HTML may hold, and what steers how a text is read, is spelled out (fedhet/shown.py)."""
+    return Html(html.escape(shown_lines(value), quote=True))
 
 
 def xy(value: float) -> str:

@@ -13,6 +13,7 @@ from fedhet.report import figures
 from fedhet.report.compare import comparison_rows
 from fedhet.report.files import Row
 from fedhet.report.ledger import ACCOUNTS
+from fedhet.shown import shown
 
 
 def spread(mean: float | None, sd: float | None, kind: str) -> str:
@@ -62,7 +63,7 @@ def comparison_table(
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(row["strategy"]),
+            Text(shown(row["strategy"])),
             f"{row['reached']}/{row['runs']}",
             spread(row["seconds_mean"], row["seconds_sd"], "time"),
             ratio(row),
@@ -80,7 +81,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     """One run's result.json: what came out, what it took, and where the updates went."""
     row = Row(Path(str(result.get("path", "result"))), None, result)
     table = Table(
-        title=Text(f"{row.text('strategy', 'run')}, seed {row.text('seed', '?')}"),
+        title=Text(shown(f"{row.text('strategy', 'run')}, seed {row.text('seed', '?')}")),
         title_justify="left",
         show_header=False,
     )
@@ -107,5 +108,5 @@ def summary_table(result: Mapping[str, Any]) -> Table:
             lines.append((account, figures.count(sum(tally.values())) + (f" ({reasons})" if reasons else "")))
     lines.append(("weights", row.text("weights_sha256", figures.NONE)))
     for name, value in lines:
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(shown(value)))
     return table

@@ -16,6 +16,7 @@ from fedhet.enroll import certificates, join, link
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.join import Data
+from fedhet.enroll.names import check_name
 from fedhet.enroll.tokens import Token
 
 
@@ -169,11 +170,46 @@ def test_a_name_is_one_clients_until_it_is_gone(door, refused):
     door.member("a")
     refused("E104", door.invite, "a")
     _, line = door.invite("b")
-    refused("E104", door.begin, "dev", line, name="a")
-    assert door.begin("dev", line, name="c")["name"] == "c"  # the refusal did not use the token up
+    for other in ("a", "c"):
+        assert "it is for b" in str(refused("E119", door.begin, "dev", line, name=other))
+    assert door.begin("dev", line, name="b")["name"] == "b"  # the refusals did not use the token up
     door.federation.revoke("a", "lost")
     door.invite("a")
-    assert [c.name for c in door.federation.registry.clients()] == ["a", "c", "a"]
+    assert [c.name for c in door.federation.registry.clients()] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-rf",
+        "--reason",
+        ".hidden",
+        "_x",
+        "",
+        "a b",
+        "a" * 64,
+        "st-m\u0430ry",
+        "\uff41",
+        "a\u202eb",
+        "a\n",
+        "\x1b[2J",
+        "0" * 32,
+    ],
+)
+def test_a_name_is_plain_ascii_and_begins_with_a_letter_or_digit(door, refused, name):
+    if name:
+        refused("E117", door.invite, name)
+    refused("E117", check_name, name)
+
+
+@pytest.mark.parametrize(
+    "other", ["ST-MARY-10", "st-mary-1O", "st-mary-l0", "st-mary-I0", "st-rnary-10", "St-rnary-lo"]
+)
+def test_a_name_that_looks_like_anothers_is_refused(door, refused, other):
+    door.invite("st-mary-10")
+    assert "looks like st-mary-10" in str(refused("E104", door.invite, other))
+    door.federation.reject("st-mary-10", "left us")
+    door.invite(other)
 
 
 def test_an_invitation_that_was_not_taken_up_is_replaced(door, refused):
@@ -213,7 +249,7 @@ def test_a_machine_below_the_class_minimum_or_with_an_old_version_is_refused(mak
     refused("E301", door.begin, "dev", line)
 
 
-@pytest.mark.parametrize("ahead, code", [(61, "E203"), (-61, "E203"), (50, None), (-50, None)])
+@pytest.mark.parametrize("ahead, code", [(80, "E203"), (-80, "E203"), (40, None), (-40, None)])
 def test_a_clock_that_is_off_is_named_with_its_seconds(door, refused, ahead, code):
     _, line = door.invite("a")
 
@@ -222,7 +258,7 @@ def test_a_clock_that_is_off_is_named_with_its_seconds(door, refused, ahead, cod
 
     if code:
         error = refused(code, door.begin, "dev", line, clock=turned)
-        assert abs(error.data["seconds"]) in (60, 61, 62)
+        assert 60 < abs(error.data["seconds"]) < 100
     else:
         assert door.begin("dev", line, clock=turned)["state"] == "pending"
 
