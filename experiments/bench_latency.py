@@ -206,7 +206,7 @@ def ours(folder: Path) -> tuple[Processes, Callable[[int], list[float]]]:
         return json.loads(done.stdout)
 
     port = free_port()
-    fedhet("ca", "init", "--endpoint", f"127.0.0.1:{port}")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", f"127.0.0.1:{port}")
     processes.start("serve", command("serve", "--host", "127.0.0.1"), environment)
     link = SuperLink(home / "flower")
     until(link.listens, 90, "the SuperLink")

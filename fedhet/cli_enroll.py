@@ -32,6 +32,16 @@ WaitFor = Annotated[
 ]
 OnInterrupt = Annotated[str, typer.Option("--on-interrupt", help="What Ctrl-C does: ask, detach or stop.")]
 
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        envvar="FEDHET_PASSPHRASE_FILE",
+        show_default=False,
+        help="The passphrase of the federation's keys (default: FEDHET_PASSPHRASE, else it is asked for).",
+    ),
+]
+
 HOME = Path("~/.fedhet/federation")
 
 ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
@@ -56,7 +66,10 @@ def ca_init(
     endpoint: Annotated[str, typer.Option("--endpoint", help="host:port at which devices reach the server.")],
     federation: Annotated[str, typer.Option("--federation", help="Its name.")] = "federation",
     host: Annotated[list[str] | None, typer.Option("--host", help="A further name or address of the server.")] = None,
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase for the root key.")] = False,
+    passphrase_file: PassphraseFile = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase/--no-passphrase", help="Whether the keys lie encrypted; if not, it says so.")
+    ] = True,
     root: Annotated[Path | None, typer.Option("--root", help="Root certificate of an authority of your own.")] = None,
     signer: Annotated[str, typer.Option("--signer", help="Its command: a request in, a chain out.")] = "",
     home: Home = HOME,
@@ -65,7 +78,22 @@ def ca_init(
     """Found a federation: root, issuing key, server certificate; prints the root's fingerprint."""
     from fedhet.enroll import commands
 
-    commands.ca_init(home, federation, endpoint, host or [], passphrase, root, signer, json)
+    commands.ca_init(home, federation, endpoint, host or [], passphrase_file, passphrase, root, signer, json)
+
+
+@ca.command("passphrase")
+def ca_passphrase(
+    passphrase_file: PassphraseFile = None,
+    new: Annotated[
+        Path | None, typer.Option("--new-passphrase-file", help="The new one (default: it is asked for).")
+    ] = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Encrypt keys that are not, or change the passphrase. Repeat it with the same two if it was interrupted."""
+    from fedhet.enroll import commands
+
+    commands.ca_passphrase(home, passphrase_file, new, json)
 
 
 @ca.command("rotate")
@@ -76,22 +104,30 @@ def ca_rotate(
         typer.Option("--compromised", help="The earlier issuing keys were stolen: devices are to refuse them."),
     ] = False,
     days: Annotated[float, typer.Option("--days", help="How long the new issuing key holds.", min=1, max=3650)] = 90.0,
-    passphrase: Annotated[bool, typer.Option("--passphrase", help="The root key has a passphrase.")] = False,
+    passphrase_file: PassphraseFile = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="root.key has another one: ask, or take FEDHET_ROOT_PASSPHRASE.")
+    ] = False,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
     """Replace the issuing key; certificates of the old one hold until they expire, unless it was stolen."""
     from fedhet.enroll import commands
 
-    commands.ca_rotate(home, root, compromised, days, passphrase, json)
+    commands.ca_rotate(home, root, compromised, days, passphrase_file, passphrase, json)
 
 
 @ca.command("export-crl")
-def ca_crl(out: Annotated[Path, typer.Option("--out", "-o")], home: Home = HOME, json: Json = False) -> None:
+def ca_crl(
+    out: Annotated[Path, typer.Option("--out", "-o")],
+    passphrase_file: PassphraseFile = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
     """Write the signed revocation list for third parties."""
     from fedhet.enroll import commands
 
-    commands.ca_crl(home, out, json)
+    commands.ca_crl(home, out, passphrase_file, json)
 
 
 @enroll.command("invite")
@@ -123,11 +159,16 @@ def enroll_pending(home: Home = HOME, json: Json = False) -> None:
 
 
 @enroll.command("approve")
-def enroll_approve(names: Annotated[list[str], typer.Argument()], home: Home = HOME, json: Json = False) -> None:
+def enroll_approve(
+    names: Annotated[list[str], typer.Argument()],
+    passphrase_file: PassphraseFile = None,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
     """Let devices in."""
     from fedhet.enroll import commands
 
-    commands.approve(home, names, json)
+    commands.approve(home, names, passphrase_file, json)
 
 
 @enroll.command("reject")
@@ -144,13 +185,14 @@ def enroll_sign(
     out: Annotated[Path, typer.Option("--out", "-o", help="The answer to carry back.")],
     name: Annotated[str, typer.Option("--name")] = "",
     device_class: Annotated[str, typer.Option("--class")] = "edge",
+    passphrase_file: PassphraseFile = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
     """Let a device in that has no path to the server: a request file in, an answer file out."""
     from fedhet.enroll import commands
 
-    commands.sign(home, request, out, name, device_class, json)
+    commands.sign(home, request, out, name, device_class, passphrase_file, json)
 
 
 @clients.command("list")
@@ -239,6 +281,7 @@ def serve(
         list[str] | None,
         typer.Option("--trusted-proxy", metavar="ADDR[/BITS]", help="Believe its X-Forwarded-For (default: nobody's)."),
     ] = None,
+    passphrase_file: PassphraseFile = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
@@ -247,7 +290,7 @@ def serve(
 
     if flower_port is not None:
         typer.echo("--flower-port has no effect any more: the SuperLink has a socket file and no port", err=True)
-    commands.serve(home, host, port, insecure, trusted_proxy or [], json)
+    commands.serve(home, host, port, insecure, trusted_proxy or [], passphrase_file, json)
 
 
 def submit(

@@ -10,14 +10,16 @@ why that lives so short. Clients' own certificates need no such list: the regist
 
 A new root is signed by the one before it as well: devices that know the old one alone still recognise the server, and
 learn the new one when they ask for anything. Instead of all this an operator's own authority may sign (see signer.py).
+Keys lie encrypted if there is a passphrase (lock.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fedhet.enroll import certificates, files, identity, signer
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.lock import Lock, is_sealed, seal, unseal
 
 ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 90.0, 30.0
 NOTICE_DAYS = 30.0
@@ -36,6 +39,7 @@ EXPIRING = (
 ROOT_DEPTH = 4
 """Authorities below a root: the issuing key, and up to three roots after it."""
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class Authority:
     """The authority in a folder of mode 0700."""
 
     folder: Path
+    lock: Lock = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lock", Lock(self.folder))
 
     @classmethod
     def create(
@@ -66,6 +74,8 @@ class Authority:
         if bool(root) != bool(command):
             raise EnrollError("E306", "a root file and a signer command go together")
         made = cls(folder)
+        if passphrase:
+            made.lock.write(passphrase)
         if root is not None:
             foreign = x509.load_pem_x509_certificate(root.read_bytes())
             files.write_file(folder / "root.pem", certificates.text([foreign]))
@@ -184,12 +194,48 @@ class Authority:
         left = (old.not_valid_after_utc.timestamp() - now) / DAY
         cross = certificates.authority(name, key, min(ROOT_DAYS, left), now, ROOT_DEPTH - 1, (old, old_key))
         files.write_file(self.folder / f"root.{old.serial_number:x}.pem", certificates.text([old]))
-        files.write_file(self.folder / "root.key.new", identity.pem(key, passphrase))
+        files.write_file(self.folder / "root.key.new", _root_key(key, passphrase))
         files.write_file(self.folder / "cross.pem", certificates.text([cross, *self.crosses()]))
         files.write_file(self.folder / "root.pem", certificates.text([root]))
         (self.folder / "root.key.new").replace(self.folder / "root.key")
         self.rotate(now, passphrase, compromised=compromised)
         return root
+
+    @property
+    def asks(self) -> bool:
+        """Whether a passphrase is needed for what its keys do, or for a new issuing key."""
+        root = self.folder / "root.key"
+        return self.lock.exists or (root.exists() and b"BEGIN PRIVATE KEY" not in files.read_private(root))
+
+    def encrypt(self, old: str, new: str) -> list[str]:
+        """Encrypt what lies in the clear, and replace the passphrase; the names of the files that were written.
+
+        May be repeated with the same two after an interruption. Raises EnrollError E306 or E323.
+        """
+        done = []
+        root = self.folder / "root.key"
+        if root.exists():  # first, while the lock still takes the old one
+            data = files.read_private(root)
+            key = self._either(lambda word: identity.load_ec_key(unseal(data, word) if is_sealed(data) else data, word),
+                               old, new)  # fmt: skip
+            files.write_file(root, _root_key(key, new))
+            done.append(root.name)
+        if self.lock.exists:
+            self._either(self.lock.open, old, new)
+        self.lock.write(new)
+        for name in ("issuing.key", "server.pem"):
+            path = self.folder / name
+            data = files.read_private(path) if path.exists() else b""
+            if b"-----BEGIN PRIVATE KEY-----" in data:
+                key = identity.load_ec_key(data)
+                chain = certificates.text(x509.load_pem_x509_certificates(data))
+                files.write_file(path, identity.pem(key, self.lock.password) + chain)
+                done.append(name)
+        return [*done, "lock.json"]
+
+    def server_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key in server.pem."""
+        return identity.load_ec_key(files.read_private(self.folder / "server.pem"), self.lock.password)
 
     def renew_server(self, now: float) -> None:
         """Replace the server's certificate if less than a third of its life is left, or if it is of the future: it was
@@ -207,7 +253,7 @@ class Authority:
     def _make_root(self, federation: str, passphrase: str, now: float) -> None:
         key = ec.generate_private_key(ec.SECP384R1())
         root = certificates.authority(f"{federation} root", key, ROOT_DAYS, now, ROOT_DEPTH)
-        files.write_file(self.folder / "root.key", identity.pem(key, passphrase))
+        files.write_file(self.folder / "root.key", _root_key(key, passphrase))
         files.write_file(self.folder / "root.pem", certificates.text([root]))
         self._make_issuing(federation, (root, key), now)
 
@@ -224,19 +270,21 @@ class Authority:
         key = ec.generate_private_key(ec.SECP384R1())
         made = certificates.authority(f"{federation} issuing", key, days, now, 0, root)
         # Key and certificate in one file: one rename replaces both, so that they never disagree.
-        files.write_file(self.folder / "issuing.key", identity.pem(key) + certificates.text([made]))
+        files.write_file(self.folder / "issuing.key", identity.pem(key, self.lock.password) + certificates.text([made]))
         files.write_file(self.folder / "issuing.pem", certificates.text([made]))
         return made
 
     def _issuing(self) -> Pair:
         data = files.read_private(self.folder / "issuing.key")
-        return x509.load_pem_x509_certificate(data), identity.load_ec_key(data)
+        return x509.load_pem_x509_certificate(data), identity.load_ec_key(data, self.lock.password)
 
     def _root_pair(self, passphrase: str) -> Pair:
         root = self.root
         for name in ("root.key", "root.key.new"):  # the second if a change of the root was interrupted
             if (self.folder / name).exists():
-                key = identity.load_ec_key(files.read_private(self.folder / name), passphrase)
+                data = files.read_private(self.folder / name)
+                data = unseal(data, passphrase) if is_sealed(data) else data
+                key = identity.load_ec_key(data, passphrase)
                 if key.public_key() == root.public_key():
                     return root, key
         raise EnrollError("E306", f"{self.folder} does not hold the root's key: bring it back for this command")
@@ -252,10 +300,25 @@ class Authority:
             names = certificates.host_names(about.hosts)
             chain = [certificates.leaf(key.public_key(), names, True, SERVER_DAYS, now, issuing), issuing[0]]
             chain += self.crosses()
-        files.write_file(self.folder / "server.pem", certificates.text(chain) + identity.pem(key))
+        files.write_file(self.folder / "server.pem", certificates.text(chain) + identity.pem(key, self.lock.password))
+
+    @staticmethod
+    def _either(work: Callable[[str], T], old: str, new: str) -> T:
+        """With the old passphrase; or with the new one, which an interrupted call has set already."""
+        try:
+            return work(old)
+        except EnrollError:
+            try:
+                return work(new)
+            except EnrollError:
+                raise EnrollError("E323") from None
 
     def _remember(self, intermediates: Sequence[x509.Certificate]) -> None:
         for certificate in intermediates:
             path = self.folder / f"issuing.{certificate.serial_number:x}.pem"
             if not path.exists():
                 files.write_file(path, certificate.public_bytes(Encoding.PEM))
+
+
+def _root_key(key: ec.EllipticCurvePrivateKey, passphrase: str) -> bytes:
+    return seal(identity.pem(key), passphrase) if passphrase else identity.pem(key)

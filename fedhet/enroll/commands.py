@@ -7,13 +7,13 @@ import csv
 import io
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import typer
 
 from fedhet.enroll import files, offline, profiles, tables
 from fedhet.enroll.alone import alone
@@ -21,40 +21,79 @@ from fedhet.enroll.audit import Audit
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation, me
 from fedhet.enroll.output import cells, put, say, spoken, table_of
+from fedhet.enroll.passphrase import obtain
+from fedhet.enroll.processes import close_memory
 from fedhet.enroll.registry import Client
 from fedhet.enroll.serve import LOCK, Server
 from fedhet.shown import log_to_terminal, shown
 
+UNENCRYPTED = """NOT ENCRYPTED: the keys in %s
+  Any program of this account, a backup or a stolen disk gives them away, and who has them lets devices in and
+  poses as this server. To encrypt them: fedhet ca passphrase"""
+
 
 @contextlib.contextmanager
-def _opened(home: Path, as_json: bool) -> Iterator[Federation]:
+def _opened(home: Path, as_json: bool, passphrase: Path | None = None) -> Iterator[Federation]:
     with spoken(as_json), contextlib.closing(Federation(home)) as federation:
+        federation.authority.lock.ask = partial(obtain, passphrase)
         yield federation
 
 
 def ca_init(
-    home: Path, federation: str, endpoint: str, hosts: Sequence[str], passphrase: bool, root: Path | None, signer: str,
-    as_json: bool,
+    home: Path, federation: str, endpoint: str, hosts: Sequence[str], passphrase: Path | None, encrypted: bool,
+    root: Path | None, signer: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Found a federation."""
-    secret = (
-        typer.prompt("Passphrase for the root key", hide_input=True, confirmation_prompt=True) if passphrase else ""
-    )
     with spoken(as_json):
+        if encrypted and (home / "ca" / "ca.json").exists():  # or a passphrase would be asked for in vain
+            raise EnrollError("E306", f"{home / 'ca'} holds an authority already")
+        secret = _chosen(passphrase) if encrypted else ""
         made = Federation.create(
             home, federation, endpoint, hosts, passphrase=secret, root=root, signer=shlex.split(signer)
         )
         mark = made.authority.fingerprint
         made.close()
         told = {"federation": federation, "endpoint": endpoint, "root_sha256": mark, "folder": str(home)}
+        if not encrypted:
+            print(UNENCRYPTED % (home / "ca"), file=sys.stderr)
         keep = "" if root else f"keep {home / 'ca' / 'root.key'} off this machine; only `fedhet ca rotate` needs it"
         say(as_json, told, f"federation {federation} at {endpoint}", f"root SHA-256 {mark}", *([keep] if keep else []))
 
 
-def ca_rotate(home: Path, root: bool, compromised: bool, days: float, passphrase: bool, as_json: bool) -> None:
-    """Replace the issuing key, or root and issuing key; have devices refuse the earlier ones if they were stolen."""
-    secret = typer.prompt("Passphrase of the root key", hide_input=True) if passphrase else ""
+def _chosen(passphrase: Path | None) -> str:
+    """A new passphrase. Raises EnrollError E322, which says that there may be none if one wants it so."""
+    try:
+        return obtain(passphrase, what="A passphrase for the keys", again=True)
+    except EnrollError as error:
+        if error.code != "E322":
+            raise
+        raise EnrollError("E322", f"{error.detail}; or --no-passphrase leaves them readable") from None
+
+
+def ca_passphrase(home: Path, passphrase: Path | None, new: Path | None, as_json: bool) -> None:
+    """Encrypt the keys, or give them another passphrase."""
     with _opened(home, as_json) as federation:
+        authority, clear = federation.authority, not federation.authority.lock.exists
+        old = obtain(passphrase, what="The present passphrase") if authority.asks else ""
+        given = obtain(new, what="The new passphrase", again=True, variable="FEDHET_NEW_PASSPHRASE")
+        done = authority.encrypt(old, given)
+        federation.audit.append(me(), "passphrase", "", files=done)
+        away = "root.key" not in done and not authority.about.signer
+        say(as_json, {"files": done}, f"encrypted: {', '.join(done)}",
+            *(["root.key is elsewhere: it keeps what passphrase it has"] if away else []),
+            *(["copies and backups made before hold the keys in the clear: replace them with fedhet ca rotate",
+               "restart fedhet serve, which cannot read them now"] if clear else []))  # fmt: skip
+
+
+def ca_rotate(
+    home: Path, root: bool, compromised: bool, days: float, passphrase: Path | None, own: bool, as_json: bool
+) -> None:
+    """Replace the issuing key, or root and issuing key; have devices refuse the earlier ones if they were stolen."""
+    with _opened(home, as_json) as federation:
+        opener = obtain(passphrase) if federation.authority.asks else ""
+        federation.authority.lock.ask = lambda: opener
+        variable = "FEDHET_ROOT_PASSPHRASE"
+        secret = obtain(None, what="Passphrase of root.key", variable=variable) if own else opener
         if root:
             federation.authority.rotate_root(time.time(), secret, compromised=compromised)
             mark = federation.authority.fingerprint
@@ -73,9 +112,9 @@ def ca_rotate(home: Path, root: bool, compromised: bool, days: float, passphrase
             f"new issuing key, good until {until}", *told)  # fmt: skip
 
 
-def ca_crl(home: Path, out: Path, as_json: bool) -> None:
+def ca_crl(home: Path, out: Path, passphrase: Path | None, as_json: bool) -> None:
     """Write the revocation list."""
-    with _opened(home, as_json) as federation:
+    with _opened(home, as_json, passphrase) as federation:
         files.write_file(out, federation.crl(), 0o644)
         say(as_json, {"file": str(out)}, str(out))
 
@@ -105,9 +144,9 @@ def invite(
             say(as_json, rows, *(f"{row['name']}  {row['token']}" for row in rows))
 
 
-def approve(home: Path, names: Sequence[str], as_json: bool) -> None:
+def approve(home: Path, names: Sequence[str], passphrase: Path | None, as_json: bool) -> None:
     """Let devices in."""
-    with _opened(home, as_json) as federation:
+    with _opened(home, as_json, passphrase) as federation:
         done: list[Client] = []
         try:
             for name in names:
@@ -144,9 +183,11 @@ def weight(home: Path, name: str, examples: int | None, as_json: bool) -> None:
         say(as_json, told, line)
 
 
-def sign(home: Path, request: Path, out: Path, name: str, device_class: str, as_json: bool) -> None:
+def sign(
+    home: Path, request: Path, out: Path, name: str, device_class: str, passphrase: Path | None, as_json: bool
+) -> None:
     """Answer a request file."""
-    with _opened(home, as_json) as federation:
+    with _opened(home, as_json, passphrase) as federation:
         made = offline.answer(federation, request, out, name=name, device_class=device_class)
         mark = federation.authority.fingerprint
         told = {"name": made, "file": str(out), "root_sha256": mark}
@@ -209,9 +250,11 @@ def _log(home: Path) -> Audit:
 
 
 def serve(
-    home: Path, host: str, port: int | None, insecure: bool, trusted: Sequence[str], as_json: bool
+    home: Path, host: str, port: int | None, insecure: bool, trusted: Sequence[str], passphrase: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Serve until interrupted."""
+    close_memory()
     log_to_terminal()
     with contextlib.ExitStack() as stack:
         stack.enter_context(spoken(as_json))
@@ -221,6 +264,10 @@ def serve(
         own = int(endpoint.rpartition(":")[2]) if port is None else port
         server = Server(federation, host, own, insecure, trusted)
         server.check_port()
+        if federation.authority.lock.exists:
+            federation.authority.lock.open(obtain(passphrase))
+        else:
+            print(UNENCRYPTED % (home / "ca"), file=sys.stderr)
         told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": str(server.superlink.socket)}
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us

@@ -72,6 +72,12 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E319": (400, "an option or override is not one that there is", "see the message, or the command with --help"),
     "E320": (409, "another process works in this folder", "end that process, or let it do the work"),
     "E321": (507, "the disk is full or cannot be written", "make room or mount it for writing, then try again"),
+    "E322": (
+        503,
+        "the federation's keys are encrypted and nobody gave the passphrase",
+        "type it at a terminal, or give --passphrase-file or FEDHET_PASSPHRASE",
+    ),
+    "E323": (403, "this passphrase does not do", "try again; it is the one of fedhet ca init or fedhet ca passphrase"),
     "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),
 }
 

@@ -24,7 +24,7 @@ from fedhet.enroll import certificates, files, identity, tables
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
-from fedhet.enroll.processes import Program, flower_environment
+from fedhet.enroll.processes import Program, flower_environment, inherited
 
 NAME = "federation"
 """The connection's name in Flower's config.toml."""
@@ -54,7 +54,7 @@ class SuperLink:
     def environment(self) -> dict[str, str]:
         """For its processes and for `flwr` commands; FEDHET_HOME leads a ServerApp to the registry."""
         own = {"FEDHET_HOME": str(self.folder.parent.resolve()), **flower_socket.environment({ADDRESS: self.socket})}
-        return {**flower_environment((self.folder / "home").resolve()), **own}
+        return {**flower_environment((self.folder / "home").resolve(), inherited()), **own}
 
     def prepare(self, now: float) -> None:
         """Make the folder, the loopback certificate, the secret and Flower's connection file."""

@@ -137,9 +137,11 @@ def pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passphrase: str = "
 
 
 def load_ec_key(data: bytes, passphrase: str = "") -> ec.EllipticCurvePrivateKey:
-    """An EC private key from PEM. Raises EnrollError E306 for another kind or a wrong passphrase."""
+    """An EC private key from PEM; the passphrase is for one that is encrypted. Raises EnrollError E306 for another kind
+    or a wrong passphrase."""
+    given = passphrase.encode() if passphrase and b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data else None
     try:
-        key = serialization.load_pem_private_key(data, passphrase.encode() if passphrase else None)
+        key = serialization.load_pem_private_key(data, given)
     except (ValueError, TypeError) as error:
         raise EnrollError("E306", f"private key: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

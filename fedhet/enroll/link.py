@@ -114,11 +114,11 @@ def trusting(root: bytes | Path) -> ssl.SSLContext:
     return context
 
 
-def serving(certificate: Path) -> ssl.SSLContext:
-    """A server's context of TLS 1.3 with the chain and key in one PEM file."""
+def serving(certificate: Path, password: str = "") -> ssl.SSLContext:
+    """A server's context of TLS 1.3 with the chain and key in one PEM file, which may be encrypted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = TLS
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(certificate, password=lambda: password)  # else OpenSSL asks for it at the terminal
     return context
 
 

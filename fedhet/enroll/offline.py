@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedhet.enroll import admission, canonical, certificates, files, identity, join, rows, seal
+from fedhet.enroll import admission, canonical, certificates, files, join, rows, seal
 from fedhet.enroll.canonical import digest
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.device import Device
@@ -71,7 +71,7 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
     about = federation.authority.about
     reply = canonical.canonical({**told, "endpoint": about.endpoint, "federation": about.federation})
     pair = files.read_private(federation.authority.folder / "server.pem")
-    signature = identity.load_ec_key(pair).sign(digest(DOMAIN, reply), ec.ECDSA(hashes.SHA256()))
+    signature = federation.authority.server_key().sign(digest(DOMAIN, reply), ec.ECDSA(hashes.SHA256()))
     crosses = federation.authority.crosses()
     line = [c for c in x509.load_pem_x509_certificates(pair) if c not in crosses]
     chain = certificates.text([*line, federation.authority.root])

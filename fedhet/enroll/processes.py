@@ -16,7 +16,19 @@ from pathlib import Path
 from fedhet import origin
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PDEATHSIG = 1
+_PDEATHSIG, _DUMPABLE = 1, 4
+_NAMES = """HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME PATH SHELL TERM TMPDIR TZ USER VIRTUAL_ENV SSL_CERT_FILE
+SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY"""
+INHERITED = frozenset(_NAMES.split())
+"""Variables that a server's programs get, in capitals."""
+_BEGIN = """LC_ XDG_ PYTHON OMP_ MKL_ OPENBLAS_ KMP_ CUDA_ NVIDIA_ NCCL_ HIP_ ROCR_ TORCH PYTORCH_ HF_ TRANSFORMERS_
+FLWR_ FEDHET_ DYLD_ COVERAGE_"""
+FAMILIES = tuple(_BEGIN.split())
+"""And those that begin so."""
+SECRET = "FEDHET_PASSPHRASE"
+"""What begins so stays here."""
+PASS_ENV = "FEDHET_PASS_ENV"
+"""Names of further ones, with commas between: what an app of the operator's own needs, and may read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +42,35 @@ class Program:
     delay_s: float = 1.0
 
 
-def flower_environment(home: Path) -> dict[str, str]:
-    """The environment in which Flower's programs find one another and our code, and tell nobody outside."""
+def flower_environment(home: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment in which Flower's programs find one another and our code, and tell nobody outside; over this
+    process's own, or another one."""
+    base = os.environ if base is None else base
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     root = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     own = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     own |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-    return {**os.environ, **own, "PATH": path, "PYTHONPATH": root}
+    return {**base, **own, "PATH": path, "PYTHONPATH": root}
+
+
+def inherited() -> dict[str, str]:
+    """This process's variables without those that may be a secret of its own."""
+    more = set(os.environ.get(PASS_ENV, "").split(","))
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in more or name.upper() in INHERITED or (name.startswith(FAMILIES) and not name.startswith(SECRET))
+    }
+
+
+def close_memory() -> None:
+    """Let no other process of this account read this one's memory and environment, nor a core file be written; on
+    Linux.
+
+    What it starts is not closed by that. Root reads everything.
+    """
+    if _LIBC is not None and _LIBC.prctl(_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError("the kernel does not close this process's memory")
 
 
 @dataclass

@@ -80,6 +80,9 @@ class Server:
     def _certificate(self) -> Path:
         return self.federation.folder / "ca" / "server.pem"
 
+    def _tls(self) -> ssl.SSLContext:
+        return link.serving(self._certificate, self.federation.authority.lock.password)
+
     def check_port(self) -> None:
         """Raises EnrollError E318 unless the port can be listened on."""
         with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
@@ -98,7 +101,7 @@ class Server:
         self.supervisor = Supervisor(self.superlink.programs())
         app = proxy.door(self.federation, service(self.federation), f"https://{flower.ADDRESS}",
                          link.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
-        tls, policy = None if self.insecure else link.serving(self._certificate), self.federation.policy
+        tls, policy = None if self.insecure else self._tls(), self.federation.policy
         guards = Guards(app, tls, policy.connections_per_address, open_files(policy.connections), self.proxies)
         config = guards.config(host=self.host, port=self.port, log_level="error", timeout_graceful_shutdown=5)
         self.federation.audit.append("server", "serve", f"{self.host}:{self.port}")
@@ -149,7 +152,8 @@ class Server:
         self.federation.authority.renew_server(now)
         self._remind(now)
         if door is not None:
-            door.load_cert_chain(self._certificate)
+            password = self.federation.authority.lock.password  # now: OpenSSL would ask for it at the terminal
+            door.load_cert_chain(self._certificate, password=lambda: password)
 
     def _remind(self, now: float) -> None:
         left = self.federation.authority.left(now)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fedhet import flower_socket
-from fedhet.enroll import files
+from fedhet.enroll import files, processes
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.processes import Supervisor
 
@@ -110,6 +110,49 @@ def test_another_account_reaches_nothing_of_flowers(public):
         connect(link.socket)
     finally:
         programs.stop()
+
+
+def test_another_process_of_the_account_does_not_read_what_a_process_with_a_passphrase_holds(public):
+    go, going = os.pipe()
+    done, doing = os.pipe()
+    child = os.fork()
+    if not child:  # as a program of that account is, until it closes its memory
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            processes._LIBC.prctl(processes._DUMPABLE, 1, 0, 0, 0)
+            os.write(doing, b"1")
+            os.read(go, 1)
+            processes.close_memory()
+            os.write(doing, b"2")
+            os.read(go, 1)
+        finally:
+            os._exit(0)
+
+    def read(name):
+        return as_another(lambda: Path(f"/proc/{child}/{name}").open("rb").read(1))
+
+    assert os.read(done, 1) == b"1"
+    assert read("environ") == 0
+    os.write(going, b"1")
+    assert os.read(done, 1) == b"2"
+    assert [read(name) for name in ("environ", "mem", "maps")] == [errno.EACCES] * 3
+    os.write(going, b"2")
+    assert os.waitpid(child, 0)[1] == 0
+    for end in (go, going, done, doing):
+        os.close(end)
+
+
+def test_what_a_server_starts_gets_no_secret_of_its_environment(tmp_path, monkeypatch):
+    given = {"FEDHET_PASSPHRASE": "1", "FEDHET_PASSPHRASE_FILE": "2", "CREDENTIALS_DIRECTORY": "3", "AWS_SECRET": "4",
+             "SSH_AUTH_SOCK": "5", "WANDB_API_KEY": "6", "OMP_NUM_THREADS": "7", "https_proxy": "8"}  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FEDHET_PASS_ENV", "WANDB_API_KEY")
+    gets = SuperLink(tmp_path / "op" / "flower").environment
+    assert {name for name in given if name in gets} == {"WANDB_API_KEY", "OMP_NUM_THREADS", "https_proxy"}
+    assert gets["FEDHET_HOME"] == str(tmp_path / "op") and "PATH" in gets
 
 
 def test_a_socket_file_may_have_a_long_path(tmp_path):

@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import os
+import pty
+import select
 import socket
 import stat
+import sys
 import zipfile
 
 import pytest
@@ -11,10 +15,11 @@ import typer
 from typer.testing import CliRunner
 
 from fedhet import cli_enroll
-from fedhet.enroll import certificates, device_commands, identity, rows
+from fedhet.enroll import certificates, device_commands, identity, lock, rows
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.identity import Identity
+from fedhet.enroll.passphrase import obtain
 
 MEASURED = {"step_us": 900, "step_iqr_us": 400, "repeats": 9, "batch": 32, "noisy": 1}
 
@@ -40,13 +45,13 @@ def code_of(answer):
 
 
 def test_a_federation_is_founded_once(fedhet, tmp_path):
-    made = fedhet("ca", "init", "--endpoint", "localhost:9", "--federation", "oncology", "--json")
+    made = fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9", "--federation", "oncology", "--json")
     assert len(made["root_sha256"]) == 64
     assert fedhet("audit", "verify", "--json")["lines"] == 1
     again = EnrollError("E306").exit_code
-    assert code_of(fedhet("ca", "init", "--endpoint", "localhost:9", "--json", code=again)) == "E306"
+    assert code_of(fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9", "--json", code=again)) == "E306"
     wrong = EnrollError("E319").exit_code
-    assert code_of(fedhet("ca", "init", "--endpoint", "nowhere", "--json", code=wrong)) == "E319"
+    assert code_of(fedhet("ca", "init", "--no-passphrase", "--endpoint", "nowhere", "--json", code=wrong)) == "E319"
 
 
 def test_commands_without_a_federation_or_a_client_say_so(fedhet):
@@ -62,7 +67,7 @@ def test_commands_without_a_federation_or_a_client_say_so(fedhet):
 
 
 def test_a_name_that_cannot_be_is_refused_with_what_can(fedhet):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     wrong = EnrollError("E117").exit_code
     for name in ("st mary", "ü", "x" * 64, "a/b"):
         assert code_of(fedhet("enroll", "invite", "--name", name, "--json", code=wrong)) == "E117"
@@ -71,7 +76,7 @@ def test_a_name_that_cannot_be_is_refused_with_what_can(fedhet):
 
 
 def test_invitations_for_many_go_to_a_private_file(fedhet, tmp_path):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     out = tmp_path / "invites.csv"
     fedhet("enroll", "invite", "--count", 3, "-o", out)
     lines = out.read_text().splitlines()
@@ -84,7 +89,7 @@ def test_invitations_for_many_go_to_a_private_file(fedhet, tmp_path):
 
 
 def joined_offline(fedhet, tmp_path):
-    root = fedhet("ca", "init", "--endpoint", "localhost:9", "--json")["root_sha256"]
+    root = fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9", "--json")["root_sha256"]
     fedhet(
         "client", "request", "-o", tmp_path / "req.zip", "--partition", "1/3", "--examples", "40", "--data", "/mnt/x"
     )
@@ -120,7 +125,7 @@ def test_an_answer_of_another_root_or_altered_on_the_way_is_refused(fedhet, tmp_
 
 
 def test_an_altered_request_file_is_refused(fedhet, tmp_path):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     fedhet("client", "request", "-o", tmp_path / "req.zip", "--examples", "40")
     with zipfile.ZipFile(tmp_path / "req.zip") as archive:
         body = json.loads(archive.read("request.json"))
@@ -153,7 +158,7 @@ def test_suspending_resuming_and_revoking_follow_the_states(fedhet, tmp_path):
 
 
 def test_an_approval_of_several_tells_who_is_in_although_one_is_not(fedhet, tmp_path):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     fedhet("enroll", "invite", "--name", "a")
     with contextlib.closing(Federation(tmp_path / "op")) as federation, federation.registry.transaction() as session:
         row = rows.by_name(session, "a")
@@ -168,7 +173,7 @@ def test_an_approval_of_several_tells_who_is_in_although_one_is_not(fedhet, tmp_
 def test_an_input_that_makes_no_sense_is_an_object_too(fedhet, tmp_path):
     for words in (["--on-interrupt", "dance"], ["--resume", tmp_path, "strategy=fedavg"]):
         assert code_of(fedhet("submit", *words, "--json", code=2)) == "E319"
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     wrong = EnrollError("E319").exit_code
     answer = fedhet("clients", "list", "--state", "lost", "--json", code=wrong)["error"]
     assert answer["code"] == "E319" and "suspended" in answer["detail"]
@@ -176,7 +181,7 @@ def test_an_input_that_makes_no_sense_is_an_object_too(fedhet, tmp_path):
 
 
 def test_a_path_that_cannot_be_used_is_named(fedhet, tmp_path):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     out = tmp_path / "nowhere" / "file"
     for words in (["ca", "export-crl", "-o", out], ["enroll", "invite", "-o", out], ["client", "request", "-o", out]):
         answer = fedhet(*words, "--json", code=EnrollError("E317").exit_code)["error"]
@@ -187,7 +192,7 @@ def test_a_path_that_cannot_be_used_is_named(fedhet, tmp_path):
 def test_an_audit_log_that_is_gone_is_not_in_order(fedhet, tmp_path):
     assert code_of(fedhet("audit", "verify", "--json", code=EnrollError("E306").exit_code)) == "E306"
     assert code_of(fedhet("audit", "show", "--json", code=EnrollError("E306").exit_code)) == "E306"
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     for path in (tmp_path / "op").glob("audit.jsonl*"):
         path.unlink()
     assert code_of(fedhet("audit", "verify", "--json", code=EnrollError("E310").exit_code)) == "E310"
@@ -201,8 +206,79 @@ def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
     assert (code_of(refusal), refusal["error"]["data"]["line"]) == ("E310", 2)
 
 
+def test_keys_are_encrypted_unless_one_says_otherwise(fedhet, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "COST", 4)
+    for name in ("FEDHET_PASSPHRASE", "FEDHET_PASSPHRASE_FILE", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    no, wrong = EnrollError("E322").exit_code, EnrollError("E323").exit_code
+    told = fedhet("ca", "init", "--endpoint", "localhost:9", code=no)
+    assert "no terminal" in told and "--no-passphrase" in told and not (tmp_path / "op").exists()
+    told = fedhet("ca", "init", "--endpoint", "localhost:9", "--no-passphrase")
+    assert "NOT ENCRYPTED" in told and "fedhet ca passphrase" in told
+
+    (tmp_path / "word").write_text("correct horse\n")
+    (tmp_path / "word").chmod(0o644)
+    given = ["--new-passphrase-file", tmp_path / "word"]
+    assert code_of(fedhet("ca", "passphrase", *given, "--json", code=EnrollError("E305").exit_code)) == "E305"
+    (tmp_path / "word").chmod(0o600)
+    assert "in the clear" in fedhet("ca", "passphrase", *given)
+    assert b"BEGIN PRIVATE KEY" not in b"".join(p.read_bytes() for p in (tmp_path / "op" / "ca").iterdir())
+
+    fedhet("enroll", "invite")  # which needs no key
+    assert code_of(fedhet("ca", "export-crl", "-o", tmp_path / "crl", "--json", code=no)) == "E322"
+    monkeypatch.setenv("FEDHET_PASSPHRASE", "wrong horse")
+    assert code_of(fedhet("ca", "export-crl", "-o", tmp_path / "crl", "--json", code=wrong)) == "E323"
+    assert "FEDHET_PASSPHRASE" not in os.environ, "what this process starts does not get it"
+    fedhet("ca", "export-crl", "-o", tmp_path / "crl", "--passphrase-file", tmp_path / "word")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "fedhet-passphrase").write_text("correct horse")
+    fedhet("ca", "rotate", "--compromised")
+    monkeypatch.setenv("FEDHET_NEW_PASSPHRASE", "battery staple")
+    fedhet("ca", "passphrase")
+    assert code_of(fedhet("ca", "rotate", "--json", code=wrong)) == "E323"
+    monkeypatch.setenv("FEDHET_PASSPHRASE", "battery staple")
+    fedhet("ca", "rotate", "--root")
+    assert "battery" not in (tmp_path / "op" / "audit.jsonl").read_text()
+    monkeypatch.setenv("FEDHET_PASSPHRASE", "wrong horse")
+    assert code_of(fedhet("serve", "--host", "127.0.0.1", "--port", 0, "--json", code=wrong)) == "E323"
+
+
+def test_a_passphrase_is_typed_twice_is_not_shown_and_is_not_asked_for_in_the_background(monkeypatch):
+    for name in ("FEDHET_PASSPHRASE", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def code(work):
+        try:
+            return 0 if work() == "correct horse" else 1
+        except EnrollError as error:
+            return error.exit_code
+
+    pid, terminal = pty.fork()
+    if not pid:
+        sys.stdin, sys.stderr = os.fdopen(0, "r"), os.fdopen(2, "w")
+        other = os.fork()
+        if not other:
+            os.setpgid(0, 0)  # as the shell does with `fedhet serve &`
+            os._exit(code(lambda: obtain(None)))
+        behind = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
+        os._exit(code(lambda: obtain(None, again=True)) if behind == EnrollError("E322").exit_code else 99)
+    said = b""
+    for times in (1, 2):
+        while said.count(b": ") < times:
+            assert select.select([terminal], [], [], 60)[0], said
+            said += os.read(terminal, 1000)
+        os.write(terminal, b"correct horse\n")
+    with contextlib.suppress(OSError):  # the terminal is gone when its process is
+        while select.select([terminal], [], [], 60)[0] and (more := os.read(terminal, 1000)):
+            said += more
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said
+    assert b"Again" in said and b"correct" not in said
+
+
 def test_serving_without_tls_is_refused_off_loopback(fedhet):
-    fedhet("ca", "init", "--endpoint", "localhost:9")
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
     for host in ("0.0.0.0", "192.0.2.1", "::"):
         refusal = fedhet("serve", "--insecure", "--host", host, code=EnrollError("E304").exit_code)
         assert "E304" in refusal
@@ -213,7 +289,7 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(fedhet, tmp_path):
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        fedhet("ca", "init", "--endpoint", f"localhost:{port}")
+        fedhet("ca", "init", "--no-passphrase", "--endpoint", f"localhost:{port}")
         taken = EnrollError("E318").exit_code
         here = ["--host", "127.0.0.1", "--json"]
         assert str(port) in fedhet("serve", *here, code=taken)["error"]["detail"]
@@ -256,7 +332,7 @@ def test_the_unit_restarts_except_after_final_refusals(fedhet, tmp_path):
 
 
 def test_root_and_issuing_key_are_rotated_and_invitations_carry_labels(fedhet, tmp_path):
-    first = fedhet("ca", "init", "--endpoint", "localhost:9", "--json")["root_sha256"]
+    first = fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9", "--json")["root_sha256"]
     assert fedhet("ca", "rotate", "--json")["serial"]
     second = fedhet("ca", "rotate", "--root", "--json")["root_sha256"]
     assert second != first

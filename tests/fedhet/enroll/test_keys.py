@@ -1,5 +1,6 @@
 """Keys, certificates, tokens, signatures: what is made, what is refused and with which code."""
 
+import json
 import os
 import stat
 import sys
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.enroll import certificates, files, identity, sign, tokens
+from fedhet.enroll import certificates, files, identity, lock, sign, tokens
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.canonical import canonical, digest
 from fedhet.enroll.certificates import DAY, URN
@@ -151,11 +152,103 @@ def test_a_new_issuing_key_signs_from_now_on_and_the_old_ones_certificates_hold(
     assert x509.load_pem_x509_certificates(before)[1] != x509.load_pem_x509_certificates(after)[1]
 
 
-def test_a_root_key_with_a_passphrase_rotates_only_with_it(tmp_path):
+def test_a_root_key_with_a_passphrase_rotates_only_with_it(cheap, tmp_path):
     made = Authority.create(tmp_path / "ca", "t", "localhost:1", ["localhost"], NOW, passphrase="correct horse")
-    refused("E306", made.rotate, NOW, "wrong")
-    refused("E306", made.rotate, NOW)
+    refused("E323", made.rotate, NOW, "wrong")
+    refused("E323", made.rotate, NOW)
     assert made.rotate(NOW, "correct horse").issuer == made.root.subject
+
+
+def in_the_clear(folder):
+    return sorted(p.name for p in folder.iterdir() if b"-----BEGIN PRIVATE KEY-----" in p.read_bytes())
+
+
+def test_keys_lie_encrypted_and_one_file_has_the_passphrase(cheap, tmp_path):
+    folder, request = tmp_path / "ca", certificates.request(identity.new_tls_key(), "ab" * 16)
+    refused("E323", Authority.create, folder, "t", "localhost:1", ["localhost"], NOW, passphrase="short")
+    made = Authority.create(folder, "t", "localhost:1", ["localhost"], NOW, passphrase="correct horse")
+    assert in_the_clear(folder) == []
+    chain, _ = made.issue(request, "ab" * 16, 7.0, NOW)
+
+    later = Authority.load(folder)
+    assert later.read(der(chain)).node == "ab" * 16, "certificates are read without"
+    for call in (lambda: later.issue(request, "ab" * 16, 7.0, NOW), lambda: later.crl([], NOW), later.server_key):
+        refused("E322", call)
+    asked = []
+    later.lock.ask = lambda: asked.append(1) or "wrong horse"
+    refused("E323", later.issue, request, "ab" * 16, 7.0, NOW)
+    later.lock.ask = lambda: asked.append(1) or "correct horse"
+    later.issue(request, "ab" * 16, 7.0, NOW), later.crl([], NOW), later.server_key()
+    assert len(asked) == 2, "a right answer is remembered"
+
+    before = (folder / "issuing.key").read_bytes()
+    refused("E323", later.encrypt, "wrong horse", "battery staple")
+    later.encrypt("correct horse", "battery staple")
+    assert (folder / "issuing.key").read_bytes() == before
+    after = Authority.load(folder)
+    refused("E323", after.lock.open, "correct horse")
+    after.lock.open("battery staple")
+    assert after.rotate(NOW, "battery staple").issuer == after.root.subject
+    after.rotate_root(NOW, "battery staple")
+    assert in_the_clear(folder) == []
+    (folder / "lock.json").write_bytes(b"{}")
+    refused("E306", Authority.load(folder).lock.open, "battery staple")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_keys_that_lie_in_the_clear_are_encrypted_even_if_that_is_interrupted(cheap, tmp_path, monkeypatch, cut):
+    made = Authority.create(tmp_path / "ca", "t", "localhost:1", ["localhost"], NOW)
+    assert in_the_clear(made.folder) == ["issuing.key", "root.key", "server.pem"] and not made.asks
+    write, written = files.write_file, []
+
+    def full(path, *given):
+        written.append(path)
+        if len(written) > cut:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            made.encrypt("", "correct horse")
+    again = Authority.load(made.folder)
+    if again.asks:
+        again.lock.ask = lambda: "correct horse"
+    assert again.crl([], NOW), "it goes on working in between"
+    Authority.load(made.folder).encrypt("correct horse", "correct horse")
+    assert in_the_clear(made.folder) == []
+    last = Authority.load(made.folder)
+    last.lock.open("correct horse")
+    assert last.rotate(NOW, "correct horse").issuer == last.root.subject
+
+
+def test_a_root_key_that_an_earlier_version_encrypted_still_rotates_and_is_sealed(cheap, tmp_path):
+    made = Authority.create(tmp_path / "ca", "t", "localhost:1", ["localhost"], NOW)
+    key = identity.load_ec_key((made.folder / "root.key").read_bytes())
+    files.write_file(made.folder / "root.key", identity.pem(key, "correct horse"))
+    assert made.asks
+    refused("E306", made.rotate, NOW, "wrong")
+    made.rotate(NOW, "correct horse")
+    made.encrypt("correct horse", "battery staple")
+    assert lock.is_sealed((made.folder / "root.key").read_bytes()) and made.rotate(NOW, "battery staple")
+
+
+def test_a_seal_gives_back_what_it_was_given_to_its_passphrase_alone(cheap):
+    box = lock.seal(b"secret", "pass phrase ü")
+    assert lock.unseal(box, "pass phrase ü") == b"secret" and b"secret" not in box
+    refused("E323", lock.unseal, box, "pass phrase u")
+    told = json.loads(box)
+    refused("E323", lock.unseal, json.dumps({**told, "box": told["box"][:-4] + "AAA="}).encode(), "pass phrase ü")
+    for changed in ({"cost": 60}, {"cost": "x"}, {"sealed": 2}, {"salt": 1}):
+        refused("E306", lock.unseal, json.dumps({**told, **changed}).encode(), "pass phrase ü")
+    refused("E306", lock.unseal, b"[]", "pass phrase ü")
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """A passphrase costs next to nothing to try; everything else is as it is."""
+    assert lock.COST >= 17
+    monkeypatch.setattr(lock, "COST", 4)
 
 
 SIGNER = """

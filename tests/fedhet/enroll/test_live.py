@@ -49,6 +49,7 @@ def superlink_died(parent):
 def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
     home, state, port = tmp_path / "op", tmp_path / "dev", free_port()
     environment = {**os.environ, "FEDHET_HOME": str(home), "FEDHET_CLIENT": str(state), "OMP_NUM_THREADS": "1"}
+    environment |= {"FEDHET_PASSPHRASE": "correct horse"}
 
     def command(*words):
         return [sys.executable, "-c", MAIN, *map(str, words)]
@@ -73,6 +74,7 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         fedhet("ca", "init", "--endpoint", f"127.0.0.1:{port}")
         serving = start("serve", "serve", "--host", "127.0.0.1")
         federation, superlink = Federation(home), SuperLink(home / "flower")
+        federation.authority.lock.open("correct horse")
         stack.callback(federation.close)
         _, token = federation.invite("st-mary", "silo")
         until(lambda: superlink.listens() or serving.poll() is not None, 40, "the SuperLink")
