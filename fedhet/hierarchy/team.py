@@ -2,7 +2,8 @@
 
 The server lays updates into memory all of them share and sends descriptors of some hundred bytes. Tasks wait in one
 queue, each process has at most `AHEAD` of them, and a process that dies loses nothing: what it had not answered is done
-by another one, from updates that lie where they lay.
+by another one, from updates that lie where they lay. One that is stopped or does not go on is as good as dead
+(`fedhet.grids.pulse`), and nothing here blocks on a pipe: what one does not hold yet is written when there is room.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 
 from fedhet import kernel, origin
+from fedhet.grids import pulse
 from fedhet.grids.arena import Arena, Slot
+from fedhet.grids.pulse import Pulse
 
 AHEAD = 2
 """Tasks given to a process ahead of time."""
@@ -56,8 +59,12 @@ class Task:
 @dataclass(slots=True, eq=False)
 class _Process:
     popen: subprocess.Popen[bytes]
+    pulse: Pulse
     held: list[int] = field(default_factory=list)
     rest: bytes = b""
+    """The beginning of an answer."""
+    owed: bytearray = field(default_factory=bytearray)
+    """What the pipe had no room for yet."""
 
 
 class Team:
@@ -130,12 +137,15 @@ class Team:
         while not all(one.done for one in tasks):
             self.resize(max(1, len(self._processes)))
             self._feed()
-            self._collect(None)
+            if self._processes and not self._collect(pulse.LOOK_S):  # the last one may have died as it was fed
+                self._look()
         for error in [one.error for one in tasks if one.error][:1]:
             raise ValueError(error)
 
     def close(self) -> None:
         """End all processes. Vectors that are still referred to stay readable."""
+        for process in self._processes:
+            process.popen.kill()  # nobody will ask for what it may be computing
         for process in list(self._processes):
             self._end(process)
         self._selector.close()
@@ -152,21 +162,29 @@ class Team:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             bufsize=0,
         )
-        process = _Process(popen)
-        assert popen.stdout is not None
+        process = _Process(popen, Pulse(popen.pid))
+        assert popen.stdin is not None and popen.stdout is not None
+        os.set_blocking(popen.stdin.fileno(), False)
         self._selector.register(popen.stdout, selectors.EVENT_READ, process)
         self._processes.append(process)
         self.started += 1
 
     def _end(self, process: _Process) -> None:
-        """Close its pipes, which ends it; what it had not answered goes back to the front of the queue."""
+        """Close its pipes, which ends it, or have it ended; what it had not answered goes back to the front of the
+        queue."""
         stdin, stdout = process.popen.stdin, process.popen.stdout
         assert stdin is not None and stdout is not None
         self._selector.unregister(stdout)
+        if process.owed:
+            self._selector.unregister(stdin)
         with contextlib.suppress(BrokenPipeError):
             stdin.close()
         stdout.close()
-        process.popen.wait()
+        try:
+            process.popen.wait(pulse.GRACE_S)
+        except subprocess.TimeoutExpired:  # it is stopped, or somebody else holds the pipe as well
+            process.popen.kill()
+            process.popen.wait()
         self._processes.remove(process)
         self._queue.extendleft(reversed(process.held))
 
@@ -176,28 +194,62 @@ class Team:
             if not free:
                 return
             process, number = min(free, key=lambda p: len(p.held)), self._queue.popleft()
+            if not process.held:
+                process.pulse.beat()
             process.held.append(number)
-            assert process.popen.stdin is not None
-            try:
-                process.popen.stdin.write(json.dumps({"id": number, **self._tasks[number].asked}).encode() + b"\n")
-            except BrokenPipeError:
-                self._bury(process)
+            line = json.dumps({"id": number, **self._tasks[number].asked}).encode() + b"\n"
+            if process.owed:
+                process.owed += line
+            else:
+                self._write(process, line)
 
-    def _collect(self, timeout: float | None) -> None:
-        """Take in answers; wait for one if `timeout` is None."""
-        for key, _ in self._selector.select(timeout):
+    def _write(self, process: _Process, data: bytes) -> None:
+        """As much as the pipe takes now; the rest is owed."""
+        stdin = process.popen.stdin
+        assert stdin is not None
+        try:
+            rest = data[os.write(stdin.fileno(), data) :]
+        except BlockingIOError:
+            rest = data
+        except BrokenPipeError:
+            self._bury(process)
+            return
+        if rest and not process.owed:
+            self._selector.register(stdin, selectors.EVENT_WRITE, process)
+        elif process.owed and not rest:
+            self._selector.unregister(stdin)
+        process.owed[:] = rest
+
+    def _collect(self, timeout: float) -> bool:
+        """Take in answers, and write what is owed; wait up to `timeout` seconds. Whether there was anything to do."""
+        ready = self._selector.select(timeout)
+        for key, events in ready:
             process: _Process = key.data
-            got = os.read(key.fd, 1 << 16)
-            if not got:
-                self._bury(process)
+            if process not in self._processes:  # buried a moment ago
                 continue
-            *whole, process.rest = (process.rest + got).split(b"\n")
-            for answer in map(json.loads, whole):
-                self._take(process, answer)
+            if events & selectors.EVENT_WRITE:
+                self._write(process, bytes(process.owed))
+            elif got := os.read(key.fd, 1 << 16):
+                *whole, process.rest = (process.rest + got).split(b"\n")
+                for answer in map(json.loads, whole):
+                    self._take(process, answer)
+            else:
+                self._bury(process)
+        return bool(ready)
+
+    def _look(self) -> None:
+        """Nothing comes: bury those that are gone although their pipes are open, and end those that do not go on."""
+        for process in [p for p in self._processes if p.held]:
+            if process.popen.poll() is None and process.pulse.stuck():
+                process.popen.kill()
+                process.popen.wait()
+            if process.popen.returncode is not None:
+                self._bury(process)
 
     def _take(self, process: _Process, answer: dict[str, Any]) -> None:
         number = int(answer["id"])
         process.held.remove(number)
+        process.pulse.beat()
         one = self._tasks.pop(number)
         one.done, one.cpu, one.error = True, float(answer["cpu"]), str(answer.get("error", ""))
         self.cpu += one.cpu

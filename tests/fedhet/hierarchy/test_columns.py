@@ -174,12 +174,12 @@ def test_processes_that_are_killed_at_work_lose_nothing(columns: Columns, monkey
         process.popen.send_signal(signal.SIGSTOP)  # they take shares and cannot answer
     collect = team._collect
 
-    def kill(timeout: float | None) -> None:
-        if timeout is None and not killed:
+    def kill(timeout: float) -> bool:
+        if timeout and not killed:
             killed.extend(p.popen.pid for p in team._processes if p.held)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
-        collect(timeout)
+        return collect(timeout)
 
     monkeypatch.setattr(team, "_collect", kill)
     before = team.deaths
