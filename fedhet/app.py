@@ -59,6 +59,7 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         name = f"{job.id} {job.version} {job.turn} {sha256 or wire.digest(payload)}"
         if kept.job == name and kept.answer is not None:
             return kept.answer
+        keep.check(run)
         update = device_of(message).answer(job, wire.open_tree(payload, sha256), kept.memories)
         answer = records.answer(update, code=code_of(message), seal=seal, sign=signer(run))
         keep.write(run, name, answer, kept.memories)

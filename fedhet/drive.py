@@ -42,6 +42,7 @@ Place = tuple[tuple[Any, ...], ...]
 class Drive:
     """Carries a server's sends and a grid's replies. `nodes` maps clients to node ids.
 
+    `after_error` hears of every error that a device answers a job with, once the server has.
     `tell` is how the server hears of anything: the server itself, or one that writes down what it hears. `run_id`
     names the run where answers are signed.
     """
@@ -58,6 +59,7 @@ class Drive:
     before_instant: Callable[[], None] = lambda: None
     before_sends: Callable[[], None] = lambda: None
     present: Callable[[ClientId], bool] = lambda client: True
+    after_error: Callable[[ClientId, str], None] = lambda client, reason: None
     tell: Inputs = field(init=False)
     run_id: str = ""
     bytes_up: int = 0
@@ -139,7 +141,9 @@ class Drive:
         if reply.has_error():
             # a SuperLink forgets a message at the moment of the deadline here: which of the two is seen first is chance
             late = self.timeout is not None and now >= job.sent + self.timeout and reply.error.code in GONE
-            self.tell.failed(job.id, "timeout" if late else _reason(reply), now)
+            reason = "timeout" if late else _reason(reply)
+            self.tell.failed(job.id, reason, now)
+            self.after_error(job.client, reason)
             return
         try:
             answer = records.read_answer(reply.content)

@@ -10,7 +10,9 @@ not trained twice, and the memories do not move twice.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +26,14 @@ from fedhet.durable import DamagedError
 from fedhet.enroll import files
 from fedhet.message import parcel
 
+ROOM = 1 << 20
+"""Bytes that must be free, beside what was kept last, before a job is begun."""
 RUNS = 4
 """Runs kept; the one that was silent for longest is forgotten first."""
+
+
+class CannotWrite(OSError):
+    """The device's disk takes no answer and no memory, so that it can do no job. Names no path: the server is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +72,26 @@ class Keep:
         memories = {name: dict(tree) for name, tree in zip(about["memories"], trees, strict=True)}
         return Kept(about["job"], RecordDict(content), memories)  # type: ignore[arg-type]
 
+    def check(self, run: str) -> None:
+        """Before a job is done: raises CannotWrite if its answer could hardly be kept."""
+        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        disk = os.statvfs(place)
+        if disk.f_flag & os.ST_RDONLY:
+            raise CannotWrite(errno.EROFS, os.strerror(errno.EROFS))
+        path = self._path(run)
+        needed = ROOM + (path.stat().st_size if path.exists() else 0)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:  # some that are mounted from afar do not say
+            raise CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
-        """Keep an answer and the memories after it, in place of what was kept before; on the disk on return."""
+        """Keep an answer and the memories after it, in place of what was kept before; on the disk on return. Raises
+        CannotWrite."""
+        try:
+            self._write(run, job, answer, memories)
+        except OSError as error:
+            raise CannotWrite(error.errno, error.strerror) from error
+
+    def _write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         payload = answer.array_records["payload"]["tree"].data
         packed = {name: wire.encode(memory) for name, memory in sorted(memories.items())}

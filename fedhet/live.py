@@ -28,6 +28,7 @@ from fedhet.enroll.members import Members
 from fedhet.enroll.vouch import Registered
 from fedhet.experiment import Experiment, Progress
 from fedhet.journal import alone
+from fedhet.keep import CannotWrite
 from fedhet.nodes import NoClients, Nodes
 from fedhet.result import Result
 from fedhet.session import Session
@@ -39,6 +40,10 @@ EXPECTING = 0.5
 """The same while somebody new has not yet said who it is."""
 BELIEVED = ("sec_per_step", "max_rank", "memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s")
 """Fields of the registry's profile that a schedule is told, where they are known."""
+REST, LONGEST_REST = 60.0, 900.0
+"""Seconds without work for a device that cannot write: twice as long each time in succession."""
+CANNOT_WRITE = f"client error: {CannotWrite.__name__}:"
+"""How such a failure begins, as the server hears of it."""
 IDLE = 5.0
 """Seconds for which nothing may be in flight before it is told what is waited for."""
 REMIND = 30.0
@@ -89,6 +94,7 @@ def live(
         clock.start(0.0)
         crowd.meet()
     drive.before_instant, drive.before_sends = crowd.look, crowd.expel
+    drive.after_error = crowd.rest
     drive.present = nodes.of_client.__contains__
     with Aside(Own(dict(experiment.method.layers))) as aside:
         session.server.chores.employ(aside)
@@ -109,6 +115,8 @@ class _Crowd:
     due: float = 0.0
     idle_since: float | None = None
     observed: dict[ClientId, int] = field(default_factory=dict)
+    resting: dict[ClientId, float] = field(default_factory=dict)
+    _rests: dict[ClientId, tuple[int, int]] = field(default_factory=dict)
 
     def gather(self, wanted: int, least: int, seconds: float) -> None:
         """Before the start: wait for clients, and say who is waited for and who did not answer. Raises NoClients."""
@@ -177,7 +185,10 @@ class _Crowd:
         for client in gone:
             if client not in self.session.server.barred:
                 self.session.heard.left(client, self.clock.now())
-        for client in came:
+        rested = [client for client, until in self.resting.items() if until <= self.clock.now()]
+        for client in rested:
+            del self.resting[client]
+        for client in sorted({*came, *rested}):
             self._welcome(client)
         for client, why in sorted(self.nodes.strange.items()):
             self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
@@ -209,6 +220,21 @@ class _Crowd:
         are = "1 is online" if here == 1 else f"{here} are online"
         self.bulletin.repeat("waiting", f"{opens}; {are}{self._absent()}", REMIND)
 
+    def rest(self, client: ClientId, reason: str) -> None:
+        """A device that cannot write is told to the operator, and given no work for a while: longer each time."""
+        if not reason.startswith(CANNOT_WRITE):
+            return
+        finished = self.session.server.observed(client).finished
+        before, times = self._rests.get(client, (finished, 0))
+        times = times + 1 if before == finished else 1
+        self._rests[client] = finished, times
+        seconds = min(LONGEST_REST, REST * 2 ** (times - 1))
+        self.resting[client] = self.clock.now() + seconds
+        why = reason.removeprefix(CANNOT_WRITE).strip()
+        self.bulletin.say(f"{self.name(client)} cannot write to its disk ({why}); it is asked again in {seconds:g} s")
+        if client not in self.session.server.barred:
+            self.session.heard.left(client, self.clock.now())
+
     def note_speeds(self) -> None:
         """What was observed, for the registry: the next run, and `fedhet clients list`, know it from there."""
         if self.members is None:
@@ -222,7 +248,7 @@ class _Crowd:
     def _welcome(self, client: ClientId) -> None:
         """Somebody came; unless it was shut out again since then, in the registry or by the gate."""
         here = client in self.nodes.of_client and client in self.session.server.roster
-        if here and client not in self.session.gate.suspended:
+        if here and client not in self.resting and client not in self.session.gate.suspended:
             self._introduce(client)
             self.session.heard.joined(client, self.clock.now())
 

@@ -80,6 +80,8 @@ def poll(
 
 def standing(federation: Federation, client: Client) -> dict[str, Any]:
     """A client's state as told to its device; with the certificate once there is one. Raises E109, E202 or E212."""
+    if client.number in federation.shut_out:
+        raise EnrollError("E202", federation.shut_out[client.number])
     if client.state == tables.REVOKED:
         raise EnrollError("E202" if client.serials else "E109", client.reason)
     if client.state == tables.LEFT:
@@ -120,7 +122,7 @@ def authenticate(
     client, row, leaf = recognise(federation, headers)
     seal.check(given, leaf.public, method, path, body, now, policy.skew_s)
     proven(leaf.node)
-    may_act(client)
+    may_act(client, federation.shut_out)
     if row.denied is not None:
         raise EnrollError("E202", row.reason)
     if now < leaf.not_before:
@@ -131,8 +133,10 @@ def authenticate(
     return Caller(client, leaf)
 
 
-def may_act(client: Client) -> None:
-    """Raises EnrollError E105, E202, E206 or E212 unless the client is active."""
+def may_act(client: Client, shut_out: Mapping[int, str] | None = None) -> None:
+    """Raises EnrollError E105, E202, E206 or E212 unless the client is active, and not shut out."""
+    if client.number in (shut_out or {}):
+        raise EnrollError("E202", (shut_out or {})[client.number])
     if client.state == tables.ACTIVE:
         return
     codes = {tables.SUSPENDED: "E206", tables.REVOKED: "E202", tables.LEFT: "E212"}
@@ -222,7 +226,7 @@ def fleet_key(federation: Federation, line: str) -> Client:
     client = federation.registry.by_flower_key(line)
     if client is None:
         raise EnrollError("E208", "no client has this SuperNode key")
-    may_act(client)
+    may_act(client, federation.shut_out)
     now = federation.clock()
     newest: CertificateRow | None = federation.registry.newest(client.number)
     if newest is None:

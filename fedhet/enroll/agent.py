@@ -8,6 +8,7 @@ revoked or left does not try again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from fedhet.enroll import files, speed
 from fedhet.enroll import join as joining
 from fedhet.enroll.alone import alone
 from fedhet.enroll.device import Device
-from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.enroll.processes import Program, Supervisor, flower_environment
 
 log = logging.getLogger("fedhet.enroll")
@@ -56,6 +57,7 @@ class Agent:
     nap: Callable[[threading.Event, float], bool] = threading.Event.wait
     ticks: Callable[[], float] = time.monotonic
     supervisor: Supervisor = field(init=False)
+    _full: bool = False
 
     def __post_init__(self) -> None:
         self.work = self.device.folder / "work"
@@ -82,7 +84,7 @@ class Agent:
                     log.warning("%s ended with %s", name, self.supervisor.codes[name])
                     if name == "supernode":
                         self._admitted()
-                files.write_file(self.work / "alive", str(int(self.device.clock())))
+                self._mark()
                 if self.ticks() > looked + CHECK_S:
                     looked = self.ticks()
                     if looked > refreshed + REFRESH_S:
@@ -99,7 +101,8 @@ class Agent:
             raise EnrollError("E212", f"{self.device.folder} is gone") from None
         finally:
             self.supervisor.stop()
-            (self.work / "alive").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # read-only: the next life waits for a minute in vain, if it asks
+                (self.work / "alive").unlink(missing_ok=True)
 
     def programs(self) -> list[Program]:
         """The node; or with `flower` SuperNode and SuperExec, which runs the client's tasks: they speak over a socket
@@ -134,12 +137,26 @@ class Agent:
             return False
         try:
             self.device.renew()
-        except EnrollError as error:
-            if error.code in FINAL:
+        except (EnrollError, OSError) as error:
+            refused = error if isinstance(error, EnrollError) else unwritable(error)
+            if refused is None or refused.code in FINAL:
                 raise
-            log.warning("%s", error.line)
+            log.warning("%s", refused.line)
             return False
         return True
+
+    def _mark(self) -> None:
+        """Say that this life goes on; on a disk that takes nothing it goes on all the same, and says so in the log."""
+        try:
+            files.write_file(self.work / "alive", str(int(self.device.clock())))
+            self._full = False
+        except OSError as error:
+            full = unwritable(error)
+            if full is None:
+                raise
+            if not self._full:
+                log.warning("%s", full.line)
+            self._full = True
 
     def _admitted(self) -> None:
         """Wait until the server lets this client work. Raises the EnrollError that says that it never will."""

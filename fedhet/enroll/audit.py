@@ -8,6 +8,7 @@ after each line. Who can write both files can still forge the whole: keep a copy
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -49,10 +50,15 @@ class Audit:
             body = {"n": number + 1, "time": int(self.clock()), "actor": actor, "action": action, "subject": subject}
             body |= {"detail": _plain(detail), "prev": previous}
             line_hash = _hash(previous, body)
-            os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, canonical({**body, "hash": line_hash}) + b"\n")
-            os.fsync(handle)
-            files.write_file(self._head, f"{number + 1} {line_hash}\n")
+            size, line = os.lseek(handle, 0, os.SEEK_END), canonical({**body, "hash": line_hash}) + b"\n"
+            try:
+                if os.write(handle, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(handle)
+                files.write_file(self._head, f"{number + 1} {line_hash}\n")
+            except OSError:  # what it tells of is not done either
+                os.ftruncate(handle, size)
+                raise
         return line_hash
 
     def rows(self) -> Iterator[dict[str, Any]]:

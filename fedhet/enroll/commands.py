@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhet.enroll import files, offline, profiles, tables
+from fedhet.enroll import desk, files, offline, profiles, tables
 from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import Audit
-from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.enroll.federation import Federation, me
 from fedhet.enroll.output import cells, put, say, spoken, table_of
 from fedhet.enroll.passphrase import obtain
@@ -160,9 +160,29 @@ def approve(home: Path, names: Sequence[str], passphrase: Path | None, as_json: 
             say(True, [c.to_dict() for c in done])
 
 
+@contextlib.contextmanager
+def _from_memory(home: Path, name: str, reason: str, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        full = unwritable(error)
+        if full is None or verb != "revoke":
+            raise
+        try:
+            told = desk.ask(home, {"shut": name, "reason": reason})
+        except EnrollError as refused:
+            if refused.code != "E312":
+                raise
+            why = f"{name} is not revoked ({full.detail}); nothing serves this federation now, so nobody is let in"
+            raise EnrollError("E321", why, shut_out=False) from None
+        text = f"the running server (process {told['pid']}) lets {told['name']} in no more, and notes it when it can"
+        raise EnrollError("E321", f"{text}; one that is started before then does not know ({full.detail})",
+                          shut_out=True) from None  # fmt: skip
+
+
 def change(home: Path, verb: str, name: str, reason: str, as_json: bool) -> None:
-    """Reject, suspend, resume or revoke."""
-    with _opened(home, as_json) as federation:
+    """Reject, suspend, resume or revoke. To revoke works although nothing can be written, in the server that runs."""
+    with spoken(as_json), _from_memory(home, name, reason, verb), contextlib.closing(Federation(home)) as federation:
         changed = {
             "reject": lambda: federation.reject(name, reason),
             "suspend": lambda: federation.suspend(name, reason),

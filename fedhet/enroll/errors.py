@@ -5,6 +5,8 @@ Codes are never reused. A command that is refused exits with `exit_code`: 10, 40
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,3 +122,19 @@ class EnrollError(Exception):
         made, data = cls(str(given["code"]), str(given.get("detail", ""))[:500]), given.get("data")
         made.data = dict(data) if isinstance(data, Mapping) else {}
         return made
+
+
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""What the system says where a disk is full, over a quota or a limit of file sizes, read-only or broken."""
+DATABASE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
+"""What SQLite says there."""
+
+
+def unwritable(error: BaseException) -> EnrollError | None:
+    """E321 for an error that says that a disk is full or cannot be written; None for any other."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return EnrollError("E321", ": ".join(str(part) for part in (error.filename, error.strerror) if part))
+    cause = getattr(error, "orig", error)  # SQLAlchemy's errors hold SQLite's
+    if isinstance(cause, sqlite3.Error) and str(getattr(cause, "sqlite_errorname", "")).startswith(DATABASE):
+        return EnrollError("E321", f"the registry: {cause}")
+    return None

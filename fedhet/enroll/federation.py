@@ -42,6 +42,9 @@ class Federation:
     registry: Registry = field(init=False)
     audit: Audit = field(init=False)
 
+    shut_out: dict[int, str] = field(default_factory=dict)
+    """Clients that a server shuts out although the registry could not be written yet: number to reason."""
+
     def __post_init__(self) -> None:
         self.authority = Authority.load(self.folder / "ca")
         self.policy = Policy.load(self.folder / "policy.yaml")
@@ -136,6 +139,26 @@ class Federation:
     def revoke(self, name: str, reason: str, actor: str = "") -> Client:
         """End a client for good, at its next message: its certificates go on the deny list. Raises E210 or E211."""
         return self._change(name, tables.REVOKED, "revoke", reason, actor)
+
+    def shut(self, name: str, reason: str) -> Client:
+        """Shut a client out of this process at once, and for good as soon as `settle` can write it down. Raises E210,
+        or E211 if it is out already."""
+        client = self.registry.client(name)
+        if client.state not in tables.LIVING:
+            raise EnrollError("E211", f"{client.name} is {client.state}")
+        self.shut_out[client.number] = reason
+        return client
+
+    def settle(self) -> list[str]:
+        """Revoke in the registry who was shut out; their names. Raises what keeps it from being written."""
+        done, shut = [], dict(self.shut_out)  # more may be shut out meanwhile
+        for client in self.registry.clients(*tables.LIVING) if shut else []:
+            if client.number in shut:
+                self.revoke(client.node or client.name, shut[client.number])
+                done.append(client.name)
+        for number in shut:
+            self.shut_out.pop(number, None)
+        return done
 
     def leave(self, client: Client) -> Client:
         """A client goes of its own accord."""

@@ -26,6 +26,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedhet.enroll import files
 from fedhet.enroll.device import Device
+from fedhet.enroll.errors import unwritable
 from fedhet.flower_fleet import fleet, forget
 from fedhet.grids.worker import App, execute
 from fedhet.shown import log_to_terminal
@@ -111,13 +112,23 @@ def run(device: Device) -> None:
     config, online = tomllib.loads((work / "node.toml").read_text()), False
     try:
         with fleet(address, root, key) as carrier:
-            files.write_file(mark, str(carrier.node_id))
+            _leave(mark, str(carrier.node_id))
             online = True
             log.info("online as %s", carrier.node_id)
             Node(client, config).work(carrier)
     finally:
         if online:  # and it has said goodbye by now
-            mark.unlink()
+            mark.unlink(missing_ok=True)
+
+
+def _leave(mark: Path, text: str) -> None:
+    """Without a mark a node that is killed is missed by the server a minute later, and that is all."""
+    try:
+        files.write_file(mark, text)
+    except OSError as error:
+        if unwritable(error) is None:
+            raise
+        log.warning("%s cannot be written: %s", mark, error.strerror)
 
 
 def _end_earlier_life(end: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.errors import InputError
 from fedhet.shown import shown, shown_json
 
@@ -24,13 +24,18 @@ def spoken(as_json: bool) -> Iterator[None]:
     """Turn an EnrollError into its line or object, and into typer.Exit with its code.
 
     An input that makes no sense ends any command with 2 and its line; as an object it has the code E319. A path that
-    cannot be used is E317.
+    cannot be used is E317, a disk that cannot be written E321.
     """
     try:
         try:
             yield
         except PATHS as error:
             raise EnrollError("E317", f"{error.filename}: {error.strerror}") from None
+        except Exception as error:
+            full = unwritable(error)
+            if full is None:
+                raise
+            raise full from None
     except InputError as error:
         if not as_json:
             raise

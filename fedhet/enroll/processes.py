@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from fedhet import origin
 
+log = logging.getLogger("fedhet.enroll")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PDEATHSIG, _DUMPABLE = 1, 4
 _NAMES = """HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME PATH SHELL TERM TMPDIR TZ USER VIRTUAL_ENV SSL_CERT_FILE
@@ -124,7 +126,7 @@ class Supervisor:
 
 
 def _start(program: Program) -> subprocess.Popen[bytes]:
-    handle = os.open(program.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    handle = _log(program.log)
     try:
         return subprocess.Popen(
             list(program.command), cwd=program.log.parent, env=dict(program.environment), stdin=subprocess.DEVNULL,
@@ -132,6 +134,14 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
         )  # fmt: skip
     finally:
         os.close(handle)
+
+
+def _log(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:  # a program that cannot be heard is better than none
+        log.warning("%s cannot be written: %s", path, error.strerror)
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _die_with_parent() -> None:

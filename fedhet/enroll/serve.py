@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from fedhet.enroll import flower, link, proxy
 from fedhet.enroll.ca import EXPIRING, NOTICE_DAYS
-from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.desk import Desk
+from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.guard import Guards, open_files
@@ -109,12 +112,15 @@ class Server:
         keeper = threading.Thread(target=self._keep, args=(server, tls), name="keeper")
         keeper.start()
         try:
-            server.run()
+            with Desk(self.federation.folder, self._hear):
+                server.run()
         finally:
             self._stop.set()
             keeper.join()
-            self.federation.audit.append("server", "stop", f"{self.host}:{self.port}")
-            self.federation.close()
+            try:
+                self.federation.audit.append("server", "stop", f"{self.host}:{self.port}")
+            finally:
+                self.federation.close()
         if self._fault is not None:
             raise self._fault
 
@@ -144,7 +150,17 @@ class Server:
             self.supervisor.stop()
             server.should_exit = True
 
+    def _hear(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the operator says at the desk; it runs in the desk's thread."""
+        if set(request) != {"shut", "reason"}:
+            raise EnrollError("E115", "the desk hears {shut, reason}")
+        client = self.federation.shut(str(request["shut"]), str(request["reason"]))
+        log.warning("%s is shut out, and will be revoked when the registry can be written", client.name)
+        return {"name": client.name, "pid": os.getpid()}
+
     def _reconcile(self) -> None:
+        for name in self.federation.settle():
+            log.info("revoked %s, which was shut out before", name)
         for line in flower.reconcile(self.federation, self.superlink):
             log.info("%s", line)
 
@@ -164,9 +180,12 @@ class Server:
         """Whether it could be done; what Flower or a signer refuses now is tried again later."""
         try:
             work()
-        except EnrollError as error:
-            self.failure = error.line
-            log.error("%s", error.line)
+        except Exception as error:
+            refused = error if isinstance(error, EnrollError) else unwritable(error)
+            if refused is None:
+                raise
+            self.failure = refused.line
+            log.error("%s", refused.line)
             return False
         return True
 

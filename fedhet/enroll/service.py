@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 
 import fedhet
 from fedhet.enroll import admission, canonical, certificates, guard
-from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.limits import Asker, Limits, Places, Window
 
@@ -57,8 +57,11 @@ def service(federation: Federation) -> FastAPI:
             by.begin()
             done = await run_in_threadpool(work, await body_of(request, most))
             answer = done if isinstance(done, Response) else JSONResponse(done)
-        except EnrollError as error:
-            refusal = by.refused(error)
+        except Exception as error:
+            refused = error if isinstance(error, EnrollError) else unwritable(error)
+            if refused is None:
+                raise
+            refusal = by.refused(refused)
             log.info("%s %s refused: %s", by.client[:12] or by.address, request.url.path, refusal.code)
             answer = JSONResponse(refusal.to_dict(), max(400, refusal.status))
             if not by.client:
