@@ -121,6 +121,16 @@ class AbstractBooks:
 
     # What the host takes over and writes out
 
+    @property
+    def absent(self) -> set[ClientId]:
+        """Clients of the roster that were never there: they may be given no work and never had any."""
+        return {client for client in self.barred if client not in self.turns and client in self.roster}
+
+    @property
+    def taking_part(self) -> int:
+        """How many clients are there or were."""
+        return len(self.roster) - len(self.absent)
+
     def adopt(self, inflight: Sequence[Job], buffered: Sequence[Job], updates: Mapping[JobId, Update]) -> None:
         """Take over the jobs of an earlier life of this run (its other fields are set already)."""
         self.inflight = {job.id: job for job in inflight}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,14 @@ class Scores:
     accuracy: float
     loss: float
     clients: np.ndarray
+
+    def without(self, absent: Collection[int]) -> Scores:
+        """The same with nothing known of these clients."""
+        if not absent:
+            return self
+        clients = np.array(self.clients, dtype=np.float64)
+        clients[sorted(absent)] = np.nan
+        return replace(self, clients=clients)
 
     @property
     def worst_decile(self) -> float:

@@ -61,7 +61,7 @@ class Evaluator:
             return
         self.version, self.due = server.version, server.now + self.every_seconds
         server.space.restore(self.model, server.state)
-        self.scores = scores = self.world.evaluate(self.model)
+        self.scores = scores = self.world.evaluate(self.model).without(server.absent)
         if self.best is None or scores.accuracy > self.best.accuracy:
             tensors = self.model.module.state_dict() if self.keep_best else {}
             self.best = Best(scores.accuracy, server.version, {k: v.detach().clone() for k, v in tensors.items()})

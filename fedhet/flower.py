@@ -24,7 +24,7 @@ from fedhet.experiment import Experiment
 from fedhet.gate import Gate
 from fedhet.initial import Layout, install
 from fedhet.limits import Limits
-from fedhet.nodes import Nodes
+from fedhet.nodes import Nodes, absence
 from fedhet.protocols import Clock
 from fedhet.server import Server
 
@@ -34,7 +34,8 @@ log = getLogger("fedhet")
 class MethodStrategy(flower.Strategy):
     """The method of an experiment built from a configuration, on any Flower grid whose nodes declare `partition-id`.
 
-    `wanted` nodes are waited for (default: as many as the experiment has clients), `poll` seconds between looks.
+    `wanted` clients are waited for, `poll` seconds between looks; by default those whose nodes are online at the start.
+    Clients of the experiment that are not there then take no part and count nowhere.
     `clock` is for a grid with a time of its own: a virtual grid is its own clock.
     """
 
@@ -43,7 +44,7 @@ class MethodStrategy(flower.Strategy):
     ) -> None:
         if not experiment.config:
             raise ValueError("clients elsewhere need a configuration: build the experiment with Experiment.of(...)")
-        self.experiment, self.wanted = experiment, wanted or len(experiment.clients)
+        self.experiment, self.wanted = experiment, wanted
         self.clock: Clock = clock or WallClock(poll)
         self._layout = Layout((), (), {})
 
@@ -73,13 +74,16 @@ class MethodStrategy(flower.Strategy):
         if train_config or evaluate_config:
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
+        server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
         clock, grid = self.clock, flower_replies.whole(grid)
         world = self.experiment.for_devices()
         nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world)))
-        nodes.gather(self.wanted, timeout, lambda: clock.wait(None))
+        there = min(len(self.experiment.clients), max(1, len(list(grid.get_node_ids()))))
+        nodes.gather(self.wanted or there, timeout, lambda: clock.wait(None), least=self.wanted or 1)
         result = flower.Result()
-        server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
         server.barred.update(set(server.roster) - set(nodes.of_client))
+        for notice in absence(server.taking_part, len(server.roster)):
+            log.warning(notice)
         gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world), sealed=True)
         drive = Drive(
             server, grid, clock, gate, lambda client: nodes.of_client[client], True,

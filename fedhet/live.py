@@ -150,7 +150,24 @@ class _Crowd:
         for client in sorted(self.nodes.of_client):
             self._introduce(client)
         heard.bar(set(server.roster) - set(self.nodes.of_client))
+        self._tell_who_is_missing()
         self.due = self.clock.now() + WATCH
+
+    def _tell_who_is_missing(self) -> None:
+        """If nodes and fleet are not equally many."""
+        server = self.session.server
+        here, clients = server.taking_part, len(server.roster)
+        if here < clients:
+            whose = "" if self.members is not None else (
+                f"; data that is divided among {clients} is used in part: fleet.clients={here} divides it among these"
+            )  # fmt: skip
+            self.bulletin.say(f"{here} of fleet.clients={clients} clients are here; the others count nowhere{whose}")
+        beyond = sorted(set(self.nodes.of_client) - set(server.roster))
+        if beyond:
+            self.bulletin.say(
+                f"{len(beyond)} nodes get no work: their numbers ({', '.join(map(str, beyond[:8]))}) are not below "
+                f"fleet.clients={clients}"
+            )
 
     def find_again(self, seconds: float) -> None:
         """After a restart: send jobs again to those who are there; those of the others have failed."""

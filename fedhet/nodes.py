@@ -29,6 +29,17 @@ SHORTEST_S, LONGEST_S, TIMES = 5.0, 30.0, 3.0
 these bounds."""
 
 
+def absence(here: int, clients: int) -> list[str]:
+    """What is to be said where not all of a fleet's clients are there."""
+    if here >= clients:
+        return []
+    return [
+        f"{here} of fleet.clients={clients} clients took part: the others count in no metric, and data that is divided "
+        f"among {clients} was used in part; with fleet.clients={here} it is all used, and what a method divides by the "
+        "number of clients, such as control variates, is right"
+    ]
+
+
 class NoClients(RuntimeError):
     """Too few nodes answered in time."""
 

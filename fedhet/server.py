@@ -74,7 +74,7 @@ class Server(AbstractBooks):
         """The run begins."""
         if self.limits.seconds is not None:
             heapq.heappush(self.timers, self.limits.seconds)
-        self._emit("started", clients=len(self.roster), method=self.method.name)
+        self._emit("started", clients=self.taking_part, method=self.method.name)
         self._react(Started())
 
     def arrived(self, update: Update, now: float) -> None:

@@ -23,6 +23,7 @@ from fedhet.experiment import Experiment, Progress
 from fedhet.gate import Gate
 from fedhet.journal import Journal, Journaled, JournalError, Row
 from fedhet.journal import replay as journal_replay
+from fedhet.nodes import absence
 from fedhet.protocols import Clock
 from fedhet.record import Record, whole_bytes, write_atomic
 from fedhet.result import SCHEMA, Result, row_digest
@@ -233,7 +234,7 @@ class Session:
             "strategy": self.experiment.method.name,
             "seed": self.experiment.seed,
             "transport": self.experiment.transport,
-            "clients": len(server.roster),
+            "clients": server.taking_part,
             "versions": server.version,
             "virtual_seconds": server.now,
             "wall_seconds": time.monotonic() - self._wall,
@@ -247,7 +248,7 @@ class Session:
             "bytes_up": self.drive.bytes_up,
             "bytes_down": self.drive.bytes_down,
             **self.tally(),
-            "notices": list(self.experiment.notices),
+            "notices": [*self.experiment.notices, *absence(server.taking_part, len(server.roster))],
             "updates": server.row(),
             "stopped": server.over,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
