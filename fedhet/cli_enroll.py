@@ -255,11 +255,15 @@ def clients_revoke(name: Name, reason: Reason, home: Home = HOME, json: Json = F
 
 
 @audit.command("verify")
-def audit_verify(home: Home = HOME, json: Json = False) -> None:
-    """Check every line of the audit log; names the first bad one."""
+def audit_verify(
+    head: Annotated[str, typer.Option("--head", help="A head printed earlier, which the log must hold still.")] = "",
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Check every line of the audit log, and every client against it; names the first that is not in order."""
     from fedhet.enroll import commands
 
-    commands.audit_verify(home, json)
+    commands.audit_verify(home, head, json)
 
 
 @audit.command("show")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedhet.enroll import certificates, identity, profiles, rows, seal, tables
+from fedhet.enroll import agree, certificates, identity, profiles, rows, seal, tables
 from fedhet.enroll.canonical import unb64
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
@@ -37,13 +37,13 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
     """
     now, policy = federation.clock(), federation.policy
     applicant, nonces = read_application(federation, body, address, policy.skew_s)
-    with federation.registry.transaction() as session:
+    with federation.transaction() as session:
         for nonce in nonces:
             rows.fresh(session, applicant.node, nonce, now, 2 * policy.skew_s)
         row = rows.redeem(session, _text(body, "token", ""), _text(body, "secret", ""), applicant.public, now)
         if isinstance(row, EnrollError):
             who = {"token": _text(body, "token", "")[:16], "address": address}
-            federation.audit.append(f"device:{applicant.node}", "refused", "", code=row.code, **who)
+            agree.wait(session, federation.audit, f"device:{applicant.node}", "refused", code=row.code, **who)
             refusal: EnrollError | None = row  # raised after the commit, so that the wrong try stays counted
         else:
             refusal = None
@@ -52,7 +52,7 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
                     raise EnrollError("E119", f"it is for {row.name}")
                 _big_enough(federation, row.device_class, applicant.declared)
                 rows.apply(session, row, applicant, now)
-                federation.audit.append(f"device:{applicant.node}", "enrol", row.name, address=address)
+                federation.note(session, row, f"device:{applicant.node}", "enrol", address=address)
     if refusal is not None:
         raise refusal
     client = federation.registry.client(applicant.node)
@@ -158,15 +158,13 @@ def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> di
         chain, leaf = federation.authority.issue(
             csr, client.node, federation.policy.client_days[client.device_class], now
         )
-        with federation.registry.transaction() as session:
+        with federation.transaction() as session:
             rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
             row = rows.by_name(session, client.node)
             if row.state != tables.ACTIVE:
                 raise EnrollError("E211", f"{row.name} is {row.state}")
             rows.grant(session, row, leaf, chain, csr)
-            federation.audit.append(
-                f"client:{client.node}", "renew", row.name, old=caller.leaf.serial, serial=leaf.serial
-            )
+            federation.note(session, row, f"client:{client.node}", "renew", old=caller.leaf.serial, serial=leaf.serial)
     return standing(federation, federation.registry.client(client.node))
 
 
@@ -190,7 +188,7 @@ def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> d
     node = identity.node_id(public)
     days = federation.policy.client_days[client.device_class]
     chain, leaf = federation.authority.issue(csr, node, days, now)
-    with federation.registry.transaction() as session:
+    with federation.transaction() as session:
         rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
         row = rows.by_name(session, client.node)
         if row.state != tables.ACTIVE:
@@ -198,9 +196,7 @@ def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> d
         denied = rows.deny(session, row, now, "keys rotated")
         rows.replace_keys(session, row, Applicant(node, public, line, csr), now)
         rows.grant(session, row, leaf, chain, csr)
-        federation.audit.append(
-            f"client:{client.node}", "rotate", row.name, node=node, serial=leaf.serial, serials=denied
-        )
+        federation.note(session, row, f"client:{client.node}", "rotate", node=node, serial=leaf.serial, serials=denied)
     return standing(federation, federation.registry.client(node))
 
 
@@ -210,14 +206,14 @@ def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, 
     assert client.public is not None and client.node is not None
     declared, measured, nonce = profiles.check(client.public, client.node, body, now, federation.policy.skew_s)
     _big_enough(federation, client.device_class, declared)
-    with federation.registry.transaction() as session:
+    with federation.transaction() as session:
         rows.fresh(session, client.node, nonce, now, 2 * federation.policy.skew_s)
         row = rows.by_name(session, client.node)
         before, after = int(row.declared.get("examples", 0)), int(declared.get("examples", 0))
         row.declared, row.measured, row.changed = declared, measured, now
         change = {"old": before, "new": after, "approved": row.approved_examples}
         told = {} if after == before else {"examples": change}
-        federation.audit.append(f"client:{client.node}", "profile", row.name, **told)
+        federation.note(session, row, f"client:{client.node}", "profile", **told)
     return standing(federation, federation.registry.client(client.node))
 
 

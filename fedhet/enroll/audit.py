@@ -1,22 +1,29 @@
 """What was done to the federation, and by whom: an append-only file whose every line holds the hash of the one before.
 
-    hash(n) = SHA-256(domain, hash(n - 1), canonical JSON of line n)
+    hash(n) = HMAC-SHA256(key, digest(domain, hash(n - 1), canonical JSON of line n))
 
-A change anywhere breaks the chain at that line; cutting lines off the end shows against `audit.head`, which is written
-after each line. Who can write both files can still forge the whole: keep a copy of the head elsewhere.
+A change anywhere breaks the chain at that line, and without `audit.key` no line can be made that fits. Lines cut off
+the end show against `audit.jsonl.head`, which is written after each line and signed by the same key. An append that
+finds log and head in disagreement says so in a line of its own, which stays. Lines of an earlier version, before the
+first that is keyed, hold the digest alone.
+
+Not covered: who has the key can write the whole anew, and who puts back earlier copies of the log, its head and the
+registry together shows nothing wrong. For both, keep a head elsewhere and hold the log to it: `verify(head=...)`.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import hmac
 import json
 import os
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fedhet.enroll import files
 from fedhet.enroll.canonical import canonical, digest
@@ -24,121 +31,238 @@ from fedhet.enroll.errors import EnrollError
 
 DOMAIN = "fedhet.audit.v1"
 START = "0" * 64
+ALTERED = "altered"
+"""The action of a line in which the log says that it was found altered."""
+TAIL = 1 << 16
+"""Bytes at the end in which a line is looked for that may have been written already."""
+
+
+_Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a check: lines read, the last hash, and the first bad line (from 1) with what is wrong."""
+    """The result of a check: lines read, the last hash, and the first bad line (from 1) with what is wrong.
+
+    `torn`: bytes of an append that was broken off, for which no answer was given; the next append takes them away.
+    """
 
     lines: int
     head: str
     bad: int | None = None
     why: str = ""
+    torn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The log in a file. Several processes may append: each holds a lock for one line."""
+    """The log in a file. Several processes may append: each holds a lock for its lines."""
 
     path: Path
     clock: Callable[[], float] = time.time
 
     def append(self, actor: str, action: str, subject: str = "", **detail: Any) -> str:
-        """Add a line and return its hash; it is on the disk when this returns. `detail` must not hold secrets."""
+        """Add a line and return its hash; it is on the disk when this returns. `detail` must not hold secrets.
+
+        Raises OSError, and nothing is added then, or E310 if the end of the log cannot be read.
+        """
+        return self.extend([self.line(actor, action, subject, **detail)])
+
+    def line(self, actor: str, action: str, subject: str = "", **detail: Any) -> dict[str, Any]:
+        """A line for `extend`, of now. Its `ref` is its own: it is written once however often it is given."""
+        told = {"time": int(self.clock()), "actor": actor, "action": action, "subject": subject}
+        return {**told, "detail": _plain(detail), "ref": secrets.token_hex(8)}
+
+    def extend(self, lines: Iterable[Mapping[str, Any]]) -> str:
+        """Add lines that are not there yet, in their order; the last hash. Raises what `append` does."""
         with self._locked() as handle:
-            number, previous = _last(handle)
-            body = {"n": number + 1, "time": int(self.clock()), "actor": actor, "action": action, "subject": subject}
-            body |= {"detail": _plain(detail), "prev": previous}
-            line_hash = _hash(previous, body)
-            size, line = os.lseek(handle, 0, os.SEEK_END), canonical({**body, "hash": line_hash}) + b"\n"
-            try:
-                if os.write(handle, line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-                os.fsync(handle)
-                files.write_file(self._head, f"{number + 1} {line_hash}\n")
-            except OSError:  # what it tells of is not done either
-                os.ftruncate(handle, size)
-                raise
-        return line_hash
+            last, before, tail = _end_of(handle)
+            key = self._key_for(last)
+            number, previous = _place(last)
+            fault = self._head_fault(last, before, key)
+            if number and not fault and self._head_says()[0] != number:
+                self._write_head(number, previous, key)  # so that it is never behind by more than one
+            refs = _refs(tail)
+            added = [self.line("audit", ALTERED, why=fault)] if fault else []
+            for line in [*added, *(line for line in lines if line["ref"] not in refs)]:
+                previous = self._write(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
+                number += 1
+        return previous
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The lines as they are, unchecked."""
+        """The whole lines as they are, unchecked."""
         if self.path.exists():
             with self.path.open("rb") as lines:
                 for line in lines:
-                    yield json.loads(line)
+                    if line.endswith(b"\n"):
+                        yield json.loads(line)
 
-    def verify(self) -> Verdict:
-        """Check every line and the end. Never raises for a damaged file: the verdict names the first bad line."""
-        previous, number = START, 0
-        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
-            why = _fault(line, number + 1, previous)
-            if why:
-                return Verdict(number, previous, number + 1, why)
-            number, previous = number + 1, str(json.loads(line)["hash"])
-        return self._end(number, previous)
+    def verify(self, head: str = "") -> Verdict:
+        """Check every line and the end. Never raises for a damaged file: the verdict names the first bad line.
 
-    def check(self) -> Verdict:
+        `head` is a hash that was noted earlier: a line must have it still.
+        """
+        if not self.path.exists():
+            return Verdict(0, START, *((1, "the log is gone, its head is there") if self._head.exists() else ()))
+        with self.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # log and head belong together
+            content = file.read()
+            return self._judged(content, head)
+
+    def _judged(self, content: bytes, head: str) -> Verdict:
+        whole, torn = content[: content.rfind(b"\n") + 1], len(content) - content.rfind(b"\n") - 1
+        last, before, key, seen = None, None, self._key(), not head
+        for line in whole.splitlines():
+            number, previous = _place(last)
+            if why := _fault(line, number + 1, previous, key, last is not None and "keyed" in last):
+                return Verdict(number, previous, number + 1, why, torn)
+            last, before = json.loads(line), last
+            seen = seen or last["hash"] == head
+        number, previous = _place(last)
+        why = self._head_fault(last, before, key)
+        if not why and not seen:
+            why = "no line has the head that was given: the log was cut or written anew since"
+        return Verdict(number, previous, number + 1 if why else None, why, torn)
+
+    def check(self, head: str = "") -> Verdict:
         """`verify`, raising EnrollError E310 if the log was altered."""
-        verdict = self.verify()
+        verdict = self.verify(head)
         if verdict.bad is not None:
             raise EnrollError("E310", f"line {verdict.bad}: {verdict.why}", line=verdict.bad)
         return verdict
+
+    def sign(self, content: bytes) -> bytes:
+        """The key's mark on something that waits to become a line. Raises E310 if the key is gone."""
+        with self._locked() as handle:
+            key = self._key_for(_end_of(handle)[0])
+        return hmac.digest(key, b"waits" + content, "sha256")
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether there is a key: the log of an earlier version gets one with its next line."""
+        return self._key_file.exists()
 
     @property
     def _head(self) -> Path:
         return self.path.with_name(self.path.name + ".head")
 
-    def _end(self, number: int, previous: str) -> Verdict:
-        if not self._head.exists():
-            return Verdict(number, previous, *((number + 1, "the head file is missing") if number else ()))
-        count, _, noted = self._head.read_text().strip().partition(" ")
-        # One line more than the head is what a power cut between the two leaves.
-        if not count.isdigit() or number not in (int(count), int(count) + 1):
-            return Verdict(number, previous, number + 1, f"{number} lines, but the head says {count}")
-        if number == int(count) and noted != previous:
-            return Verdict(number, previous, number, "its hash is not the head's")
-        return Verdict(number, previous)
+    @property
+    def _key_file(self) -> Path:
+        return self.path.with_suffix(".key")
 
-    def _locked(self) -> _Lock:
-        return _Lock(self.path)
+    def _key(self) -> bytes | None:
+        return files.read_private(self._key_file) if self._key_file.exists() else None
+
+    def _key_for(self, last: _Row | None) -> bytes:
+        """The key, made now if the log has no line that needs one. Raises EnrollError E310."""
+        key = self._key()
+        if key is None:
+            if last is not None and "keyed" in last:
+                raise EnrollError("E310", f"its key {self._key_file} is gone", line=last["n"])
+            key = secrets.token_bytes(32)
+            files.write_file(self._key_file, key)
+        return key
+
+    def _head_says(self) -> tuple[int, str, str]:
+        """Number and hash of the line it was written for, and its signature; 0 if it is missing or no head."""
+        try:
+            count, noted, *mac = self._head.read_text().split()
+            return int(count), noted, "".join(mac)
+        except (FileNotFoundError, ValueError):
+            return 0, "", ""
+
+    def _head_fault(self, last: _Row | None, before: _Row | None, key: bytes | None) -> str:
+        """Why head and log do not belong together, or "". One line more than the head is what a power cut leaves."""
+        (number, _), (count, noted, mac) = _place(last), self._head_says()
+        at = last if count == number else before
+        if number not in (count, count + 1):
+            return f"{number} lines, but the head says {count}" if count else "the head is missing or cannot be read"
+        if at is None:
+            return ""
+        if noted != at["hash"]:
+            return "its hash is not the head's"
+        if (mac or "keyed" in at) and (key is None or not hmac.compare_digest(mac, _mac(key, count, noted))):
+            return "the head is not signed by the key"
+        return ""
+
+    def _write(self, handle: int, body: Mapping[str, Any], key: bytes) -> str:
+        """One line at the end and its head, or nothing. Returns the line's hash."""
+        hashed = _hash(str(body["prev"]), body, key)
+        content, begin = canonical({**body, "hash": hashed}) + b"\n", os.lseek(handle, 0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(handle, content[written:])
+            os.fsync(handle)
+            self._write_head(body["n"], hashed, key)
+        except OSError as error:  # what it tells of is not done either
+            os.ftruncate(handle, begin)
+            raise OSError(error.errno, error.strerror, error.filename or str(self.path)) from None
+        return hashed
+
+    def _write_head(self, number: int, line_hash: str, key: bytes) -> None:
+        files.write_file(self._head, f"{number} {line_hash} {_mac(key, number, line_hash)}\n")
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield handle
+        finally:
+            os.close(handle)
 
 
-@dataclass(slots=True)
-class _Lock:
-    path: Path
-    handle: int = -1
+def _end_of(handle: int) -> tuple[_Row | None, _Row | None, bytes]:
+    """The last whole line and the one before it, and the whole lines of the tail; a torn end is cut off.
 
-    def __enter__(self) -> int:
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self.handle, fcntl.LOCK_EX)
-        return self.handle
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.handle)
-
-
-def _last(handle: int) -> tuple[int, str]:
-    """Number and hash of the last whole line; a torn end, which no answer was given for, is cut off."""
+    Raises EnrollError E310 if they cannot be read.
+    """
     size = os.lseek(handle, 0, os.SEEK_END)
     tail, start = b"", size
-    while start and tail.count(b"\n") < 2:
-        start = max(0, start - (1 << 16))
+    while start and (len(tail) < TAIL or tail.count(b"\n") < 4):
+        start = max(0, start - TAIL)
         tail = os.pread(handle, size - start, start)
     whole = tail[: tail.rfind(b"\n") + 1]
     if len(whole) < len(tail):
         os.ftruncate(handle, start + len(whole))
-    if not whole:
-        return 0, START
-    row = json.loads(whole.splitlines()[-1])
-    return int(row["n"]), str(row["hash"])
+    try:
+        found = [json.loads(line) for line in whole.splitlines()[-2:]]
+        if any(not isinstance(row["n"], int) or len(row["hash"]) != len(START) for row in found):
+            raise ValueError("a line without its number or hash")
+    except (ValueError, KeyError, TypeError):
+        raise EnrollError("E310", "its last line cannot be read") from None
+    before, last = [None, None, *found][-2:]
+    return last, before, whole
 
 
-def _hash(previous: str, body: Mapping[str, Any]) -> str:
-    return digest(DOMAIN, bytes.fromhex(previous), canonical(body)).hex()
+def _place(last: _Row | None) -> tuple[int, str]:
+    """Number and hash of a line, of which there may be none yet."""
+    return (0, START) if last is None else (last["n"], last["hash"])
 
 
-def _fault(line: bytes, number: int, previous: str) -> str:
+def _refs(tail: bytes) -> set[str]:
+    """The references of the lines in a tail; its first line may be cut."""
+    found = set()
+    for line in tail.splitlines():
+        try:
+            found.add(str(json.loads(line).get("ref", "")))
+        except ValueError:
+            continue
+    return found
+
+
+def _hash(previous: str, body: Mapping[str, Any], key: bytes | None) -> str:
+    plain = digest(DOMAIN, bytes.fromhex(previous), canonical(body))
+    return hmac.digest(key, plain, "sha256").hex() if key is not None else plain.hex()
+
+
+def _mac(key: bytes, number: int, line_hash: str) -> str:
+    return hmac.digest(key, f"head {number} {line_hash}".encode(), "sha256").hex()
+
+
+def _fault(line: bytes, number: int, previous: str, key: bytes | None, keyed: bool) -> str:
+    """What is wrong with a line that is to be `number` and follow `previous`; `keyed`: so was the one before it."""
     try:
         row = json.loads(line)
         found = row.pop("hash")
@@ -146,8 +270,15 @@ def _fault(line: bytes, number: int, previous: str) -> str:
             return f"it is numbered {row['n']}"
         if row["prev"] != previous:
             return "it does not follow the line before"
-        if _hash(previous, row) != found or canonical({**row, "hash": found}) != line:
+        if "keyed" not in row and keyed:
+            return "it is not keyed, and the line before is"
+        if "keyed" in row and key is None:
+            return "the key that would prove it is gone"
+        expected = _hash(previous, row, key if "keyed" in row else None)
+        if not hmac.compare_digest(expected, str(found)) or canonical({**row, "hash": found}) != line:
             return "its content does not match its hash"
+        if row["action"] == ALTERED:
+            return f"the log was found altered here: {row['detail'].get('why', '')}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it cannot be read: {type(error).__name__}"
     return ""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhet.enroll import desk, files, offline, profiles, tables
+from fedhet.enroll import agree, desk, files, offline, profiles, tables
 from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.errors import EnrollError, unwritable
@@ -23,7 +23,7 @@ from fedhet.enroll.federation import Federation, me
 from fedhet.enroll.output import cells, put, say, spoken, table_of
 from fedhet.enroll.passphrase import obtain
 from fedhet.enroll.processes import close_memory
-from fedhet.enroll.registry import Client
+from fedhet.enroll.registry import Client, Registry
 from fedhet.enroll.serve import LOCK, Server
 from fedhet.shown import log_to_terminal, shown
 
@@ -243,14 +243,23 @@ def show(home: Path, name: str, as_json: bool) -> None:
         say(as_json, known, *_described(known))
 
 
-def audit_verify(home: Path, as_json: bool) -> None:
-    """Check the audit log."""
+def audit_verify(home: Path, head: str, as_json: bool) -> None:
+    """Check the audit log, and the registry against it."""
     with spoken(as_json):
-        verdict = _log(home).check()
-        if not verdict.lines:  # there is one from the founding on
-            raise EnrollError("E310", "it is gone", line=1)
-        told = {"lines": verdict.lines, "head": verdict.head}
-        say(as_json, told, f"{verdict.lines} lines, all in order", f"head {verdict.head}")
+        audit, registry = _log(home), Registry(home / "registry.db")
+        # Nobody changes a client meanwhile, so neither is ahead of the other.
+        with contextlib.closing(registry), registry.transaction() as session:
+            verdict = audit.check(head.strip().lower())
+            if not verdict.lines:  # there is one from the founding on
+                raise EnrollError("E310", "it is gone", line=1)
+            differ = agree.differences(session, audit)
+        if differ:
+            more = f"; and {len(differ) - 1} more: --json" if len(differ) > 1 else ""
+            raise EnrollError("E340", differ[0] + more, differences=differ)
+        told = {"lines": verdict.lines, "head": verdict.head, "broken_off": verdict.torn}
+        torn = ["an append was broken off at the end; the next one takes its rest away"] if verdict.torn else []
+        say(as_json, told, f"{verdict.lines} lines, all in order, and the registry says the same", *torn,
+            f"head {verdict.head}")  # fmt: skip
 
 
 def audit_show(home: Path, as_json: bool) -> None:

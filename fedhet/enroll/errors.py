@@ -80,6 +80,11 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
         "type it at a terminal, or give --passphrase-file or FEDHET_PASSPHRASE",
     ),
     "E323": (403, "this passphrase does not do", "try again; it is the one of fedhet ca init or fedhet ca passphrase"),
+    "E340": (
+        409,
+        "the registry does not say what the audit log says",
+        "find out who changed it; put back what the log says, or reject and revoke by command",
+    ),
     "E316": (404, "this device is not a client yet", "join with a token: fedhet join; or name its folder: --state"),
 }
 

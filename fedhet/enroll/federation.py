@@ -6,19 +6,27 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fedhet.enroll import files, rows, tables
+from sqlalchemy.orm import Session
+
+from fedhet.enroll import agree, files, rows, tables
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.names import check_name
 from fedhet.enroll.policy import Policy
 from fedhet.enroll.registry import Client, Registry
+from fedhet.enroll.tables import ClientRow
 from fedhet.enroll.tokens import Token
+
+log = logging.getLogger("fedhet.enroll")
 
 
 def me() -> str:
@@ -74,6 +82,24 @@ class Federation:
         """Release the registry's file."""
         self.registry.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A change of the registry together with the lines that `note` adds to the audit log: both or neither.
+
+        Lines that cannot be written to the log wait in the registry, and are told of in the error log.
+        """
+        with self.registry.transaction() as session:
+            yield session
+        try:
+            with self.registry.transaction() as session:
+                agree.settle(session, self.audit)
+        except (OSError, EnrollError) as error:
+            log.error("what was done waits in the registry to be written to the audit log: %s", error)
+
+    def note(self, session: Session, row: ClientRow, actor: str, action: str, **detail: Any) -> None:
+        """A line of the audit log about a client that this transaction has changed."""
+        agree.note(session, self.audit, row, actor or me(), action, **detail)
+
     def invite(
         self, name: str = "", device_class: str = "edge", *, hours: float | None = None,
         labels: Mapping[str, str] | None = None, actor: str = "",
@@ -85,11 +111,11 @@ class Federation:
         name, now = name or f"{device_class}-{token.id[:8]}", self.clock()
         check_name(name)
         expires = now + 3600 * (self.policy.token_hours if hours is None else hours)
-        with self.registry.transaction() as session:
+        with self.transaction() as session:
             row = rows.invite(session, token.id, token.hash, name=name, device_class=device_class, labels=labels or {},
                               expires=expires, now=now, most=self.policy.most_clients,
                               most_per_owner=self.policy.most_per_owner)  # fmt: skip
-            self.audit.append(actor or me(), "invite", name, number=row.number, token=token.id, expires=int(expires))
+            self.note(session, row, actor, "invite", token=token.id, expires=int(expires))
         return name, token
 
     def approve(self, name: str, actor: str = "") -> Client:
@@ -99,13 +125,12 @@ class Federation:
             raise EnrollError("E211", f"{client.name} is {client.state}, not pending")
         days, now = self.policy.client_days[client.device_class], self.clock()
         chain, leaf = self.authority.issue(client.csr, client.node, days, now)  # outside the lock: a signer may be slow
-        with self.registry.transaction() as session:
+        with self.transaction() as session:
             row = rows.by_name(session, client.node)
             rows.move(row, tables.ACTIVE, now, of=(tables.PENDING,))
             rows.grant(session, row, leaf, chain, client.csr)
             row.approved_examples = int(row.declared.get("examples", 0))
-            self.audit.append(actor or me(), "approve", row.name, node=row.node, serial=leaf.serial,
-                              examples=row.approved_examples)  # fmt: skip
+            self.note(session, row, actor, "approve", node=row.node, serial=leaf.serial, examples=row.approved_examples)
         return self.registry.client(client.node)
 
     def weigh(self, name: str, examples: int | None = None, actor: str = "") -> Client:
@@ -113,14 +138,15 @@ class Federation:
         or E319."""
         if examples is not None and examples < 0:
             raise EnrollError("E319", f"--examples {examples} must not be negative")
-        with self.registry.transaction() as session:
+        with self.transaction() as session:
             row = rows.by_name(session, name)
             if row.state not in (tables.ACTIVE, tables.SUSPENDED):
                 raise EnrollError("E211", f"{row.name} is {row.state}: what it declares is approved with it")
             old, declared = row.approved_examples, int(row.declared.get("examples", 0))
             row.approved_examples, row.changed = declared if examples is None else examples, self.clock()
-            self.audit.append(actor or me(), "weigh", row.name, node=row.node, old=old, new=row.approved_examples,
-                              declared=declared)  # fmt: skip
+            self.note(
+                session, row, actor, "weigh", node=row.node, old=old, new=row.approved_examples, declared=declared
+            )
             number = row.number
         return next(c for c in self.registry.clients() if c.number == number)
 
@@ -173,10 +199,10 @@ class Federation:
         self, name: str, state: str, action: str, reason: str, actor: str, of: Collection[str] = tables.LIVING
     ) -> Client:  # fmt: skip
         now = self.clock()
-        with self.registry.transaction() as session:
+        with self.transaction() as session:
             row = rows.by_name(session, name)
             rows.move(row, state, now, reason, of)
             denied = rows.deny(session, row, now, reason) if state in (tables.REVOKED, tables.LEFT) else []
-            self.audit.append(actor or me(), action, row.name, node=row.node, reason=reason, serials=denied)
+            self.note(session, row, actor, action, node=row.node, reason=reason, serials=denied)
             number = row.number
         return next(c for c in self.registry.clients() if c.number == number)

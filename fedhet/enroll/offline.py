@@ -58,14 +58,14 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
     known = federation.registry.by_node(applicant.node)
     if known is None:
         name, token = federation.invite(name or applicant.name, device_class)
-        with federation.registry.transaction() as session:
+        with federation.transaction() as session:
             for nonce in nonces:
                 rows.fresh(session, applicant.node, nonce, now, 2 * DAYS * DAY)
             row = rows.redeem(session, token.id, token.secret, applicant.public, now)
             if isinstance(row, EnrollError):
                 raise row
             rows.apply(session, row, applicant, now)
-            federation.audit.append(me(), "enrol", name, node=applicant.node, address="offline")
+            federation.note(session, row, me(), "enrol", node=applicant.node, address="offline")
         federation.approve(applicant.node)
     told = admission.standing(federation, federation.registry.client(applicant.node))
     about = federation.authority.about

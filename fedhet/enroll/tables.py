@@ -89,6 +89,15 @@ class CertificateRow(Base):
     reason: Mapped[str] = mapped_column(default="")
 
 
+class WaitingLineRow(Base):
+    """A line of the audit log that is not known to be in the file yet, with the mark of the log's key."""
+
+    __tablename__ = "waiting_lines"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    content: Mapped[bytes]
+    mac: Mapped[bytes]
+
+
 class NonceRow(Base):
     """A request that was seen, remembered as long as it could be replayed."""
 
