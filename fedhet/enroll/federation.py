@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,11 @@ log = logging.getLogger("fedhet.enroll")
 
 
 def me() -> str:
-    """Who is at the keyboard, for the audit log."""
-    return f"operator:{getpass.getuser()}"
+    """Who is at the keyboard, for the audit log; an account without a name, as a container may have, by its number."""
+    try:
+        return f"operator:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"operator:{os.getuid()}"
 
 
 @dataclass

@@ -57,9 +57,11 @@ class SuperLink:
         return {**flower_environment((self.folder / "home").resolve(), inherited()), **own}
 
     def prepare(self, now: float) -> None:
-        """Make the folder, the loopback certificate, the secret and Flower's connection file."""
+        """Make the folder, the loopback certificate, the secret and Flower's connection file. Raises EnrollError E317
+        if there can be no socket file."""
         for folder in (self.folder, self.folder / "home", self.folder / "logs"):
             files.private_folder(folder)
+        self._can_listen()
         self._loopback(now)
         if not (self.folder / "superexec.secret").exists():
             files.write_file(self.folder / "superexec.secret", secrets.token_urlsafe(48))
@@ -158,6 +160,19 @@ class SuperLink:
         except subprocess.TimeoutExpired:
             told = " ".join(arguments[:2])
             raise EnrollError("E308", f"flwr {told} did not end within {COMMAND_S:g} s") from None
+
+    def _can_listen(self) -> None:
+        probe = self.socket.with_name("probe.sock")
+        probe.unlink(missing_ok=True)
+        try:
+            with socket.socket(socket.AF_UNIX) as first:
+                first.bind(flower_socket.reachable(probe))
+        except OSError as error:
+            told = (
+                f"{probe.parent} can hold no socket file ({error.strerror or error}): choose a --home on a local disk"
+            )
+            raise EnrollError("E317", told) from None
+        probe.unlink()
 
     def _loopback(self, now: float) -> None:
         """A certificate for 127.0.0.1 and localhost with a root of its own, whose key is thrown away."""

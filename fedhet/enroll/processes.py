@@ -47,7 +47,7 @@ class Program:
 def flower_environment(home: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment in which Flower's programs find one another and our code, and tell nobody outside; over this
     process's own, or another one."""
-    base = os.environ if base is None else base
+    base = without_secrets() if base is None else base
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     root = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     own = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -63,6 +63,11 @@ def inherited() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in more or name.upper() in INHERITED or (name.startswith(FAMILIES) and not name.startswith(SECRET))
     }
+
+
+def without_secrets() -> dict[str, str]:
+    """This process's variables without a passphrase."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SECRET)}
 
 
 def close_memory() -> None:

@@ -9,7 +9,6 @@ than was asked, and chain to the root that the operator gave.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedhet.enroll import certificates
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.processes import without_secrets
 
 SECONDS = 60
 """How long a signer may take."""
@@ -27,7 +27,7 @@ def ask(
     command: Sequence[str], pem: bytes, root: x509.Certificate, *, usage: str, node: str, days: float, now: float
 ) -> list[x509.Certificate]:
     """The chain that the command makes for a request, leaf first and without the root. Raises EnrollError E309."""
-    environment = {**os.environ, "FEDHET_USAGE": usage, "FEDHET_NODE": node, "FEDHET_DAYS": f"{days:g}"}
+    environment = {**without_secrets(), "FEDHET_USAGE": usage, "FEDHET_NODE": node, "FEDHET_DAYS": f"{days:g}"}
     try:
         done = subprocess.run(command, input=pem, capture_output=True, env=environment, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -15,6 +15,8 @@ import pytest
 
 from fedhet import flower_socket
 from fedhet.enroll import files, processes
+from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.federation import me
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.processes import Supervisor
 
@@ -153,6 +155,21 @@ def test_what_a_server_starts_gets_no_secret_of_its_environment(tmp_path, monkey
     gets = SuperLink(tmp_path / "op" / "flower").environment
     assert {name for name in given if name in gets} == {"WANDB_API_KEY", "OMP_NUM_THREADS", "https_proxy"}
     assert gets["FEDHET_HOME"] == str(tmp_path / "op") and "PATH" in gets
+
+
+def test_an_account_without_a_name_is_called_by_its_number(public, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert as_another(lambda: os.chdir("/" if me() == "operator:54321" else "/nowhere"), 54321) == 0
+
+
+def test_a_folder_that_can_hold_no_socket_file_is_named(tmp_path, monkeypatch):
+    def too_long(path):
+        raise OSError(f"{path} is too long for a socket file")
+
+    monkeypatch.setattr(flower_socket, "reachable", too_long)
+    with pytest.raises(EnrollError, match=r"E317.*too long.*--home"):
+        SuperLink(files.private_folder(tmp_path / "op") / "flower").prepare(time.time())
 
 
 def test_a_socket_file_may_have_a_long_path(tmp_path):
