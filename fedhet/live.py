@@ -46,6 +46,8 @@ CANNOT_WRITE = f"client error: {CannotWrite.__name__}:"
 """How such a failure begins, as the server hears of it."""
 IDLE = 5.0
 """Seconds for which nothing may be in flight before it is told what is waited for."""
+NAMED = 8
+"""Clients that are named in one message."""
 REMIND = 30.0
 """Seconds after which it is told again."""
 BACK = 20.0
@@ -123,21 +125,25 @@ class _Crowd:
 
         def waiting() -> None:
             here = len(self.nodes.present)
-            self.bulletin.say(f"{here} clients have answered; the run begins with {least}{self._absent()}")
+            self.bulletin.say(f"{here} clients have answered; the run begins with {least}{self._absent(least)}")
 
         nap = lambda: self.clock.wait(None)  # noqa: E731
         try:
             self.nodes.gather(wanted, seconds, nap, least=least, waiting=waiting)
         except NoClients as error:
-            raise NoClients(f"{error}{self._absent()}") from None
-        if self.nodes.silent:
-            text = f"the run begins with {len(self.nodes.present)} clients{self._absent()}"
+            raise NoClients(f"{error}{self._absent(least)}") from None
+        if self.nodes.silent or len(self.nodes.present) + len(self.nodes.strange) < wanted:
+            text = f"the run begins with {len(self.nodes.present)} clients{self._absent(wanted)}"
             self.bulletin.say(f"{text}; who answers later takes part from then on")
 
-    def _absent(self) -> str:
-        silent = ", ".join(map(self.name, self.nodes.silent))
+    def _absent(self, wanted: int) -> str:
+        """Who did not answer, or is left out. Where fewer than `wanted` are there, those who went offline as well."""
+        here, members = set(self.nodes.present), {} if self.members is None else self.members.now()
+        away = set(members) - here - set(self.nodes.strange) if len(here) < wanted else set()
+        mute = [self.name(client) for client in sorted(away | set(self.nodes.silent))]
+        more = f" and {len(mute) - NAMED} more" if len(mute) > NAMED else ""
         strange = "".join(f"; {self.name(c)} is left out: {why}" for c, why in sorted(self.nodes.strange.items()))
-        return (f"; online, and not answering: {silent}" if silent else "") + strange
+        return (f"; no answer from {', '.join(mute[:NAMED])}{more}" if mute else "") + strange
 
     def name(self, client: ClientId) -> str:
         """What people call a client."""
@@ -151,6 +157,7 @@ class _Crowd:
             self._introduce(client)
         heard.bar(set(server.roster) - set(self.nodes.of_client))
         self._tell_who_is_missing()
+        self._tell_who_is_left_out()
         self.due = self.clock.now() + WATCH
 
     def _tell_who_is_missing(self) -> None:
@@ -207,13 +214,16 @@ class _Crowd:
             del self.resting[client]
         for client in sorted({*came, *rested}):
             self._welcome(client)
-        for client, why in sorted(self.nodes.strange.items()):
-            self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
+        self._tell_who_is_left_out()
         for client, (asked, got) in sorted(self.session.gate.bounded.items()):
             self.bulletin.repeat(f"weight of {client}", self._why_bounded(client, asked, got), math.inf)
         self.due = self.clock.now() + (EXPECTING if self.nodes.expecting else WATCH)
         self.session.record.sync()
         self.note_speeds()
+
+    def _tell_who_is_left_out(self) -> None:
+        for client, why in sorted(self.nodes.strange.items()):
+            self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
 
     def _why_bounded(self, client: ClientId, asked: float, got: float) -> str:
         text = f"{self.name(client)} counts as {got:g} examples, not as the {asked:g} that it says it has"
@@ -235,7 +245,7 @@ class _Crowd:
         needs = getattr(self.session.experiment.method.schedule, "min_updates", 1)
         opens = f"a round opens with {needs} clients" if here < needs else "no client is given work"
         are = "1 is online" if here == 1 else f"{here} are online"
-        self.bulletin.repeat("waiting", f"{opens}; {are}{self._absent()}", REMIND)
+        self.bulletin.repeat("waiting", f"{opens}; {are}{self._absent(0)}", REMIND)
 
     def rest(self, client: ClientId, reason: str) -> None:
         """A device that cannot write is told to the operator, and given no work for a while: longer each time."""

@@ -180,8 +180,8 @@ def test_a_run_leaves_other_code_out_strikes_nobody_and_says_so(tmp_path):
     assert result.row["versions"] == 4 and result.row["updates"]["rejected"] == {}
     assert not [r for r in rows if r["event"] == "assign" and r["client"] == 2]
     assert [r for r in rows if r["event"] == "assign" and r["client"] == 3]
-    told = Reader(tmp_path / "run")()
-    assert [t for t in told if t == "client 2 is left out of this run: its code differs: fedhet/client.py"] == told
+    why = "client 2 is left out of this run: its code differs: fedhet/client.py"
+    assert [text for text in Reader(tmp_path / "run")() if "client 2" in text] == [why]
 
 
 def test_a_run_without_enough_clients_says_what_it_waits_for(tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_a_run_without_enough_clients_says_what_it_waits_for(tmp_path, monkeypat
     heard = []
 
     def online(self):
-        heard.extend(told())
+        heard.extend(text for text in told() if text.startswith("a round"))
         return list(contexts)[: 4 if len(heard) >= 3 else 3]
 
     monkeypatch.setattr(small.SmallGrid, "get_node_ids", online)
