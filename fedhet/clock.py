@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol, runtime_checkable
+
+from fedhet.protocols import Clock
+
+
+@runtime_checkable
+class OwnTime(Protocol):
+    """A grid with a time of its own."""
+
+    def as_clock(self) -> Clock:
+        """Its clock, for a server that lets time pass by `wait` alone."""
+        ...
 
 
 class WallClock:

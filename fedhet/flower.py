@@ -18,7 +18,7 @@ from flwr.serverapp import strategy as flower
 
 from fedhet import device_code, flower_replies
 from fedhet.aggregation import Flat
-from fedhet.clock import WallClock
+from fedhet.clock import OwnTime, WallClock
 from fedhet.drive import Drive
 from fedhet.experiment import Experiment
 from fedhet.gate import Gate
@@ -36,7 +36,7 @@ class MethodStrategy(flower.Strategy):
 
     `wanted` clients are waited for, `poll` seconds between looks; by default those whose nodes are online at the start.
     Clients of the experiment that are not there then take no part and count nowhere.
-    `clock` is for a grid with a time of its own: a virtual grid is its own clock.
+    A virtual grid is its own clock; `clock` is for other grids with a time of their own.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MethodStrategy(flower.Strategy):
         if not experiment.config:
             raise ValueError("clients elsewhere need a configuration: build the experiment with Experiment.of(...)")
         self.experiment, self.wanted = experiment, wanted
-        self.clock: Clock = clock or WallClock(poll)
+        self.clock, self.poll = clock, poll
         self._layout = Layout((), (), {})
 
     def summary(self) -> None:
@@ -74,8 +74,9 @@ class MethodStrategy(flower.Strategy):
         if train_config or evaluate_config:
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
-        server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=timeout))
-        clock, grid = self.clock, flower_replies.whole(grid)
+        clock = self.clock or (grid.as_clock() if isinstance(grid, OwnTime) else WallClock(self.poll))
+        grid = flower_replies.whole(grid)
+        server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=clock.now() + timeout))
         world = self.experiment.for_devices()
         nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world)))
         there = min(len(self.experiment.clients), max(1, len(list(grid.get_node_ids()))))

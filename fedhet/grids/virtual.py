@@ -75,7 +75,7 @@ class VirtualGrid(Grid):
         self._run = empty_run(run_id)
         self._pool, self._nodes, self._travel, self._config = pool, nodes, travel, config
         self._silent, self._observe, self._run_config = silent, observe, dict(run_config or {})
-        self._polled, self._heard, self.crew = polled, heard, Crew(self)
+        self._polled, self._passes, self._heard, self.crew = polled, polled, heard, Crew(self)
         self._sender = threading.RLock()
         self.now_ns, self._pushed = 0, 0
         self.states: dict[int, RecordDict] = {}
@@ -104,6 +104,11 @@ class VirtualGrid(Grid):
             )
             raise Stalled(f"at {self.now():g} virtual seconds {who}")
         self.now_ns = max(self.now_ns, at)
+
+    def as_clock(self) -> VirtualGrid:
+        """Itself, for a server that knows of virtual time: pulls let none pass any more."""
+        self._passes = False
+        return self
 
     # Grid
 
@@ -159,7 +164,7 @@ class VirtualGrid(Grid):
         """Replies that have arrived by now, each exactly once, in order of (arrival, request), one at a time: what is
         not asked for is not waited for, and stays."""
         wanted = message_ids if isinstance(message_ids, (KeysView, Set)) else set(message_ids)
-        if self._polled:
+        if self._passes:
             self._idle(wanted)
         yield from self.arrived(wanted)
 

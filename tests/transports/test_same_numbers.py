@@ -17,6 +17,7 @@ from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.record import read_rows
+from fedhet.simulate import simulate
 from fedhet.transports import one_thread
 from fedhet.wire import digest, encode
 
@@ -126,3 +127,19 @@ def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, vir
     model.module.load_state_dict(out[0].arrays.to_torch_state_dict())
     assert digest(encode(model.tree())) == virtual["weights_sha256"]
     assert evaluated == [0, 1, 2]
+
+
+def test_a_method_in_a_simulated_flower_app_runs_in_virtual_time():
+    e = experiment("schedule=fedbuff", "schedule.size=1", "strategy=fedavg")
+    app_of_ours, seen = ServerApp(), []
+
+    @app_of_ours.main()
+    def main(grid, context):
+        model = e.world.model().module
+        result = MethodStrategy(e).start(grid, ArrayRecord(model.state_dict()), num_rounds=4)
+        model.load_state_dict(result.arrays.to_torch_state_dict())
+        seen.append(digest(encode(dict(model.state_dict()))))
+
+    runs = [simulate(app_of_ours, app.client, e.clients, workers=workers, steps=1000) for workers in (0, 1)]
+    assert runs[0] == runs[1] and seen[0] == seen[1]
+    assert runs[0].virtual_seconds > 2 * 1000 * 0.001, "the server's clock is the grid's"
