@@ -67,6 +67,28 @@ class SimulatedWorld:
         right = torch.cat(correct).numpy()
         return Scores(float(right.mean()), loss / len(right), self.partition.client_accuracy(right))
 
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a model whose outputs do not fit the labels, and for labels that are no classes."""
+        data = self.dataset
+        for split, labels in (("train", data.y_train), ("test", data.y_test)):
+            if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < data.classes):
+                raise ValueError(
+                    f"{data.name}: the {split} labels go from {int(labels.min())} to {int(labels.max())}, but there "
+                    f"are {data.classes} classes, from 0 to {data.classes - 1}"
+                )
+        x, y = data.x_test[:2], data.y_test[:2]
+        output = model.predict(x)
+        wanted = (*y.shape, data.classes)
+        if tuple(output.shape[:-1]) != tuple(y.shape) or output.shape[-1] < data.classes:
+            why = "one logit a sample cannot be trained, as the loss is cross-entropy: give a number for every class"
+            raise ValueError(
+                f"for inputs of shape {tuple(x.shape)} the outputs have shape {tuple(output.shape)}, and {wanted} is "
+                f"needed, (samples, classes) or (samples, positions, classes)"
+                + (f"; {why}" if output.dim() == 1 or output.shape[-1] == 1 else "")
+            )
+        if not output.is_floating_point():
+            raise ValueError(f"the outputs are {str(output.dtype).removeprefix('torch.')}, not floating-point logits")
+
     def flops(self) -> float:
         return float(forward_flops(self.model().module, self.dataset.input_shape))
 

@@ -48,6 +48,9 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
         texts, folder = _remembered(resume)
         out = resume
     planned = plan(texts, folder)
+    for one in planned:  # all that have not begun, before any of them does
+        if out is None or not (out / one.name / "config.yaml").is_file():
+            _prepared(one)
     where = out or new_folder(planned[0].cfg, "compare")
     _remember(where, texts, folder, planned)
     finished, failed = [], []
@@ -97,6 +100,15 @@ def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
     if len(targets) > 1:
         raise ConfigError(f"target={','.join(f'{t:g}' for t in sorted(targets))}: a comparison has one target")
     return list(planned.values())
+
+
+def _prepared(one: Planned) -> None:
+    from fedhet import launch
+
+    try:
+        launch.prepare(one.cfg)
+    except ValueError as error:
+        raise InputError(f"{one.name}: {error}") from error
 
 
 def _run(one: Planned, folder: Path, label: str) -> Path:

@@ -73,12 +73,10 @@ def _finish(where: Path, names: Sequence[str], as_json: bool) -> None:
 
 
 def _check(cfg: DictConfig) -> Mapping[str, Any]:
-    """A configuration whose method can be built. Raises ConfigError and Misfit."""
-    from fedhet import build
+    """A configuration whose run can begin. Raises ConfigError and Misfit."""
+    from fedhet import launch
 
-    resolved = config.resolved(cfg)
-    build.method(resolved)
-    return resolved
+    return launch.prepare(cfg).resolved
 
 
 def _sweep_folder(texts: Sequence[str], out: Path | None) -> tuple[list[str], Path | None]:

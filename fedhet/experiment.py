@@ -18,8 +18,6 @@ from fedhet.limits import Limits
 from fedhet.protocols import NeedsClients
 from fedhet.result import Result
 from fedhet.roster import Clients
-from fedhet.server import Server
-from fedhet.types import Job
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""
@@ -97,24 +95,13 @@ class Experiment:
         return (*self.method.notices, *planned, *self.world.describe().get("notices", ()))
 
     def check(self) -> None:
-        """What shows only with the fleet and a model: raises ValueError if the schedule needs more clients than there
-        are, Misfit if a client's rank is more than the space can send.
+        """Whether a run can begin: raises ValueError if the schedule needs more clients than there are, and Misfit for
+        what shows only once everything is done for a first time; see `fedhet.rehearsal`. Nothing is written."""
+        from fedhet import rehearsal
 
-        Of a larger fleet the first 10,000 clients are looked at.
-        """
         if isinstance(self.method.schedule, NeedsClients):
             self.method.schedule.check_clients(len(self.clients))
-        budget = self.method.budget
-        if getattr(budget, "rank", 0) == 0:  # a number, or a method that chooses by client (build.Ranked)
-            return
-        state = self.method.space.begin(self.world.model())
-        server = Server(self.method, state, self.clients, Limits(versions=1), self.seed, lambda t, name, fields: None)
-        seen = {0}
-        for client in range(min(len(self.clients), 10_000)):
-            given = budget(client, server)
-            if given.rank not in seen:
-                seen.add(given.rank)
-                self.method.space.expects(state, Job(0, client, 0, 0, given, 0.0))
+        rehearsal.rehearse(self)
 
     def for_devices(self) -> str:
         """The configuration a device far from here needs, as JSON; the same text for the same experiment."""

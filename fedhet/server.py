@@ -194,6 +194,11 @@ class Server(AbstractBooks):
             schema = layer.wire(schema)
         return schema
 
+    def step_of(self, updates: Sequence[Update]) -> Tree:
+        """The step that these updates would make of the model, without making it; memories of layers may change."""
+        self.cohort = [update.job for update in updates]
+        return self._step(list(updates))[1]
+
     # Inside
 
     def _buffer(self, update: Update, seconds: float) -> None:
@@ -296,13 +301,8 @@ class Server(AbstractBooks):
         payload = self.space.offer(self.state, job)
         return Send(job, payload, wire.size(self.expects(job)))
 
-    def _aggregate(self, ids: Sequence[JobId]) -> None:
-        """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
-        if not ids:
-            raise ScheduleError(f"{type(self.method.schedule).__name__} combined nothing")
-        updates = sorted((self.updates[i] for i in ids if i in self.updates), key=lambda u: (u.job.client, u.job.id))
-        jobs = [self._unbuffer(i) for i in ids]
-        self.cohort = [u.job for u in updates]
+    def _step(self, updates: list[Update]) -> tuple[list[Update], Tree]:
+        """What comes of the cohort's updates: as they count, and the step that is added to the model."""
         inward = self.method.layers[::-1]
         for name, layer in inward:
             memory = self.memories.setdefault(name, {})
@@ -316,6 +316,16 @@ class Server(AbstractBooks):
             raise Diverged(
                 f"version {self.version + 1}, combined from clients {[j.client for j in self.cohort]}, is not finite"
             )
+        return updates, delta
+
+    def _aggregate(self, ids: Sequence[JobId]) -> None:
+        """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
+        if not ids:
+            raise ScheduleError(f"{type(self.method.schedule).__name__} combined nothing")
+        updates = sorted((self.updates[i] for i in ids if i in self.updates), key=lambda u: (u.job.client, u.job.id))
+        jobs = [self._unbuffer(i) for i in ids]
+        self.cohort = [u.job for u in updates]
+        updates, delta = self._step(updates)
         old = self.version
         self.state = self.space.merge(self.state, delta)
         self.version += 1

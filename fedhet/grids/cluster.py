@@ -31,7 +31,7 @@ PATIENCE = 120.0
 """Seconds to wait for a first worker: machines may be starting."""
 
 
-def _reachable(address: str) -> None:
+def reachable(address: str) -> None:
     """Raises ConnectionError if nothing listens at host:port: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon:
@@ -101,7 +101,7 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._make, self._started = make, not ray.is_initialized()
         if self._started:
-            _reachable(address)
+            reachable(address)
             quiet = {"log_to_driver": False, "logging_level": "ERROR"}
             try:
                 ray.init(**quiet, **({"address": address} if address else {"include_dashboard": False}))

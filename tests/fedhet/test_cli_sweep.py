@@ -13,16 +13,16 @@ QUICK = ["debug=quick", "fleet=homogeneous", "fleet.clients=3", "model=softmax",
 
 
 def test_a_sweep_lies_below_out_and_says_in_one_line_which_of_its_runs_failed(fedhet):
-    code, out, err = fedhet("run", "--multirun", *QUICK, "work.lr=0.1,1e30,0.2", "out=swept")
+    code, out, err = fedhet("run", "--multirun", *QUICK, "fleet.dropout_prob=0.0,1.0,1e-9", "out=swept")
     assert code == 1
     (where,) = Path("swept").iterdir()
     assert out.splitlines()[-1] == str(where) and not Path("runs").exists()
     failed = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(failed) == 2 and "Traceback" not in err
     assert failed[0].startswith("error: 1 (") and f"{where}/1: " in failed[0]
-    assert failed[1] == "error: 1 of 3 runs failed: work.lr=1e+30"
+    assert failed[1] == "error: 1 of 3 runs failed: fleet.dropout_prob=1.0"
     assert [(where / str(k) / "result.json").is_file() for k in range(3)] == [True, False, True]
-    assert "fedavg · work.lr=0.1" in out and "fedavg · work.lr=0.2" in out
+    assert "fedavg · fleet.dropout_prob=0" in out and "fedavg · fleet.dropout_prob=1e-09" in out
 
 
 @pytest.mark.parametrize("told", [["--out", "mine"], ["hydra.sweep.dir=mine"]])

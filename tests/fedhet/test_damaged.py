@@ -117,7 +117,8 @@ def test_a_finished_run_whose_files_changed_is_not_used(runs, tmp_path, capsys):
         if name == "model.safetensors" and what.startswith("middle"):
             code = cli.main(["run", *QUICK, "model=checkpoint", "model@model.model=softmax", f"model.path={copy}",
                              "--out", str(tmp_path / "next")])  # fmt: skip
-            assert code and "is not what the run wrote" in capsys.readouterr().err
+            assert code == 2 and "is not what the run wrote" in capsys.readouterr().err
+            assert not (tmp_path / "next").exists()
 
 
 def test_an_edited_configuration_is_told(runs, tmp_path, capsys):

@@ -125,9 +125,9 @@ def test_a_cluster_gives_the_weights_and_events_of_this_process(tmp_path: Path) 
 
 
 def test_an_address_where_nothing_listens_is_an_error_at_once() -> None:
-    from fedhet.grids.cluster import _reachable
+    from fedhet.grids.cluster import reachable
 
     with pytest.raises(ConnectionError, match=r"no Ray cluster at 127\.0\.0\.1:1: "):
-        _reachable("127.0.0.1:1")
+        reachable("127.0.0.1:1")
     with pytest.raises(ConnectionError, match="no Ray cluster at here:there: "):
-        _reachable("here:there")
+        reachable("here:there")
