@@ -7,6 +7,7 @@ buffered job started from it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from fedhet.aggregation import Aggregator, Flat
 from fedhet.bases import AbstractLayer
 from fedhet.chores import Chores, Own, Pondering
 from fedhet.compose import Method
-from fedhet.limits import PATIENCE, Hopeless, Limits, ScheduleError
+from fedhet.limits import FEW, NAMED, PATIENCE, PERSISTENT, Hopeless, Limits, ScheduleError
 from fedhet.protocols import Adapters, Idle, Space
 from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
@@ -34,6 +35,9 @@ class Seen:
     seconds_per_step: float | None = None
     rank: int = 0
     """Which the client said it goes on with; 0 if it said nothing."""
+    faults: int = 0
+    """Jobs in a row that failed by the client's own doing, not by its connection; `why` is the last one's reason."""
+    why: str = ""
 
 
 Emit = Callable[[float, str, Mapping[str, Any]], None]
@@ -72,6 +76,11 @@ class AbstractBooks:
     jobs: int = 0
     landed: int = 0
     barren: int = 0
+    opened: float = 0.0
+    """The second of the first dispatch."""
+    cause: str = ""
+    """The error that the last jobs failed by, its numbers left out, and `alike` whose jobs they were."""
+    alike: set[ClientId] = field(default_factory=set)
     _assigned: dict[ClientId, Assign] = field(default_factory=dict)
     _busy: set[ClientId] = field(default_factory=set)
     _holders: Counter[Version] = field(default_factory=Counter)
@@ -153,6 +162,18 @@ class AbstractBooks:
             "unfinished": len(self.inflight),
         }
 
+    def failing(self) -> list[str]:
+        """A sentence for each client whose every job failed by its own doing, or as the last few in a row did."""
+        named = []
+        for client, seen in sorted(self.seen.items()):
+            if seen.faults and (not seen.finished or seen.faults >= PERSISTENT):
+                which = "the last" if seen.finished else "all"
+                named.append(
+                    f"client {client} contributes nothing: {which} {seen.faults} of its jobs failed, {seen.why}"
+                )
+        rest = len(named) - NAMED
+        return named if rest <= 0 else [*named[:NAMED], f"and {rest} more clients like these"]
+
     # Entries
 
     def _emit(self, name: str, **fields: Any) -> None:
@@ -191,8 +212,25 @@ class AbstractBooks:
         del self.updates[job_id]
         return self.buffer.pop(job_id)
 
-    def _mourn(self, reason: str) -> None:
-        """Count failures in a row; give up when they outnumber anything a shaky federation explains."""
+    def _mourn(self, client: ClientId, reason: str, *, own: bool) -> None:
+        """Count failures in a row; give up when they outnumber anything a shaky federation explains.
+
+        `own` failures are the client's doing and would come again. If all who were asked first fail by the same one,
+        and several did, so will everybody.
+        """
         self.barren += 1
+        seen = self.seen.setdefault(client, Seen())
+        if own:
+            seen.faults, seen.why = seen.faults + 1, reason
+            if seen.faults == PERSISTENT:
+                self.note("failing", {"client": client, "jobs": seen.faults, "reason": reason})
+        cause = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", reason) if own and not self.counts["arrived"] else ""
+        self.alike = {*self.alike, client} if cause and cause == self.cause else {client} if cause else set()
+        self.cause = cause
+        several = cause and self.barren >= FEW and len(self.alike) >= min(FEW, len(self.roster) - len(self.barred))
+        if several and not any(job.sent <= self.opened for job in self.inflight.values()):
+            raise Hopeless(
+                f"{len(self.alike)} clients failed by the same error, and nothing has arrived from anybody: {reason}"
+            )
         if self.barren >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
             raise Hopeless(f"the last {self.barren} jobs all failed; the last one: {reason}")

@@ -30,7 +30,21 @@ from fedhet.record import write_atomic
 from fedhet.server import Server
 from fedhet.types import Job, Tree, Update
 
-PLAIN = ("now", "version", "closing", "turns", "held", "timers", "draws", "jobs", "landed", "barren")
+PLAIN = (
+    "now",
+    "version",
+    "closing",
+    "turns",
+    "held",
+    "timers",
+    "draws",
+    "jobs",
+    "landed",
+    "barren",
+    "opened",
+    "cause",
+    "alike",
+)
 """Fields of the server that are plain data and go into the file as they are."""
 
 
@@ -76,7 +90,9 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
     data = {
         "server": {name: plain.dump(getattr(server, name)) for name in PLAIN},
         "counts": dict(server.counts),
-        "seen": {str(c): [s.finished, s.failed, s.seconds_per_step, s.rank] for c, s in server.seen.items()},
+        "seen": {
+            str(c): [s.finished, s.failed, s.seconds_per_step, s.rank, s.faults, s.why] for c, s in server.seen.items()
+        },
         "barred": sorted(server.barred),
         "withdrawn": sorted(server.withdrawn),
         "inflight": plain.dump(list(server.inflight.values())),

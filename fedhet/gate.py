@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fedhet import tree, wire
+from fedhet.limits import BLAMELESS
 from fedhet.message import Answer
 from fedhet.roster import Clients
 from fedhet.tree import Schema
@@ -33,9 +34,6 @@ MEMORY, WARM_UP = 200, 20
 
 AUTO, MEDIANS = "auto", 10.0
 """A `weight_medians` that is what fits: this many where clients are enrolled."""
-
-BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
-"""Codes that say nothing against the sender: it was late, fast, copied, of another version, or judged elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from fedhet import tree, wire
 from fedhet.books import AbstractBooks, Seen
 from fedhet.chores import Chore, Pondering
-from fedhet.limits import Diverged, ScheduleError
+from fedhet.limits import BLAMELESS, Diverged, ScheduleError
 from fedhet.tree import Schema
 from fedhet.types import (
     KEPT_RANK,
@@ -44,6 +44,9 @@ from fedhet.types import (
     Wake,
     Woke,
 )
+
+OWN = ("client error", "client crashed")
+"""How reasons begin that are a client's own doing: the same job would fail again."""
 
 SLACK = 1e-9
 """Seconds: times closer than a nanosecond are the same instant."""
@@ -85,6 +88,7 @@ class Server(AbstractBooks):
         seconds = self.now - job.sent
         seen = self.seen.setdefault(job.client, Seen())
         seen.finished += 1
+        seen.faults = 0
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
         seen.rank = int(update.metrics.get(KEPT_RANK, seen.rank))
         self.held[job.client] = job.version
@@ -105,7 +109,7 @@ class Server(AbstractBooks):
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts["failed: " + reason.partition(":")[0]] += 1
         self._emit("failed", job=job.id, client=job.client, reason=reason)
-        self._mourn(reason)
+        self._mourn(job.client, reason, own=reason.startswith(OWN))
         self._react(Failed(job, reason))
 
     def reject(self, job: Job, code: str, detail: str, now: float) -> None:
@@ -116,7 +120,7 @@ class Server(AbstractBooks):
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts[f"rejected: {code}"] += 1
         self._emit("rejected", client=job.client, job=job.id, code=code, detail=detail)
-        self._mourn(f"rejected: {code}: {detail}")
+        self._mourn(job.client, f"rejected: {code}: {detail}", own=code not in BLAMELESS)
         self._react(Failed(job, f"rejected: {code}"))
 
     def joined(self, client: ClientId, now: float) -> None:
@@ -287,6 +291,8 @@ class Server(AbstractBooks):
         own = self.observed(client).rank
         if own:
             budget = replace(budget, rank=min(own, budget.rank or own))
+        if not self.jobs:
+            self.opened = self.now
         turn = self.turns.get(client, 0)
         self.turns[client] = turn + 1
         job = Job(self.jobs, client, self.version, turn, budget, self.now, assign.task, self.held.get(client, -1))

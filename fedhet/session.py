@@ -249,6 +249,7 @@ class Session:
             "bytes_down": self.drive.bytes_down,
             **self.tally(),
             "notices": [*self.experiment.notices, *absence(server.taking_part, len(server.roster))],
+            "failing": server.failing(),
             "updates": server.row(),
             "stopped": server.over,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

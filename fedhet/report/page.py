@@ -71,6 +71,7 @@ def _head(result: Row, story: Story) -> Html:
         chips.append(f"ended: {story.stopped}")
     name = tag("h1", result.text("strategy", "run"))
     notices = [tag("p", f"Notice: {told}") for told in result.texts("notices")]
+    notices += [tag("p", f"Failing: {told}") for told in result.texts("failing")]
     shown = tag("p", *(tag("span", c) for c in chips), cls="chips")
     return tag("header", tag("p", "fedhet", cls="brand"), name, shown, *notices)
 

@@ -106,6 +106,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
         if tally or account == "accepted":
             reasons = ", ".join(f"{reason} {n}" for reason, n in tally.items() if reason)
             lines.append((account, figures.count(sum(tally.values())) + (f" ({reasons})" if reasons else "")))
+    lines += [("failing" if at == 0 else "", told) for at, told in enumerate(row.texts("failing"))]
     lines.append(("weights", row.text("weights_sha256", figures.NONE)))
     for name, value in lines:
         table.add_row(name, Text(shown(value)))
