@@ -126,7 +126,7 @@ class Server:
 
     def _keep(self, server: uvicorn.Server, tls: ssl.SSLContext | None) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
-        looked = due = self.federation.ticks()
+        looked = due = noting = self.federation.ticks()
         shown = self._certificate.stat().st_mtime_ns
         dial = Dial(self.federation.clock, self.federation.ticks)
         runs = Runs(self.superlink)
@@ -139,6 +139,8 @@ class Server:
                     log.warning("this machine's clock was set by %+.0f s; certificates are judged by it", set_by)
                 if now >= due and self._flower_listens():
                     due = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
+                if self.federation.shut_out and now >= noting:  # whether Flower is there or not
+                    noting = now + (0.0 if self._try(self._settle) else 10.0)
                 replaced = self._certificate.stat().st_mtime_ns != shown  # by `fedhet ca rotate`
                 if set_by or replaced or now > looked + HOUSEKEEPING_S:
                     looked = now
@@ -158,9 +160,11 @@ class Server:
         log.warning("%s is shut out, and will be revoked when the registry can be written", client.name)
         return {"name": client.name, "pid": os.getpid()}
 
-    def _reconcile(self) -> None:
+    def _settle(self) -> None:
         for name in self.federation.settle():
             log.info("revoked %s, which was shut out before", name)
+
+    def _reconcile(self) -> None:
         for line in flower.reconcile(self.federation, self.superlink):
             log.info("%s", line)
 

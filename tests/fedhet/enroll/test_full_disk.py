@@ -7,6 +7,9 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -131,12 +134,30 @@ def test_a_revocation_that_cannot_be_written_holds_in_the_server_that_runs_and_i
         assert error["data"]["shut_out"] and f"process {os.getpid()}" in error["detail"]
         assert outside(door, served) == "E202", "at its next message"
         assert fedhet(home, "clients", "revoke", "nobody", "--reason", "x", code=50)["error"]["code"] == "E210"
-        assert not server._try(server.federation.settle) and "E321" in server.failure, "and the server lives on"
+        assert not server._try(server._settle) and "E321" in server.failure, "and the server lives on"
         assert outside(door, served) == "E202"
         disk.empty()
         assert served.settle() == ["a"] and served.settle() == []
         assert served.registry.client("a").state == "revoked" and served.registry.client("a").reason == "stolen"
         assert [r["action"] for r in served.audit.rows()][-1] == "revoke" and served.shut_out == {}
+
+
+def test_a_server_notes_who_was_shut_out_although_flower_is_not_there(door, monkeypatch):
+    door.member("a")
+    server = Server(door.federation)
+    monkeypatch.setattr(server, "_flower_listens", lambda: False)
+    keeper = threading.Thread(target=server._keep, args=(types.SimpleNamespace(should_exit=False), None))
+    keeper.start()
+    try:
+        assert server._hear({"shut": "a", "reason": "stolen"}) == {"name": "a", "pid": os.getpid()}
+        end = time.monotonic() + 10
+        while door.federation.shut_out:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        server._stop.set()
+        keeper.join()
+    assert door.federation.registry.client("a").state == "revoked"
 
 
 def test_the_desk_hears_its_own_account_and_what_it_understands(tmp_path, monkeypatch):
