@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -25,17 +26,23 @@ from fedhet.grids.worker import Brief
 from fedhet.message import Sign
 from fedhet.types import Job, Memory
 
+if TYPE_CHECKING:
+    from fedhet.enroll.fence import Fence
+
 PRIVATE = frozenset({"data", "state"})
 """Of a node's configuration: paths on the device, which nobody else is told."""
 
 
 def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientApp:
-    """A ClientApp around a way to get the device. `seal` adds a SHA-256 to every answer."""
+    """A ClientApp around a way to get the device. `seal` is for a device across a network: every answer has a SHA-256,
+    and what it is asked is checked."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         job, _ = records.read_job(message.content)
+        if seal:
+            records.check_job(job)
         own = context.node_config.get("partition-id", job.client)
         if own != job.client:
             raise ValueError(f"job {job.id} is for client {job.client}, this is client {own}")
@@ -65,13 +72,15 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         keep.write(run, name, answer, kept.memories)
         return answer
 
-    @app.query("chore")
     def chore(message: Message, context: Context) -> Message:
         """The server's own work, done by a simulated run's workers: the layer's name is the group of the message."""
         layer = dict(device_of(message).method.layers)[message.metadata.group_id]
         assert isinstance(layer, Pondering)
         found = layer.solve(wire.open_tree(message.content.array_records["task"]["tree"].data))
         return Message(RecordDict({"result": records.parcel(wire.encode(found))}), reply_to=message)
+
+    if not seal:  # a device far from the server does no work of the server's
+        app.query("chore")(chore)
 
     @app.query("profile")
     def profile(message: Message, context: Context) -> Message:
@@ -95,7 +104,8 @@ def own_code(message: Message) -> ConfigRecord:
     """This process's protocol, and its hashes of the modules that a query asks for."""
     asked: Mapping[str, object] = message.content.config_records.get("fedhet") or {}
     names = json.loads(str(asked.get("modules", "[]")))
-    hashes = device_code.hashes([name for name in names if isinstance(name, str)])
+    names = [name for name in names[: device_code.MOST] if isinstance(name, str)]
+    hashes = {n: device_code.CLOSED for n in names} | device_code.hashes([n for n in names if _told(n)])
     return ConfigRecord({"protocol": device_code.PROTOCOL, "code": json.dumps(hashes)})
 
 
@@ -164,18 +174,44 @@ def remember(context: Context, memories: Memories) -> None:
         context.state["memory." + name] = records.parcel(wire.encode(memory))
 
 
+def _told(module: str) -> bool:
+    """Whether a server may know which version of a module this process has: of fedhet's, and of what jobs may use."""
+    state = os.environ.get("FEDHET_STATE", "")
+    inside = (*origin.PACKAGES, *(_fence(state).packages if state else [module]))
+    return any(f"{module}.".startswith(f"{package}.") or package.startswith(f"{module}.") for package in inside)
+
+
 @lru_cache(maxsize=2)
-def _device(world: str) -> Device:
+def _fence(state: str) -> Fence:
+    """What the owner of the client in this folder allows; a process takes it as it was when it began."""
+    from fedhet.enroll.device import Device as Client
+    from fedhet.enroll.fence import Fence
+
+    return Fence.of(Client(Path(state)).about)
+
+
+@lru_cache(maxsize=2)
+def _device(world: str, state: str) -> Device:
+    """The device of a configuration; where its owner has a say (`state` is a client's folder), of one that is allowed.
+
+    Raises EnrollError E213 or E214, and what building raises.
+    """
     from fedhet import build
 
-    return build.device(json.loads(world))
+    return build.device(_fence(state).admit(world) if state else json.loads(world))
 
 
 def _from_message(message: Message) -> Device:
     world = records.read_world(message.content)
     if not world:
         raise ValueError("the job carries no configuration; was it sent by a server of another transport?")
-    return _device(world)
+    state = os.environ.get("FEDHET_STATE", "")
+    if state:
+        from fedhet.enroll.device import Device as Client
+        from fedhet.enroll.orders import Guard
+
+        Guard(Client(Path(state))).check(world, records.read_order(message.content))
+    return _device(world, state)
 
 
 client = client_app(_from_message, seal=True)

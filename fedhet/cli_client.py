@@ -82,13 +82,26 @@ def client_run(
     flower: Annotated[
         bool, typer.Option("--flower", help="Flower's own SuperNode, which runs any app that the server sends.")
     ] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="PACKAGE", help="A package whose classes jobs may use.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="DIR", help="A folder from which jobs may read.")
+    ] = None,
+    hub: Annotated[
+        list[str] | None, typer.Option("--hub", metavar="ID", help="A data set or model that jobs may download.")
+    ] = None,
     state: State = STATE,
     json: Json = False,
 ) -> None:
-    """Work for the federation until interrupted."""
+    """Work for the federation until interrupted.
+
+    What --allow, --data and --hub name, each as often as needed, is kept for later starts in place of what was named
+    before; "" names nothing. Jobs may use fedhet's own plug-ins and the data that the device joined with anyway.
+    """
     from fedhet.enroll import device_commands
 
-    device_commands.run(state, flower, json)
+    device_commands.run(state, flower, (allow, data, hub), json)
 
 
 @client.command("doctor")

@@ -305,13 +305,16 @@ def submit(
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write (default: a new one in runs).")] = None,
     config_dir: Annotated[Path | None, typer.Option("--config-dir", help="A folder with more options.")] = None,
+    passphrase_file: PassphraseFile = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
     """Run a method on the clients that are online, and follow it; the last line printed is its folder."""
     from fedhet import cli_submit
 
-    cli_submit.submit(home, overrides or [], wait_for, detach, on_interrupt, resume, out, config_dir, json)
+    cli_submit.submit(
+        home, overrides or [], wait_for, detach, on_interrupt, resume, out, config_dir, passphrase_file, json
+    )
 
 
 def follow(folder: RunFolder, on_interrupt: OnInterrupt = "ask", json: Json = False) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 from omegaconf import DictConfig, OmegaConf
 
-from fedhet import cli_run, config, overrides
+from fedhet import cli_run, config, overrides, run_config
 from fedhet.bulletin import Reader
 from fedhet.ending import FAILED
+from fedhet.enroll import operator_key, orders
 from fedhet.enroll import submit as running
+from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.output import say, spoken
+from fedhet.enroll.passphrase import obtain
+from fedhet.enroll.policy import Policy
 from fedhet.enroll.submit import Crowd, Submission
 from fedhet.errors import InputError
 from fedhet.journal import occupied
@@ -29,9 +35,9 @@ CHOICES = ("ask", "detach", "stop")
 
 def submit(
     home: Path, texts: Sequence[str], least: int | None, detach: bool, on_interrupt: str, resume: Path | None,
-    out: Path | None, folder: Path | None, as_json: bool,
+    out: Path | None, folder: Path | None, passphrase: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check all that can be checked, start the run, follow it."""
+    """Check all that can be checked, sign what devices build, start the run, follow it."""
     with spoken(as_json):
         _known(on_interrupt)
         if resume is not None and (texts or out is not None):
@@ -47,8 +53,12 @@ def submit(
                 return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
         there = running.crowd(home, link)
         wanted, needed = running.enough(there, least)
+        authority = Authority.load(home / "ca")
+        authority.lock.ask = partial(obtain, passphrase)
         if resume is None:
+            operator_key.load(authority)  # before anything is written: it may need a passphrase
             path = _prepare(texts, folder, out, there)
+        _sign(authority, path, Policy.load(home / "policy.yaml").order_days)
         if not as_json:
             online = f"{len(there.online)} of {len(there.active)} clients are online"
             begins = "those of them that answer" if least is None else f"{least}"
@@ -99,6 +109,15 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there:
     for notice in [*experiment.notices, *([waits] if waits else [])]:
         cli_run.notice(notice)
     return path
+
+
+def _sign(authority: Authority, path: Path, days: float) -> None:
+    """Give the run in a folder the operator's word on what devices build, unless it has it from before."""
+    from fedhet import build
+    from fedhet.experiment import for_devices
+
+    resolved = run_config.read(path / "config.yaml", strict=False)
+    orders.renew(authority, path, for_devices(resolved, len(build.fleet(resolved))), days, time.time())
 
 
 def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:

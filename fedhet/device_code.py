@@ -34,8 +34,9 @@ rule and budget as well, and asks them nothing."""
 MOST = 2000
 """Modules that are hashed at once."""
 STARTED = time.time()
-MISSING, CHANGED = "missing", "changed"
-"""In place of a hash: there is no such module; its file is newer than this process, which runs an earlier one."""
+MISSING, CHANGED, CLOSED = "missing", "changed", "closed"
+"""In place of a hash: there is no such module; its file is newer than this process, which runs an earlier one; the
+device's owner does not let jobs use it."""
 
 
 def modules(world: str) -> list[str]:
@@ -63,6 +64,9 @@ def difference(ours: Mapping[str, str], theirs: Mapping[str, Any], protocol: obj
     if not others:
         return ""
     told = ", ".join(map(_named, others[:4])) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    if closed := [name for name in others if theirs.get(name) == CLOSED]:
+        package = closed[0].partition(".")[0]
+        return f"E213: its owner does not let jobs use {_named(closed[0])}: fedhet client run --allow {package}"
     if all(theirs.get(name) == CHANGED for name in others):
         return f"its code was changed after it was started: {told}"
     return f"its code differs: {told}"

@@ -6,6 +6,7 @@ One turn is one instant: take in every reply that is visible, wake the timers th
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,9 @@ TTL = 12 * 3600.0
 GONE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """What a SuperLink says of a message that it has forgotten, or whose upload broke off."""
 
+REFUSED = re.compile(r"EnrollError: (E21[3-8]: .*)")
+"""How an error reply says that a device does not do what a job's configuration asks of it."""
+
 Packed = tuple[Tree | None, ArrayRecord, str]
 """A payload, its record, and its hash if records are sealed."""
 
@@ -44,7 +48,8 @@ class Drive:
 
     `after_error` hears of every error that a device answers a job with, once the server has.
     `tell` is how the server hears of anything: the server itself, or one that writes down what it hears. `run_id`
-    names the run where answers are signed.
+    names the run where answers are signed, `order` is the operator's word on `world`. `refused` are the clients that
+    were left out because they do not do what the configuration asks of them, and what they said.
     """
 
     server: Server
@@ -64,6 +69,8 @@ class Drive:
     run_id: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
+    order: str = ""
+    refused: dict[ClientId, str] = field(default_factory=dict)
     _pending: dict[str, JobId] = field(default_factory=dict)
     _deadlines: dict[JobId, float] = field(default_factory=dict)
     _packed: Packed = field(default_factory=lambda: (None, ArrayRecord(), ""))
@@ -144,6 +151,9 @@ class Drive:
             reason = "timeout" if late else _reason(reply)
             self.tell.failed(job.id, reason, now)
             self.after_error(job.client, reason)
+            if REFUSED.match(reply.error.reason or "") is not None:  # it would refuse the next job as well
+                self.refused[job.client] = reason
+                self.tell.left(job.client, now)
             return
         try:
             answer = records.read_answer(reply.content)
@@ -206,6 +216,7 @@ class Drive:
                 sha256=sha256,
                 world=self.world,
                 run=self.run_id,
+                order=self.order,
             )
             self.bytes_down += len(parcel["tree"].data)
             node = self.nodes(send.job.client)
@@ -235,6 +246,8 @@ def _reason(reply: Message) -> str:
     """Why a job failed, from an error reply: a short cause for the client's own errors, Flower's code for the rest."""
     error = reply.error
     text = (error.reason or "").strip().splitlines()
+    if text and (refusal := REFUSED.match(text[0])) is not None:
+        return refusal[1][:600]
     detail = text[0][:200] if text else ""
     if error.code == ErrorCode.NODE_UNAVAILABLE:
         return detail if detail in ("dropout", "offline", "memory") else "node unavailable"

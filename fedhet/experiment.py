@@ -105,26 +105,17 @@ class Experiment:
 
     def for_devices(self) -> str:
         """The configuration a device far from here needs, as JSON; the same text for the same experiment."""
-        axes = (
-            "strategy",
-            "seed",
-            "world",
-            "data",
-            "partition",
-            "model",
-            "attack",
-            "work",
-            "schedule",
-            "space",
-            "rule",
-        )
-        layers = ("budget", "optimizer", "staleness", "privacy", "codec")
-        return json.dumps(
-            {**{k: self.config[k] for k in (*axes, *layers)}, "clients": len(self.clients)}, sort_keys=True
-        )
+        return for_devices(self.config, len(self.clients))
 
     def run(self, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Result:
         """Run on this experiment's transport; the folder holds the whole record. See `fedhet.transports`."""
         from fedhet import transports
 
         return transports.carry_out(self, Path(folder), resume=resume, progress=progress)
+
+
+def for_devices(cfg: Mapping[str, Any], clients: int) -> str:
+    """The part of a resolved configuration that a device far from the server needs, as JSON."""
+    axes = ("strategy", "seed", "world", "data", "partition", "model", "attack", "work", "schedule", "space", "rule")
+    layers = ("budget", "optimizer", "staleness", "privacy", "codec")
+    return json.dumps({**{k: cfg[k] for k in (*axes, *layers)}, "clients": clients}, sort_keys=True)

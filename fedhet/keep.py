@@ -103,6 +103,6 @@ class Keep:
             old.unlink()
 
     def _path(self, run: str) -> Path:
-        if not run.isalnum():
+        if not (run.isascii() and run.isalnum() and len(run) <= 64):
             raise ValueError(f"{run!r:.60} does not name a run")
         return self.folder / f"{run}.keep"

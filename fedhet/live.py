@@ -24,11 +24,15 @@ from fedhet.aside import Aside
 from fedhet.bulletin import Bulletin
 from fedhet.chores import Own
 from fedhet.clock import WallClock
+from fedhet.enroll import orders
+from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.members import Members
+from fedhet.enroll.orders import Order
 from fedhet.enroll.vouch import Registered
 from fedhet.experiment import Experiment, Progress
 from fedhet.journal import alone
 from fedhet.keep import CannotWrite
+from fedhet.limits import Hopeless
 from fedhet.nodes import NoClients, Nodes
 from fedhet.result import Result
 from fedhet.session import Session
@@ -66,12 +70,14 @@ def live(
     progress: Progress | None = None,
     gather_seconds: float = 180.0,
     members: Members | None = None,
+    order: str = "",
 ) -> Result:
     """Run on a grid whose nodes declare their client numbers; starts when `wanted` of them have answered, or `least`
     (default: `wanted`) and nobody further does.
 
     Clients that are not there are left out until they come. After a resume, jobs that were in flight are sent again:
-    a client that did one already answers from its disk. Raises NoClients if too few nodes answer in time.
+    a client that did one already answers from its disk. `order` is the operator's word on the configuration. Raises
+    NoClients if too few nodes answer in time.
     """
     world = experiment.for_devices()
     clock, grid = WallClock(poll), flower_replies.whole(grid)
@@ -83,6 +89,7 @@ def live(
         journaled=True,
     )  # fmt: skip
     drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
+    drive.order = order
     if members is not None:
         session.gate.vouch = Registered(members, drive.run_id)
         roster = session.server.roster
@@ -201,12 +208,14 @@ class _Crowd:
     def look(self) -> None:
         """Before every instant: who may not take part any more; now and then, who came and who went."""
         self.expel()
+        self._tell_who_refuses()
         self._tell_what_is_waited_for()
         if self.clock.now() < self.due:
             return
         came, gone = self.nodes.refresh()
         self.expel()
         for client in gone:
+            self.session.drive.refused.pop(client, None)  # when it comes back its owner may have allowed more
             if client not in self.session.server.barred:
                 self.session.heard.left(client, self.clock.now())
         rested = [client for client, until in self.resting.items() if until <= self.clock.now()]
@@ -231,6 +240,16 @@ class _Crowd:
         if member is not None and got == member.examples:
             return f"{text}: more were not approved (fedhet clients weight {self.name(client)})"
         return f"{text}: gate.weight_medians={self.session.gate.weight_medians:g} times the median client"
+
+    def _tell_who_refuses(self) -> None:
+        """Say which clients do not do what the configuration asks of them. Raises Hopeless if nobody here does."""
+        refused, here = self.session.drive.refused, set(self.nodes.of_client)
+        told = {client: f"{self.name(client)} refuses this run: {why}" for client, why in sorted(refused.items())}
+        for client, text in told.items():
+            self.bulletin.repeat(f"refusal of {client}", text, math.inf)
+        if here and here <= set(refused) and not self.session.server.inflight:
+            more = f"; and {len(here) - 1} more" if len(here) > 1 else ""
+            raise Hopeless(f"every client refuses this run: {told[min(here)]}{more}")
 
     def _tell_what_is_waited_for(self) -> None:
         """If nothing is in flight and no timer is due: how many clients a round needs, and how many there are."""
@@ -342,10 +361,15 @@ def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     least = int(given.get("least") or 0) or asked or 1
     poll = float(given.get("poll") or 0.2)
     members = Members.here()
+    order = Order.of(folder)
+    if order is not None and not order.is_for(experiment.for_devices()):
+        raise EnrollError("E217", f"{folder / 'config.yaml'} is not what {folder / orders.NAME} is about")
+    if order is None and members is not None:
+        raise EnrollError("E215", f"there is no {folder / orders.NAME}, and clients of a federation do nothing without")
     with contextlib.closing(members) if members is not None else contextlib.nullcontext():
         return live(
             experiment, folder, grid, wanted=wanted, least=least, poll=poll, resume=True, progress=_Lines(),
-            members=members,
+            members=members, order="" if order is None else order.sent,
         )  # fmt: skip
 
 

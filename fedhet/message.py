@@ -1,11 +1,13 @@
 """Jobs and updates as Flower records: a JSON header, and one Array that holds one safetensors payload.
 
-    request  {"fedhet": {"job": json list, "sha256": hex?, "world": json?, "run": hex?}, "payload": {"tree": Array}}
+    request  {"fedhet": {"job": json list, "sha256": hex?, "world": json?, "run": hex?, "order": json?},
+              "payload": {"tree": Array}}
     answer   {"fedhet": {"update": json, "sha256": hex?, "node": hex?, "signature": hex?}, "payload": {"tree": Array}}
 
 `world` is the resolved configuration a device needs to build its half of the method; it is left out where the device
-was built together with the server. `sha256` seals a payload that crosses a network; `run` names the run, and `node`
-and `signature` say who vouches for an answer, where clients have identities.
+was built together with the server. `order` is the operator's signature over it (fedhet/enroll/orders.py). `sha256`
+seals a payload that crosses a network; `run` names the run, and `node` and `signature` say who vouches for an answer,
+where clients have identities.
 """
 
 from __future__ import annotations
@@ -63,8 +65,9 @@ def parcel(payload: bytes | memoryview) -> ArrayRecord:
 
 
 def request(
-    job: Job, payload: ArrayRecord, *, bytes_up: int, batch: int, sha256: str = "", world: str = "", run: str = ""
-) -> RecordDict:
+    job: Job, payload: ArrayRecord, *, bytes_up: int, batch: int, sha256: str = "", world: str = "", run: str = "",
+    order: str = "",
+) -> RecordDict:  # fmt: skip
     """A job for a device. `bytes_up` and `batch` let a simulated carrier work out how long it takes."""
     b = job.budget
     fields = [
@@ -88,6 +91,8 @@ def request(
         head["world"] = world
     if run:
         head["run"] = run
+    if order:
+        head["order"] = order
     return RecordDict({"fedhet": ConfigRecord(head), "payload": payload})  # type: ignore[arg-type]
 
 
@@ -108,9 +113,25 @@ def parse_job(text: str) -> tuple[Job, dict[str, Any]]:
     return job, {"bytes_up": bytes_up, "batch": batch}
 
 
+def check_job(job: Job) -> None:
+    """Raises MalformedUpdate unless the numbers of a job that came over a network are such."""
+    counts = {"id": job.id, "client": job.client, "version": job.version, "turn": job.turn, "rank": job.budget.rank}
+    bad = [name for name, value in {**counts, "steps": job.budget.steps}.items() if type(value) is not int or value < 0]
+    bad += [] if type(job.held) is int and job.held >= -1 else ["held"]
+    bad += [name for name, value in (("sent", job.sent), ("width", job.budget.width)) if not _finite(value)]
+    bad += [] if "width" in bad or 0 < job.budget.width <= 1 else ["width"]
+    if bad or not isinstance(job.task, str):
+        raise MalformedUpdate("format", f"the job's {', '.join(bad) or 'task'} cannot be")
+
+
 def read_world(content: RecordDict) -> str:
     """The configuration a request carries; empty if none."""
     return str(_head(content).get("world", ""))
+
+
+def read_order(content: RecordDict) -> str:
+    """The operator's word on the configuration that a request carries; empty if there is none."""
+    return str(_head(content).get("order", ""))
 
 
 def read_run(content: RecordDict) -> str:

@@ -144,8 +144,10 @@ def _schema(text: bytes) -> Schema:
     try:
         table = json.loads(text)
         leaves = tuple((name, Leaf(tuple(map(int, v["shape"])), kinds[v["dtype"]])) for name, v in table.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise MalformedUpdate("format", f"header is not a table of tensors: {type(error).__name__}") from None
+    if any(size < 0 for _, leaf in leaves for size in leaf.shape):
+        raise MalformedUpdate("format", "a tensor has a negative size")
     return Schema(leaves)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedhet.enroll import agree, certificates, identity, profiles, rows, seal, tables
+from fedhet.enroll import agree, certificates, identity, operator_key, profiles, rows, seal, tables
 from fedhet.enroll.canonical import unb64
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
@@ -86,7 +86,7 @@ def standing(federation: Federation, client: Client) -> dict[str, Any]:
         raise EnrollError("E202" if client.serials else "E109", client.reason)
     if client.state == tables.LEFT:
         raise EnrollError("E212")
-    told = {"state": client.state, "name": client.name, "node": client.node, "number": client.number}
+    told: dict[str, Any] = {"state": client.state, "name": client.name, "node": client.node, "number": client.number}
     told |= {
         "server_time": int(federation.clock()),
         "retry_s": RETRY_S,
@@ -96,6 +96,8 @@ def standing(federation: Federation, client: Client) -> dict[str, Any]:
         told["roots"] = certificates.text([federation.authority.root, *crosses]).decode()
     if revoked := federation.authority.revoked():
         told["revoked"] = revoked
+    if line := operator_key.line(federation.authority.folder):
+        told["operator"] = operator_key.tell(line)
     newest = federation.registry.newest(client.number)
     return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
 

@@ -223,12 +223,13 @@ class Authority:
         if self.lock.exists:
             self._either(self.lock.open, old, new)
         self.lock.write(new)
-        for name in ("issuing.key", "server.pem"):
+        for name in ("issuing.key", "server.pem", "operator.key"):
             path = self.folder / name
             data = files.read_private(path) if path.exists() else b""
             if b"-----BEGIN PRIVATE KEY-----" in data:
                 key = identity.load_ec_key(data)
-                chain = certificates.text(x509.load_pem_x509_certificates(data))
+                begun = b"-----BEGIN CERTIFICATE-----" in data
+                chain = certificates.text(x509.load_pem_x509_certificates(data)) if begun else b""
                 files.write_file(path, identity.pem(key, self.lock.password) + chain)
                 done.append(name)
         return [*done, "lock.json"]

@@ -1,7 +1,8 @@
 """A device's state folder, and what it asks of its server once it has a certificate.
 
 identity.key node.key node.pub   its keys           client.pem      certificate chain and its key, in one file
-root.pem revoked.pem             whom it trusts     client.json     where it belongs, what data it has
+root.pem revoked.pem             whom it trusts     client.json     where it belongs, what data it has, what its
+operator.json                    whose orders hold                  owner lets jobs use
 pending.key pending.csr          while it waits     profile.json    its last signed claim
 next/                            keys that are to replace these, while they do
 """
@@ -11,24 +12,26 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedhet.enroll import certificates, files, identity, seal
+from fedhet.enroll import certificates, files, identity, operator_key, seal
 from fedhet.enroll.alone import alone
 from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import ROTATION, Identity
 from fedhet.enroll.link import Link, trusting
+from fedhet.enroll.operator_key import Succession
 from fedhet.enroll.trust import Trust
 
+OPERATOR = "operator.json"
 LOCK = "keys.lock"
 """In the state folder: held while its keys or its certificate change."""
 CHANGE_S = 60.0
@@ -76,6 +79,12 @@ class Device:
     def trust(self) -> Trust:
         """Whom it trusts."""
         return Trust(self.folder)
+
+    @property
+    def operator(self) -> Succession | None:
+        """The operator key that it believes; None if it has not heard of one."""
+        path = self.folder / OPERATOR
+        return operator_key.read({"line": [json.loads(files.read_private(path))]})[0] if path.exists() else None
 
     # Certificate
 
@@ -183,10 +192,21 @@ class Device:
 
     def learn(self, answer: Mapping[str, Any]) -> None:
         """Trust the root that the server has now, if one that is trusted already signed it, and believe the issuing
-        keys no more that a root has revoked. Raises EnrollError E103 or E311."""
+        keys no more that a root has revoked. The first operator key that is told is believed, as the server's answer
+        is. Raises EnrollError E103 or E311."""
         self._learn_root(answer)
         if "revoked" in answer:
             self.trust.learn(str(answer["revoked"]).encode())
+        if "operator" in answer:
+            self.learn_operator(operator_key.read(answer["operator"]), first=True)
+
+    def learn_operator(self, line: Sequence[Succession], *, first: bool = False) -> None:
+        """Believe the newest operator key of a line to which the known one, or a root, leads; `first` says that one may
+        be believed if none is known. A line that leads nowhere changes nothing."""
+        known = self.operator
+        newest = operator_key.follow(known, line, self.trust.roots()) if known or first else None
+        if newest is not None:
+            files.write_file(self.folder / OPERATOR, json.dumps(asdict(newest), indent=1) + "\n")
 
     def _learn_root(self, answer: Mapping[str, Any]) -> None:
         if "roots" not in answer:

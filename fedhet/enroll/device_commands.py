@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,11 +18,14 @@ from fedhet.enroll import join as joining
 from fedhet.enroll.device import Device
 from fedhet.enroll.doctor import examine
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.fence import Fence
 from fedhet.enroll.output import cells, put, say, spoken, table_of
 from fedhet.shown import log_to_terminal, shown
 
 Declared: TypeAlias = tuple[str, str, int, Path | None]
 """The options --data, --partition, --examples and --labels."""
+Allowed: TypeAlias = tuple[Sequence[str] | None, Sequence[str] | None, Sequence[str] | None]
+"""The options --allow, --data and --hub of `fedhet client run`; None where one was not given."""
 
 
 def join(
@@ -47,15 +51,28 @@ def poll(state: Path, as_json: bool) -> None:
         say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
 
 
-def run(state: Path, flower: bool, as_json: bool) -> None:
+def run(state: Path, flower: bool, allowed: Allowed, as_json: bool) -> None:
     """Work until SIGINT or SIGTERM. The log is on standard error."""
     log_to_terminal()
     worker = agent.Agent(Device(state), flower)
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: worker.stop.set())
     with spoken(as_json):
+        settle(worker.device, allowed)
         worker.run()
         say(as_json, {"state": "stopped"}, "stopped")
+
+
+def settle(device: Device, allowed: Allowed) -> None:
+    """Keep what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
+    packages, folders, hubs = ([name for name in names or () if name] for names in allowed)
+    folders = [str(_absolute(name)) for name in folders]
+    Fence(tuple(packages), tuple(folders)).check()
+    named = zip(("allow", "folders", "hubs"), (packages, folders, hubs), allowed, strict=True)
+    changes = {key: found for key, found, given in named if given is not None}
+    if changes:
+        _ = device.about  # one that never joined has no settings
+        device.note(**changes)
 
 
 def doctor(state: Path, as_json: bool) -> None:
@@ -151,9 +168,14 @@ def _data(declared: Declared) -> joining.Data:
     try:
         counted: dict[str, Any] = json.loads(labels.read_text()) if labels is not None else {}
         k, n = (int(text) for text in part.split("/")) if part else (None, None)
-        return joining.Data(path, examples, k, n, counted)
+        return joining.Data(str(_absolute(path)) if path else "", examples, k, n, counted)
     except (OSError, ValueError, AttributeError) as error:
         raise EnrollError("E303", f"the data declaration: {error}") from None
+
+
+def _absolute(path: str) -> Path:
+    """A path as it was meant where it was given: the node works in another folder."""
+    return Path(path).expanduser().absolute()
 
 
 def _measured(seconds: float) -> dict[str, int]:

@@ -49,6 +49,11 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E210": (404, "no such client", "see the names: fedhet clients list"),
     "E211": (409, "the client's state does not allow this", "see its state: fedhet clients show"),
     "E212": (403, "the client has left the federation", "join again with a new invitation"),
+    "E213": (403, "the device does not build this configuration", "allow it on the device: fedhet client run --allow"),
+    "E214": (403, "the device does not read this place", "name it on the device: fedhet client run --data or --hub"),
+    "E215": (403, "the operator did not order this configuration", "start the run with: fedhet submit"),
+    "E216": (403, "the operator's order has expired", "sign it again: fedhet submit --resume RUN_DIR"),
+    "E217": (409, "the run's configuration is not the one that was signed", "submit it as a new run"),
     "E219": (
         403,
         "the server's certificate is of an issuing key that was revoked",

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from fedhet.enroll import agree, files, rows, tables
+from fedhet.enroll import agree, files, operator_key, rows, tables
 from fedhet.enroll.audit import Audit
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
@@ -79,6 +79,7 @@ class Federation:
                          command=signer)  # fmt: skip
         (policy or Policy()).save(folder / "policy.yaml")
         made = cls(folder, clock)
+        operator_key.ensure(made.authority)
         made.audit.append(me(), "found", federation, endpoint=endpoint, root=made.authority.fingerprint)
         return made
 

@@ -38,13 +38,14 @@ class Policy:
     most_clients: int = 10_000
     most_per_owner: int = 50
     messages_per_minute: int = 6_000
+    order_days: float = 30.0
     connections_per_address: int = 256
     connections: int = 2_000
 
     def __post_init__(self) -> None:
         counts = ("failures_per_hour", "requests_per_minute", "most_clients", "most_per_owner", "messages_per_minute")
         places = ("connections_per_address", "connections")
-        for name in ("grace_days", "token_hours", "skew_s", *counts, *places):
+        for name in ("grace_days", "token_hours", "skew_s", "order_days", *counts, *places):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if not self.min_version[:1].isdecimal():

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from fedhet.enroll import flower, link, proxy
+from fedhet.enroll import flower, link, operator_key, proxy
 from fedhet.enroll.ca import EXPIRING, NOTICE_DAYS
 from fedhet.enroll.desk import Desk
 from fedhet.enroll.errors import EnrollError, unwritable
@@ -99,6 +99,7 @@ class Server:
         """Serve. `--insecure` leaves TLS to a proxy on this machine."""
         now = self.federation.clock()
         self.federation.authority.renew_server(now)
+        operator_key.ensure(self.federation.authority)  # of a home that is older than such keys
         self._remind(now)
         self.superlink.prepare(now)
         self.supervisor = Supervisor(self.superlink.programs())

@@ -73,9 +73,43 @@ def too_few_clients(made):
     assert made.fedhet("stop", folder)["state"] == "stopped"
 
 
+FOREIGN = """
+import os
+from pathlib import Path
+from strategies.rules.mean import Mean
+
+class Rule(Mean):
+    def __init__(self):
+        super().__init__()
+        (Path(__file__).parent / Path(os.environ.get("FEDHET_STATE", "server")).name).touch()
+"""
+
+
+def foreign_code(made, site):
+    """A configuration that names a package which is installed on the devices and which no owner allows there."""
+    folder = made.folder / "foreign"
+    (made.folder / "conf" / "rule").mkdir(parents=True)
+    (made.folder / "conf" / "rule" / "foreign.yaml").write_text("_target_: foreign_code.rule.Rule")
+    words = ["submit", *SMALL, "rule=foreign", "--config-dir", made.folder / "conf", "--out", folder]
+    error = made.fedhet(*words, code=84)["error"]
+    assert error["code"] == "E314" and "client0 refuses this run: E213: " in error["detail"], error
+    assert "rule: foreign_code.rule.Rule lies outside of what the device's owner allowed" in error["detail"]
+    rows = read_rows(folder / "events.jsonl")
+    assert {r["client"] for r in rows if r["event"] == "failed" and r["reason"].startswith("E213: ")} == {0, 1, 2}
+    assert len([r for r in rows if r["event"] == "assign"]) == 3, "who refuses is not asked again"
+    assert len([text for text in Reader(folder)() if "refuses this run: E213" in text]) == 3
+    assert {path.name for path in site.iterdir()} <= {"server", "rule.py", "__init__.py", "__pycache__"}
+
+
 @pytest.mark.transport
 @pytest.mark.slow
-def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_path):
+def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_path, monkeypatch):
+    site = tmp_path / "site" / "foreign_code"
+    site.mkdir(parents=True)
+    (site / "__init__.py").touch()
+    (site / "rule.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(str(site.parent))
+    monkeypatch.setenv("PYTHONPATH", str(site.parent), prepend=os.pathsep)
     with living.federation(tmp_path, 3) as made:
         wrong = made.fedhet("submit", "--wait-for", 4, code=83)
         assert wrong["error"]["code"] == "E313"
@@ -84,6 +118,7 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
 
         frozen_client(made)
         too_few_clients(made)
+        foreign_code(made, site)
 
         out = tmp_path / "fedavg"
         row = made.fedhet("submit", "strategy=fedavg", "stop.versions=2", *SMALL, "--out", out)
