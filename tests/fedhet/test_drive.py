@@ -63,7 +63,7 @@ def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, 
     one = Drive(server=server, grid=None, clock=SimpleNamespace(now=lambda: now), gate=None, nodes=int, timeout=2.0)  # type: ignore[arg-type]
     claim_identity(1)
     asked = Message(RecordDict(), 2, "train")
-    one._judge(SimpleNamespace(id=7, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
+    one._judge(SimpleNamespace(id=7, client=0, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
     assert heard == [(7, told, now)]
 
 
