@@ -35,12 +35,12 @@ def simulate(
     overrides = flower_project.parse_run_config(run_config)
     with seeded(int(cfg["seed"])):  # an app may draw its first weights as it is imported
         app, project = flower_project.load(server, ServerApp)
-        other, its = flower_project.load(client, ClientApp)
+        other = flower_project.load_app(client, ClientApp)
     summary = simulation.simulate(
         app,
         other,
         build.fleet(cfg),
-        run_config=flower_project.run_config(project or its, overrides),
+        run_config=flower_project.run_config(project, overrides),
         workers=int(cfg["workers"]),
         steps=steps,
         batch=batch,

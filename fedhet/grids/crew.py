@@ -47,15 +47,22 @@ class _Member:
         self._work = work
         self._thread = threading.Thread(target=self._live, name=f"fedhet-crew-{number}", daemon=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether its thread was started."""
+        return self._thread.ident is not None
+
     def go_on(self) -> None:
         """Give it the turn until it waits or ends. Raises RuntimeError if its thread is gone without a word."""
-        if self._thread.ident is None:
+        if not self.begun:
             self._thread.start()
         else:
             self._turn.release()
         while not self._back.acquire(timeout=LOOK):
             if not self._thread.is_alive() and not self._back.acquire(blocking=False):
                 raise RuntimeError(f"{self._thread.name} died")
+        if self.ended:
+            self._thread.join(LOOK)  # its last step
 
     def rest(self) -> None:
         """In its thread: give the turn back and wait for the next."""
@@ -125,7 +132,7 @@ class Crew:
                 ready.extend(self._next(resting))
         finally:
             self._waits.clear()
-            for member in resting.values():
+            for member in [member for member in resting.values() if member.begun]:
                 member.abandoned = True
                 while not member.ended:
                     member.go_on()

@@ -12,6 +12,7 @@ run as a `Crew` are under way at once.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
@@ -26,6 +27,11 @@ from fedhet.grids.crew import Crew
 from fedhet.grids.executor import Executor
 from fedhet.grids.worker import Outcome
 from fedhet.profile import Trip
+
+log = logging.getLogger("fedhet.simulate")
+
+ASKED = 20
+"""Times an app may ask for the nodes, and send nothing, before it is told that they are all there will be."""
 
 NEVER = 1 << 62
 """Nanoseconds: the arrival of a reply that will not come."""
@@ -76,7 +82,7 @@ class VirtualGrid(Grid):
         self._pool, self._nodes, self._travel, self._config = pool, nodes, travel, config
         self._silent, self._observe, self._run_config = silent, observe, dict(run_config or {})
         self._polled, self._passes, self._heard, self.crew = polled, polled, heard, Crew(self)
-        self._sender = threading.RLock()
+        self._sender, self._owner, self._asked = threading.RLock(), threading.get_ident(), 0
         self.now_ns, self._pushed = 0, 0
         self.states: dict[int, RecordDict] = {}
         self._heap: list[tuple[int, int, str]] = []
@@ -126,11 +132,19 @@ class VirtualGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All registered nodes: a message to one that is offline waits for it, as on a real server."""
+        if self._polled and threading.get_ident() == self._owner:
+            self._asked += 1
+            if self._asked == ASKED:
+                log.warning(
+                    "the app has asked for the nodes %d times and sent nothing: if it waits for more than the %d there "
+                    "are, it waits for ever", ASKED, len(self._nodes),
+                )  # fmt: skip
         return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages on their way. A node does one at a time, in the order sent."""
         ids = []
+        self._asked = 0
         for message in messages:
             number = self._pushed
             self._pushed += 1

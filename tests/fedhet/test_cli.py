@@ -303,6 +303,10 @@ def test_a_flower_app_is_simulated_on_a_fleet(fedhet, tmp_path):
     assert json.loads(out)["messages"] == 5 and json.loads(out)["virtual_seconds"] > 0
     code, _, err = fedhet("simulate", "app.py:client", "app.py:client")
     assert code == 2 and "is no ServerApp" in err
+    (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.config]\nk = 1\nlonger-name = 2\n")
+    assert fedhet(*asked)[0] == 0, "the app's own configuration is read"
+    code, _, err = fedhet(*asked, "--run-config", "longer-nam=3")
+    assert code == 2 and "did you mean 'longer-name'" in err
 
 
 @pytest.mark.parametrize(("thing", "word"), [("fleet", "client"), ("partition", "client")])

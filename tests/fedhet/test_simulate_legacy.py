@@ -137,6 +137,19 @@ def test_threads_of_another_kind_are_told_what_to_do():
     assert len(errors) == 1 and "one send_and_receive" in errors[0]
 
 
+def test_a_server_that_waits_for_nodes_is_told_that_no_more_will_come(caplog):
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        for _ in range(50):
+            if len(list(grid.get_node_ids())) > 5:
+                break
+
+    simulate(app, legacy.client, fleet())
+    assert ["than the 5 there are" in r.getMessage() for r in caplog.records if r.name == "fedhet.simulate"] == [True]
+
+
 def test_a_server_that_polls_sees_time_pass():
     app, seen = ServerApp(), []
 
