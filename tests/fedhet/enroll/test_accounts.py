@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -135,15 +136,17 @@ def test_another_process_of_the_account_does_not_read_what_a_process_with_a_pass
     def read(name):
         return as_another(lambda: Path(f"/proc/{child}/{name}").open("rb").read(1))
 
-    assert os.read(done, 1) == b"1"
-    assert read("environ") == 0
-    os.write(going, b"1")
-    assert os.read(done, 1) == b"2"
-    assert [read(name) for name in ("environ", "mem", "maps")] == [errno.EACCES] * 3
-    os.write(going, b"2")
-    assert os.waitpid(child, 0)[1] == 0
-    for end in (go, going, done, doing):
-        os.close(end)
+    try:
+        assert os.read(done, 1) == b"1"
+        assert read("environ") == 0
+        os.write(going, b"1")
+        assert os.read(done, 1) == b"2"
+        assert [read(name) for name in ("environ", "mem", "maps")] == [errno.EACCES] * 3
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for end in (go, going, done, doing):
+            os.close(end)
 
 
 def test_what_a_server_starts_gets_no_secret_of_its_environment(tmp_path, monkeypatch):
