@@ -163,16 +163,19 @@ class AbstractBooks:
         }
 
     def failing(self) -> list[str]:
-        """A sentence for each client whose every job failed by its own doing, or as the last few in a row did."""
-        named = []
+        """Clients whose every job failed by their own doing, or as the last few in a row did: a sentence a cause."""
+        alike: dict[str, list[ClientId]] = {}
         for client, seen in sorted(self.seen.items()):
             if seen.faults and (not seen.finished or seen.faults >= PERSISTENT):
-                which = "the last" if seen.finished else "all"
-                named.append(
-                    f"client {client} contributes nothing: {which} {seen.faults} of its jobs failed, {seen.why}"
-                )
-        rest = len(named) - NAMED
-        return named if rest <= 0 else [*named[:NAMED], f"and {rest} more clients like these"]
+                alike.setdefault(_cause(seen.why), []).append(client)
+        told = []
+        for clients in alike.values():
+            first, more = self.seen[clients[0]], len(clients) - NAMED
+            who = ", ".join(map(str, clients[:NAMED])) + (f" and {more} more" if more > 0 else "")
+            which = "the last" if first.finished else "all"
+            jobs = f"{which} {first.faults} jobs of {'it' if len(clients) == 1 else 'the first'} failed, {first.why}"
+            told.append(f"client{'s' * (len(clients) > 1)} {who}: nothing arrives, {jobs}")
+        return told
 
     # Entries
 
@@ -224,7 +227,7 @@ class AbstractBooks:
             seen.faults, seen.why = seen.faults + 1, reason
             if seen.faults == PERSISTENT:
                 self.note("failing", {"client": client, "jobs": seen.faults, "reason": reason})
-        cause = re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", reason) if own and not self.counts["arrived"] else ""
+        cause = _cause(reason) if own and not self.counts["arrived"] else ""
         self.alike = {*self.alike, client} if cause and cause == self.cause else {client} if cause else set()
         self.cause = cause
         several = cause and self.barren >= FEW and len(self.alike) >= min(FEW, len(self.roster) - len(self.barred))
@@ -234,3 +237,8 @@ class AbstractBooks:
             )
         if self.barren >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
             raise Hopeless(f"the last {self.barren} jobs all failed; the last one: {reason}")
+
+
+def _cause(reason: str) -> str:
+    """What equal errors of different clients have in common: all but the numbers."""
+    return re.sub(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "#", reason)

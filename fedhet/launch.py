@@ -103,7 +103,9 @@ def resume(folder: Path, *, progress: Progress | None = None, workers: int | Non
     `workers` changes the number of worker processes, which changes no result.
     """
     if (folder / "result.json").is_file():
-        return Result.read(folder)
+        result = Result.read(folder)
+        result.check("config.yaml")
+        return result
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is not a run folder: it has no config.yaml")

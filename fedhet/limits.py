@@ -13,7 +13,7 @@ FEW = 5
 PERSISTENT = 3
 """Failures in a row by which a client that has worked before is named."""
 NAMED = 20
-"""Failing clients that a result names."""
+"""Failing clients that a result names for one cause."""
 
 
 BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})

@@ -105,9 +105,11 @@ def _jobs(
     gate, answers = Gate(max_weight=experiment.max_weight, **experiment.gate), []
     first: bytes | memoryview = b""
     again = asked[:1] if device.model.flat.numel() <= SMALL else []
+    alone = device.model.batch_statistics and experiment.method.work.batch == 1
+    hint = "; its batch statistics need batches of two samples or more: raise work.batch" if alone else ""
     for at, (client, budget) in enumerate([*asked, *again]):
         job = Job(at, client, 0, 0, budget, 0.0)
-        with _told(f"a job of client {client} fails ({_parts(experiment)})"):
+        with _told(f"a job of client {client} fails ({_parts(experiment)}{hint})"):
             update = device.answer(job, server.space.offer(server.state, job), {})
             payload = wire.encode(update.delta)
             expects = server.expects(job)

@@ -16,8 +16,7 @@ result.json, schema 2:
                                              many of them it cost more than their battery holds (null: nobody does)
     updates                                  dispatched = accepted + late + rejected + failed + buffered + unfinished;
                                              late, rejected and failed by reason
-    failing                                  a sentence for each client of which nothing arrives, by its own doing; of
-                                             many the first 20
+    failing                                  clients of which nothing arrives by their own doing, a sentence a cause
     stopped                                  which limit ended the run
     peak_rss_bytes, peak_rss_worker_bytes    most resident memory of the main process; of the largest ended child
     weights_sha256, events_sha256            of the final state's payload and of events.jsonl

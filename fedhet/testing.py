@@ -224,6 +224,7 @@ class Rounds:
         number = self.view.version * self.world.clients + client
         job = Job(number, client, self.view.version, turn, Budget(self.steps[client]), self.view.now)
         payload, shard = self.space.offer(self.view.state, job), self.world.shard(client, turn)
+        self.model.reset()
         self.model.extras.clear()
         self.space.install(self.model, payload, job)
         metrics = self.work.run(self.model, shard, job, self.memories[client])

@@ -76,7 +76,9 @@ REFUSED = {
     "labels above the outputs": (own(few_classes), ["shape (2, 9)", "(2, 10)"]),
     "a shape the model refuses": (own(other_shape), ["other_shape", "RuntimeError", "64"]),
     "state between jobs": (own(hoarder), ["hoarder", "same job gives another result", "buffers"]),
-    "batches of one with batch statistics": ([*own(statistics), "work.batch=1"], ["statistics", "more than 1 value"]),
+    "batches of one with batch statistics": (
+        [*own(statistics), "work.batch=1"], ["statistics", "more than 1 value", "raise work.batch"],
+    ),
     "layers without parameters last": (
         [*own(last_statistics), "space=last_layers", "budget=fixed", "budget.width=0.5"],
         ["width=0.5 trains no parameter", "LastLayers"],
