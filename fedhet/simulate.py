@@ -22,6 +22,7 @@ from flwr.serverapp import ServerApp
 
 from fedhet.flower_compat import SUPERLINK_NODE_ID, ErrorCode
 from fedhet.flower_legacy import crewed
+from fedhet.flower_project import AppError, load_app, parse_run_config
 from fedhet.grids.pool import Pool
 from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
@@ -30,6 +31,8 @@ from fedhet.roster import Clients
 from fedhet.seeding import Seeded, seeded
 from fedhet.streams import stream
 from fedhet.transports import FIRST_NODE, one_thread
+
+__all__ = ["AppError", "Summary", "load_app", "parse_run_config", "simulate"]
 
 logger = logging.getLogger("fedhet.simulate")
 
