@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -111,7 +112,8 @@ def status() -> str:
 
 def path() -> str:
     """Where the compiled loop lies, for processes without torch; empty if there is none."""
-    return "" if isinstance(_load(), str) else str(_source().place())
+    built = "" if isinstance(_load(), str) else _source().build()
+    return str(built) if isinstance(built, Path) else ""
 
 
 def _fits(x: Tensor) -> bool:
