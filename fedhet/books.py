@@ -118,6 +118,9 @@ class AbstractBooks:
         """The rank of a job's adapters, 0 if it has none."""
         return job.budget.rank or self._rank if self._rank else 0
 
+    def fednova_norm(self, job: Job) -> float:
+        return float(self.method.work.fednova_norm(job))  # type: ignore[attr-defined]  # `Method` saw that it is there
+
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)
 

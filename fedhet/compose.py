@@ -42,7 +42,16 @@ class Method:
             for layer in getattr(self, slot):
                 if not isinstance(layer, Layer):
                     raise Misfit(f"{slot}: {type(layer).__name__} lacks a layer hook (send, wire, arrive, finish)")
+        if getattr(self.rule, "guards", False):
+            for part in (self.space, *(layer for _, layer in self.layers)):
+                if told := getattr(part, "unguarded", ""):
+                    raise Misfit(
+                        f"{_named(self.rule)} bounds what single clients do to the model, but with "
+                        f"{type(part).__name__} {told}: use a mean, or another part"
+                    )
         offered = self.space.gives | {"each"}
+        if callable(getattr(self.work, "fednova_norm", None)):
+            offered |= {"norm"}
         for _, layer in self.layers:
             offered -= layer.hides
         parts: tuple[Rule | Work | Layer, ...] = (self.rule, self.work, *(layer for _, layer in self.layers))
@@ -63,6 +72,12 @@ class Method:
     def layers(self) -> tuple[tuple[str, Layer], ...]:
         """All layers with the name their memory is kept under, in the order of `send`."""
         return tuple((f"{slot}.{i}", layer) for slot in ONION for i, layer in enumerate(getattr(self, slot)))
+
+
+def _named(rule: Rule) -> str:
+    """A rule's class, and that of the rule it stands in front of."""
+    inner = getattr(rule, "rule", None)
+    return type(rule).__name__ + (f" of {type(inner).__name__}" if inner is not None else "")
 
 
 def _with(layers: Sequence[tuple[str, Layer]]) -> str:

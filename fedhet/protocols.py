@@ -125,6 +125,11 @@ class View(Protocol):
 
     def observed(self, client: ClientId) -> Observation: ...
 
+    def fednova_norm(self, job: Job) -> float:
+        """How much weight a job's gradients have together in its displacement, in plain steps: the work says it, not
+        the client. For rules that need "norm"."""
+        ...
+
     def next_online(self) -> float | None:
         """The next second at which some registered client that is offline now comes online; None if never."""
         ...
@@ -203,8 +208,16 @@ class Space(Protocol):
         """All inner products, float64, shape (n, n)."""
         ...
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        """sum_i coefficients[i] * deltas[i], accumulated in the order given."""
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given; no scales are ones.
+
+        A coefficient is the rule's, a scale belongs to the update (`Update.scale`: a discount, a norm cut). Where
+        deltas cover a part of the coordinates, the coefficients of those who cover one are brought to the sum of all:
+
+            x_k = (sum_j c_j) * sum_i c_i s_i d_ik / sum_i c_i    over those who cover k,
+
+        so that a scale is never divided away.
+        """
         ...
 
     # client
@@ -233,7 +246,10 @@ class Rule(Protocol):
     """N updates to one delta. Must honour `Update.scale` and normalise `Update.weight` itself."""
 
     needs: ClassVar[frozenset[str]]
-    """"each": sight of single updates; "coordinates": leaves that line up."""
+    """"each": sight of single updates; "coordinates": leaves that line up; "norm": a work with a `fednova_norm`."""
+
+    # A rule that bounds what a single client can do to the model says so with `guards = True`. It is a `Misfit` with a
+    # space or layer whose `unguarded` names what of an update reaches the model beside the rule.
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree: ...
 

@@ -151,6 +151,10 @@ class FakeView:
     def observed(self, client: ClientId) -> Observation:
         return self.watched.get(client, Watched())
 
+    def fednova_norm(self, job: Job) -> float:
+        """That of plain steps."""
+        return float(job.budget.steps)
+
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)
 

@@ -22,6 +22,9 @@ from fedhet.types import Tree
 PIECE = 1 << 18
 """Elements summed at a time, so that the running sum stays in cache; element-wise, so no bit depends on it."""
 
+HALVES = frozenset({torch.float16, torch.bfloat16})
+"""Dtypes in which a running sum would stop growing, or overflow."""
+
 SHELF = Shelf()
 """Where large results lie; which memory it is shows in no result."""
 
@@ -162,24 +165,42 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         total = _room(first.flat)
         if kernel.weighted_sum(rows, coefficients, total):
             return FlatTree(first.schema, total)
-        total.zero_()
         for at in range(0, len(total), PIECE):
-            part = total[at : at + PIECE]
-            for row, c in zip(rows, coefficients, strict=True):
-                part.add_(row[at : at + PIECE], alpha=float(c))
+            _sum([row[at : at + PIECE] for row in rows], coefficients, total[at : at + PIECE])
         return FlatTree(first.schema, total)
     names = list(trees[0])
     if any(list(t) != names for t in trees):
         raise ValueError("trees with different names cannot be summed")
     result: dict[str, Tensor] = {}
     for name in names:
-        leaf = torch.zeros_like(trees[0][name])
-        for tree, c in zip(trees, coefficients, strict=True):
+        leaf = torch.empty_like(trees[0][name])
+        for tree in trees:
             if tree[name].shape != leaf.shape:
                 raise ValueError(f"{name}: shapes {tuple(leaf.shape)} and {tuple(tree[name].shape)} cannot be summed")
-            leaf.add_(tree[name], alpha=float(c))
+        _sum([tree[name] for tree in trees], coefficients, leaf)
         result[name] = leaf
     return result
+
+
+def widened(x: Tensor) -> Tensor:
+    """x itself, or in float32 where its own dtype has half as many bits: what sums and squares are formed in."""
+    return x.float() if x.dtype in HALVES else x
+
+
+def _sum(rows: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:
+    """out = sum_i coefficients[i] * rows[i] in the order given, rounded to out's dtype once."""
+    total = torch.zeros_like(out, dtype=torch.float32) if out.dtype in HALVES else out.zero_()
+    for row, c in zip(rows, coefficients, strict=True):
+        total.add_(row, alpha=float(c))
+    if total is not out:
+        out.copy_(total)
+
+
+def scaled(coefficients: Sequence[float], scales: Sequence[float]) -> Sequence[float]:
+    """The products of coefficients and scales, in float64; the coefficients themselves if there are no scales."""
+    if not len(scales):
+        return coefficients
+    return [float(c) * float(s) for c, s in zip(coefficients, scales, strict=True)]
 
 
 def empty(schema: Schema) -> Tree:
@@ -271,6 +292,6 @@ def squared_norm(tree: Tree) -> float:
         if not row.is_floating_point():
             row = row.to(torch.float64)
         for at in range(0, row.numel(), 1 << 20):
-            part = row[at : at + (1 << 20)]
+            part = widened(row[at : at + (1 << 20)])
             total += float(torch.dot(part, part))
     return total

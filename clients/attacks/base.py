@@ -7,7 +7,7 @@ training. Honest clients run the inner work and nothing else, on the same random
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +80,12 @@ class Attacked:
     @property
     def batch(self) -> int:
         return self.work.batch
+
+    @property
+    def fednova_norm(self) -> Callable[[Job], float]:
+        """The inner work's, if it has one."""
+        norm: Callable[[Job], float] = self.work.fednova_norm  # type: ignore[attr-defined]
+        return norm
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         if job.client not in self.attack:

@@ -39,6 +39,10 @@ class FedDyn(AbstractLocal):
         super().__post_init__()
         _check(self.alpha)
 
+    @property
+    def pull(self) -> float:
+        return self.alpha
+
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         own = memory.get("linear", torch.zeros_like(model.params))
         start = model.params.clone()
@@ -47,7 +51,7 @@ class FedDyn(AbstractLocal):
         def bend(grad: Tensor, params: Tensor) -> None:
             grad.add_(params, alpha=self.alpha).sub_(constant)
 
-        metrics = self.steps(model, data, job, bend, self.alpha)
+        metrics = self.steps(model, data, job, bend)
         memory["linear"] = own - self.alpha * (model.params - start)
         return metrics
 
@@ -76,9 +80,10 @@ class FedDynServer(AbstractLayer):
             if name.rpartition(".")[2] in self.averaged:
                 step[name] = leaf
                 continue
-            h = memory.get(name, torch.zeros_like(leaf)) - self.alpha * share * leaf
+            wide = tree.widened(leaf)
+            h = memory.get(name, torch.zeros_like(wide)) - self.alpha * share * wide
             memory[name] = h
-            step[name] = leaf - h / self.alpha
+            step[name] = (wide - h / self.alpha).to(leaf.dtype)
         return tree.flatten(step)
 
 

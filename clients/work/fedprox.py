@@ -29,12 +29,16 @@ class FedProx(AbstractLocal):
         if not 0 <= self.mu < math.inf:
             raise ValueError(f"mu={self.mu} must be 0 or more")
 
+    @property
+    def pull(self) -> float:
+        return self.mu
+
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         if self.mu == 0:
             return self.steps(model, data, job)
         anchor = model.params.clone()
 
-        def pull(grad: Tensor, params: Tensor) -> None:
+        def pulled(grad: Tensor, params: Tensor) -> None:
             grad.add_(params, alpha=self.mu).add_(anchor, alpha=-self.mu)
 
-        return self.steps(model, data, job, pull, self.mu)
+        return self.steps(model, data, job, pulled)

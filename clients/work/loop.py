@@ -1,8 +1,8 @@
 """The step loop all local training shares: gradients of mini-batches on flat buffers, one in-place step after another.
 
 A work differs from plain SGD in what it adds to a gradient; it says so in one function and keeps the loop. Losses are
-summed as tensors and read once at the end. Beside the model the loop follows one number, the FedNova norm: how much
-weight the gradients have together in the displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
+summed as tensors and read once at the end. Of every job it is known beforehand how much weight its gradients have
+together in the displacement, the FedNova norm (Wang et al., "Tackling the Objective Inconsistency Problem in
 Heterogeneous Federated Optimization", arXiv:2007.07481, section 4),
 
     w_0 - w_K = lr * sum_k a_k g_k,    a_norm = sum_k a_k,
@@ -56,6 +56,18 @@ def plain_metrics(losses: Sequence[float]) -> dict[str, float]:
     return {"loss": sum(losses) / count, "steps": count, "a_norm": count}
 
 
+def fednova_norm(steps: int, momentum: float = 0.0, nesterov: bool = False, shrink: float = 0.0) -> float:
+    """The path of the steps on the constant gradient 1; `shrink` is lr * mu of a term that pulls back to the start."""
+    if not (momentum or shrink):
+        return float(steps)
+    lever = norm = 0.0
+    for _ in range(steps):
+        unit = 1.0 - shrink * norm
+        lever = momentum * lever + unit
+        norm += unit + momentum * lever if nesterov else lever
+    return norm
+
+
 @dataclass(frozen=True)
 class AbstractLocal(ABC):
     """Hyper-parameters of local steps, and the loop that takes them.
@@ -103,13 +115,20 @@ class AbstractLocal(ABC):
         """The step size of a job."""
         return self.lr * self.lr_decay**job.version
 
-    def steps(
-        self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None, pull: float = 0.0
-    ) -> dict[str, float]:
+    @property
+    def pull(self) -> float:
+        """The mu of a term mu * (w - w_0) that is added to every gradient; 0 if there is none."""
+        return 0.0
+
+    def fednova_norm(self, job: Job) -> float:
+        """The weight that the gradients of a job have together in its displacement, as above: what the server knows
+        of it without asking."""
+        return fednova_norm(job.budget.steps, self.momentum, self.nesterov, self.rate(job) * self.pull)
+
+    def steps(self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None) -> dict[str, float]:
         """Run the job's steps. Metrics: "loss", the mean over the steps; "steps"; "a_norm" as above.
 
-        `pull` is the mu of a term mu * (w - w_0) in `adjust`, for a_norm alone. Raises ValueError for a job
-        without steps.
+        Raises ValueError for a job without steps.
         """
         count, rate = job.budget.steps, self.rate(job)
         if count < 1:
@@ -124,7 +143,6 @@ class AbstractLocal(ABC):
                 losses += model.descend_all(part, rate).tolist()
             return plain_metrics(losses)
         total = torch.zeros((), dtype=params.dtype)
-        lever = a_norm = 0.0
         for _ in range(count):
             total += model.gradient(*next(batches))
             if self.weight_decay:
@@ -139,10 +157,7 @@ class AbstractLocal(ABC):
                 velocity.mul_(self.momentum).add_(grad)
                 step = grad.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
                 params.add_(step, alpha=-rate)
-            unit = 1.0 - rate * pull * a_norm
-            lever = self.momentum * lever + unit
-            a_norm += unit + self.momentum * lever if self.nesterov else lever
-        return {"loss": float(total) / count, "steps": float(count), "a_norm": a_norm}
+        return {"loss": float(total) / count, "steps": float(count), "a_norm": self.fednova_norm(job)}
 
     def _clip(self, grad: Tensor) -> None:
         norm = float(grad.norm())

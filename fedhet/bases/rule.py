@@ -71,7 +71,7 @@ class Geometry(Protocol):
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray: ...
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree: ...
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree: ...
 
 
 @runtime_checkable
@@ -132,7 +132,7 @@ class Rows:
     def sum(self, coefficients: np.ndarray) -> Tree:
         """sum_i coefficients[i] x_i, formed by the space in the order of the updates."""
         c = coefficients if self.matrix is None else coefficients @ self.matrix
-        return self.space.combine([u.delta for u in self.sources], [float(x) for x in c * self.scales])
+        return self.space.combine([u.delta for u in self.sources], c.tolist(), self.scales.tolist())
 
     def reduce(self, function: Columnwise) -> Tree:
         """`function` of every coordinate, in blocks; by the space where it is `Spread`. Raises ValueError if the leaves
@@ -152,6 +152,11 @@ class Rows:
 
 class AbstractRule(ABC):
     """A rule on rows, so that mixtures can be put in front of it."""
+
+    @property
+    def guards(self) -> bool:
+        """Whether it bounds what a single client can do to the model. Means do not."""
+        return True
 
     @abstractmethod
     def on(self, rows: Rows, view: View) -> Tree:

@@ -49,5 +49,5 @@ class AbstractDense(ABC):
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram(deltas)
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        return tree.weighted_sum(deltas, coefficients)
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))

@@ -23,7 +23,7 @@ from fedhet import inner, plain
 from fedhet.bases.rule import AbstractRule, Blocks, Rows
 from fedhet.hierarchy.team import Part, Task, Team
 from fedhet.protocols import Rule, Space, View
-from fedhet.tree import FlatTree, Schema
+from fedhet.tree import FlatTree, Schema, scaled
 from fedhet.types import JobId, Tree, Update
 
 WIDTH = 4 * inner.CHUNK
@@ -66,9 +66,9 @@ class Slices:
                 total += part
         return total
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        """sum_i coefficients[i] * deltas[i], accumulated in the order given."""
-        return self._formed(deltas, "sum", c=[float(c) for c in coefficients])
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given."""
+        return self._formed(deltas, "sum", c=[float(c) for c in scaled(coefficients, scales)])
 
     def spread(self, deltas: Sequence[Tree], blocks: Blocks) -> Tree:
         """A function of each coordinate. Raises TypeError for a function that is not plain data, ValueError where the

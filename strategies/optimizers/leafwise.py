@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedhet.tree import FlatTree
+from fedhet.tree import FlatTree, widened
 from fedhet.types import Tree
 
 
 def leafwise(delta: Tree, step: Callable[[str, Tensor], Tensor]) -> Tree:
-    """Apply `step(name, leaf)` to every leaf; a flat tree is one leaf named "flat"."""
+    """Apply `step(name, leaf)` to every leaf; a flat tree is one leaf named "flat". Leaves in half precision are handed
+    out in float32, so that what a step remembers is, and come back rounded once."""
     if isinstance(delta, FlatTree):
-        return FlatTree(delta.schema, step("flat", delta.flat))
-    return {name: step(name, leaf) for name, leaf in delta.items()}
+        return FlatTree(delta.schema, step("flat", widened(delta.flat)).to(delta.flat.dtype))
+    return {name: step(name, widened(leaf)).to(leaf.dtype) for name, leaf in delta.items()}

@@ -57,6 +57,10 @@ class Chain(AbstractRule):
         return needs | {"each"} if self.mixings else needs
 
     @property
+    def guards(self) -> bool:
+        return bool(self.mixings) or self.rule.guards
+
+    @property
     def mixings(self) -> tuple[Mixing, ...]:
         """What stands before the rule, in order."""
         return self.before  # type: ignore[return-value]  # a tuple since construction

@@ -39,6 +39,10 @@ class Colluding:
 
     needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
 
+    @property
+    def guards(self) -> bool:
+        return bool(getattr(self.rule, "guards", False))
+
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree:
         honest = [u for u in updates if u.job.client not in self.attack]
         count = len(updates) - len(honest)

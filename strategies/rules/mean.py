@@ -58,6 +58,10 @@ class Mean(AbstractLinearRule):
         if self.over not in OVER:
             raise ValueError(f"over={self.over!r} is not a denominator; use one of {', '.join(OVER)}")
 
+    @property
+    def guards(self) -> bool:
+        return False
+
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         return shares(self.over, self.uniform, weights, view)
 

@@ -66,9 +66,16 @@ class ControlVariates(AbstractDense):
         """Of the model parts: control variates do not vote."""
         return tree.gram([_part(d, control=False) for d in deltas])
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        values = tree.weighted_sum([_part(d, control=False) for d in deltas], coefficients)
-        control = tree.weighted_sum([_part(d, control=True) for d in deltas], [1.0 / self.clients] * len(deltas))
+    @property
+    def unguarded(self) -> str:
+        """Control variates are summed over all that answered, whatever the rule thinks of them."""
+        return "the steps of the clients' control variates are averaged whatever the rule makes of the updates"
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        """The rule's sum of the model parts; control variates by 1/clients each, cut by an update's scale as well."""
+        values = tree.weighted_sum([_part(d, control=False) for d in deltas], tree.scaled(coefficients, scales))
+        even = tree.scaled([1.0 / self.clients] * len(deltas), scales)
+        control = tree.weighted_sum([_part(d, control=True) for d in deltas], even)
         assert isinstance(values, FlatTree) and isinstance(control, FlatTree)
         return FlatTree(Schema.of(deltas[0]), torch.cat([values.flat, control.flat]))
 

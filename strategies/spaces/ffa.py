@@ -55,8 +55,8 @@ class Ffa(AbstractAveraged):
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram(deltas)
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        return tree.weighted_sum(deltas, coefficients)
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
 
     def _pairs(self, model: Model, payload: Mapping[str, Tensor]) -> dict[str, Pair]:
         """B as sent beside the A of the seed."""

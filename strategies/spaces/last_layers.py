@@ -4,10 +4,11 @@ The whole model goes down. A job of width a trains the last max(1, floor(a L)) o
 as it came. Every parameter is averaged over the clients that trained it: with coefficients c_i of the rule and S_p
 the clients that trained parameter p,
 
-    delta_p = (sum_i c_i) * sum_{i in S_p} c_i delta_{i,p} / sum_{i in S_p} c_i,
+    delta_p = (sum_i c_i) * sum_{i in S_p} c_i s_i delta_{i,p} / sum_{i in S_p} c_i,
 
-which is the rule's own sum if all trained p. Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous Federated
-Learning with Adaptive Partial Training", arXiv:2304.06947.
+which is the rule's own sum if all trained p. The scales s_i of the updates (discounts, norm cuts) are not normalised:
+one who trains a parameter alone is cut like everybody. Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous
+Federated Learning with Adaptive Partial Training", arXiv:2304.06947.
 """
 
 from __future__ import annotations
@@ -97,18 +98,24 @@ class LastLayers(AbstractDense):
     def restore(self, model: Model, state: Tree) -> None:
         model.flat.copy_(_flat(model, state))
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        """Raises ValueError for a negative coefficient of an update that does not cover everything: what those who
+        cover a parameter count together could then be nothing, or less."""
         if tree.twins(deltas):
-            return tree.weighted_sum(deltas, coefficients)
+            return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
+        if min(coefficients) < 0:
+            raise ValueError(
+                "the rule gives negative coefficients, which have no meaning where updates cover unequal layers: "
+                "choose another rule, or space=full"
+            )
         total, result = math.fsum(coefficients), dict[str, Tensor]()
+        factors = tree.scaled(coefficients, scales)
         for name in max(deltas, key=len):  # widths nest: the longest has all names
-            there = [(d, c) for d, c in zip(deltas, coefficients, strict=True) if name in d]
-            covered = math.fsum(c for _, c in there)
-            factor = 1.0 if len(there) == len(deltas) else total / covered if covered else 0.0
-            leaf = torch.zeros_like(there[0][0][name])
-            for delta, c in there:
-                leaf.add_(delta[name], alpha=c * factor)
-            result[name] = leaf
+            there = [i for i, d in enumerate(deltas) if name in d]
+            covered = math.fsum(coefficients[i] for i in there)
+            share = 1.0 if len(there) == len(deltas) else total / covered if covered else 0.0
+            leaves = [{name: deltas[i][name]} for i in there]
+            result |= tree.weighted_sum(leaves, [factors[i] * share for i in there])
         return tree.flatten(result)
 
     def merge(self, state: Tree, delta: Tree) -> Tree:

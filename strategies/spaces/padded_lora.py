@@ -115,12 +115,17 @@ class PaddedLora(AbstractAveraged):
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram([_without(d) for d in deltas])
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
+    @property
+    def unguarded(self) -> str:
+        """Shares of the updates' lengths replace the rule's coefficients: the longer one is, the more it counts."""
+        return "by_norm deals the rule's shares anew by the lengths of the updates" if self.by_norm else ""
+
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
         if self.by_norm:
             lengths = np.array([float(d[NORM]) for d in deltas]) * (np.asarray(coefficients) != 0)
             if lengths.sum() > 0:
                 coefficients = (lengths / lengths.sum() * sum(coefficients)).tolist()
-        return tree.weighted_sum([_without(d) for d in deltas], coefficients)
+        return tree.weighted_sum([_without(d) for d in deltas], tree.scaled(coefficients, scales))
 
 
 def _without(delta: Tree) -> Tree:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, Schema
+from fedhet.tree import FlatTree, Schema, scale, widened
 from fedhet.types import Memory, Tree, Update
 
 
@@ -39,8 +39,15 @@ class CA2FL(AbstractLayer):
         if self.recompute_every < 1:
             raise ValueError(f"recompute_every={self.recompute_every} must be at least 1 version")
 
+    @property
+    def unguarded(self) -> str:
+        """h is a plain mean of what clients sent, added to the rule's answer."""
+        return "the mean of all clients' last displacements is added to what the rule answers"
+
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
         flat, key = _vector(update.delta), f"cache/{update.job.client}"
+        if update.scale != 1.0:  # what was cut or discounted is cached as it counts
+            flat, update = flat * update.scale, replace(update, scale=1.0, delta=scale(update.delta, update.scale))
         old = memory.get(key)
         change = flat if old is None else flat - old
         memory[key] = flat.clone()
@@ -60,10 +67,15 @@ class CA2FL(AbstractLayer):
 
 
 def _vector(tree: Tree) -> Tensor:
-    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+    """All leaves in one piece, in float32 where they are in half precision: they are summed over many versions."""
+    flat = tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+    return widened(flat)
 
 
 def _like(flat: Tensor, tree: Tree) -> Tree:
+    schema = Schema.of(tree)
+    if schema.dtype is not None:
+        flat = flat.to(schema.dtype)
     if isinstance(tree, FlatTree):
         return FlatTree(tree.schema, flat)
     return dict(FlatTree(Schema.of(tree), flat))

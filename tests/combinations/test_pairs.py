@@ -47,6 +47,9 @@ BRISK: Mapping[str, Mapping[str, Any]] = {
 }
 """Sizes for six clients and nine versions instead of the options' own, which are for longer runs."""
 
+MEANS = ("mean", "mean_count", "mean_population", "mean_uniform", "fednova", "fednova_population")
+"""Rules that bound nobody."""
+
 Choice = tuple[str, ...]
 """One option per axis, in the order of `AXES`."""
 
@@ -55,6 +58,10 @@ def refused(pair: Mapping[str, str]) -> str:
     """Why two options are no method; empty if they are one."""
     if "optimizer" in pair and "work" in pair and (pair["optimizer"] == "feddyn") != (pair["work"] == "feddyn"):
         return "FedDyn's linear terms are the sum of both halves"
+    if pair.get("rule", MEANS[0]) not in MEANS and (pair.get("staleness") == "ca2fl" or pair.get("work") == "scaffold"):
+        return "a rule that guards the model, and what reaches it beside the rule"
+    if pair.get("rule", "").startswith("fednova") and pair.get("work") == "adam":
+        return "what Adam's steps weigh depends on its gradients"
     if pair.get("staleness") == "tiers" and pair.get("schedule", "fedat") != "fedat":
         return "a mixture of tiers needs the schedule that makes them"
     if pair.get("rule") == "monna" and pair.get("schedule", "sync") != "sync":

@@ -313,7 +313,8 @@ def fake_view() -> Callable[..., SimpleNamespace]:
         seen = fields.pop("seen", {})
         bases = fields.pop("bases", {})
         return SimpleNamespace(
-            **{"now": 0.0, "version": 0, "cohort": (), "inflight": {}, "buffer": {}, "busy": 0, **fields},
+            **{"now": 0.0, "version": 0, "cohort": (), "inflight": {}, "buffer": {}, "busy": 0}
+            | {"fednova_norm": lambda job: float(job.budget.steps), **fields},
             roster=Roster(examples or {0: 1}, profiles),
             observed=lambda client: seen.get(client, Seen()),
             base=bases.__getitem__,

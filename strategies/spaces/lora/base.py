@@ -243,8 +243,8 @@ class AbstractProducts(AbstractLora):
         whole = [under(d, WHOLE) for d in deltas]
         return total + tree.gram(whole) if whole[0] else total
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
-        rows = [pairs(d) for d in deltas]
+    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+        coefficients, rows = tree.scaled(coefficients, scales), [pairs(d) for d in deltas]
         room = _room(rows)
         products = {layer: stack([row[layer] for row in rows], coefficients, room.get(layer)) for layer in rows[0]}
         rest = [{n: leaf for n, leaf in d.items() if n.startswith((WHOLE, MEAN))} for d in deltas]

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.tree import FlatTree, Schema, weighted_sum
+from fedhet.tree import FlatTree, Schema
 from fedhet.types import Budget, Job, Update
 from strategies.rules.mean import Mean
+from strategies.spaces.full import Full
 
 Make = Callable[..., Any]
-SPACE: Any = SimpleNamespace(combine=weighted_sum, gram=None)
+SPACE: Any = SimpleNamespace(combine=Full().combine, gram=None)
 
 
 def update(client: int, values: list[float], weight: float, scale: float = 1.0, steps: int = 1) -> Update:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhet.bases.rule import Rows
+from fedhet.tree import scaled
 from fedhet.types import Budget, Job, Update
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing
@@ -166,7 +167,7 @@ def test_updates_are_read_once_however_long_the_chain(fake_view: Any, make_updat
         reads.append(len(deltas))
         return np.eye(9)
 
-    space: Any = SimpleNamespace(gram=gram, combine=lambda deltas, c: c)
+    space: Any = SimpleNamespace(gram=gram, combine=lambda deltas, c, s: c)
     Chain([Arc(2), Nnm(2), Bucketing(2)], GeometricMedian())(make_updates(np.eye(9)), space, fake_view())
     assert reads == [9]
 
@@ -200,8 +201,8 @@ class Factored:
     def gram(self, deltas: Any) -> np.ndarray:
         return np.array([[float(((p["A"] @ q["A"].T) * (p["B"].T @ q["B"])).sum()) for q in deltas] for p in deltas])
 
-    def combine(self, deltas: Any, coefficients: Any) -> Any:
-        pairs = list(zip(deltas, coefficients, strict=True))
+    def combine(self, deltas: Any, coefficients: Any, scales: Any = ()) -> Any:
+        pairs = list(zip(deltas, scaled(coefficients, scales), strict=True))
         return {"A": torch.cat([d["A"] for d, _ in pairs]), "B": torch.cat([d["B"] * c for d, c in pairs], dim=1)}
 
 

@@ -123,6 +123,44 @@ def test_every_parameter_is_averaged_over_those_who_trained_it(given: list[tuple
         np.testing.assert_allclose(combined[name], sum(c) * mean, rtol=2e-5, atol=2e-6)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(WIDTHS), st.floats(0.01, 2.0), st.floats(0.0, 1.0)), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
+def test_a_scale_is_never_divided_away(given: list[tuple[float, float, float]], seed: int) -> None:
+    """x_p = (sum_i c_i) * sum_{i in S_p} c_i s_i d_ip / sum_{i in S_p} c_i, in float64."""
+    whole, rng = network().schema, np.random.default_rng(seed)
+    deltas = []
+    for width, _, _ in given:
+        own = trained(whole, width)
+        deltas.append(FlatTree(own, torch.from_numpy(rng.normal(size=own.size)).float()))
+    c, s = [x for _, x, _ in given], [x for _, _, x in given]
+    combined, rows = numbers(SPACE.combine(deltas, c, s)), [numbers(d) for d in deltas]
+    for name in combined:
+        there = [i for i, row in enumerate(rows) if name in row]
+        want = sum(c) * sum(c[i] * s[i] * rows[i][name] for i in there) / sum(c[i] for i in there)
+        np.testing.assert_allclose(combined[name], want, rtol=2e-5, atol=2e-6)
+
+
+def test_one_who_trains_a_layer_alone_is_cut_like_everybody() -> None:
+    whole = network().schema
+    long, short = (
+        FlatTree(whole, torch.full((whole.size,), 100.0)),
+        FlatTree(own := trained(whole, 0.01), torch.ones(own.size)),
+    )
+    answer = numbers(SPACE.combine([long, short], [0.5, 0.5], [0.01, 1.0]))
+    assert {float(v) for name in whole for v in np.unique(answer[name].round(5))} == {1.0}
+
+
+def test_coefficients_below_zero_have_no_meaning_where_layers_are_missing() -> None:
+    whole = network().schema
+    own = trained(whole, 0.01)
+    deltas = [FlatTree(whole, torch.ones(whole.size)), FlatTree(own, torch.ones(own.size))]
+    with pytest.raises(ValueError, match="negative coefficients"):
+        SPACE.combine(deltas, [1.5, -0.5])
+    assert numbers(SPACE.combine([deltas[0]] * 2, [1.5, -0.5]))
+
+
 def test_merging_moves_what_was_trained_and_nothing_else() -> None:
     state = SPACE.begin(network())
     own = trained(state.schema, 0.5)

@@ -52,6 +52,15 @@ def test_the_steps_are_those_of_the_algorithm(plain: bool, recompute: int, fake_
         np.testing.assert_allclose(memory["total"].numpy() / clients, cache.mean(0), atol=1e-12)
 
 
+def test_what_is_cut_is_cached_as_it_counts(fake_view: Make) -> None:
+    """A norm cut stands in the scale; h must not give back what it took."""
+    view, job, memory = fake_view(examples={0: 1, 1: 1}), Job(0, 0, 0, 0, Budget(), 0.0), Memory()
+    cut = CA2FL().arrive(Update(job, tree(np.array([100.0, 100.0]), False), 1.0, scale=0.01), view, memory)
+    assert cut.scale == 1.0 and vector(cut.delta) == pytest.approx([1.0, 1.0])
+    CA2FL().finish(cut.delta, view, memory)
+    assert memory["total"].tolist() == pytest.approx([1.0, 1.0])
+
+
 def test_first_answers_are_a_plain_buffer_bit_for_bit(fake_view: Make) -> None:
     deltas = [tree(np.array([0.1, 0.7]), False), tree(np.array([0.3, -0.2]), False)]
     view = fake_view(examples={0: 1, 1: 1, 2: 1})
