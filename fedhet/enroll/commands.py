@@ -265,10 +265,16 @@ def audit_verify(home: Path, head: str, as_json: bool) -> None:
 def audit_show(home: Path, as_json: bool) -> None:
     """Print the audit log."""
     with spoken(as_json):
-        rows = list(_log(home).rows())
-        lines = (
-            f"{r['n']:5} {_second(r['time'])}  {r['actor']}  {r['action']} {r['subject']}  {r['detail']}" for r in rows
-        )
+        rows, lines = list[dict[str, Any]](), list[str]()
+        try:
+            for r in _log(home).rows():
+                told = f"{r['actor']}  {r['action']} {r['subject']}  {r['detail']}"
+                lines.append(f"{r['n']:5} {_second(r['time'])}  {told}")
+                rows.append(r)
+        except (ValueError, KeyError, TypeError, OverflowError):  # somebody wrote into it
+            if not as_json:
+                say(False, None, *lines)
+            raise EnrollError("E310", f"line {len(rows) + 1} cannot be read", line=len(rows) + 1) from None
         say(as_json, rows, *lines)
 
 

@@ -204,6 +204,9 @@ def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
     log.write_bytes(log.read_bytes().replace(b'"subject":"st-mary"', b'"subject":"st-marx"', 1))
     refusal = fedhet("audit", "verify", "--json", code=EnrollError("E310").exit_code)
     assert (code_of(refusal), refusal["error"]["data"]["line"]) == ("E310", 2)
+    log.write_bytes(b"\n".join([log.read_bytes().splitlines()[0], b"\x1b[2J{", b""]))
+    told = fedhet("audit", "show", code=EnrollError("E310").exit_code)
+    assert "found" in told and "line 2 cannot be read" in told and "\x1b" not in told
 
 
 def test_keys_are_encrypted_unless_one_says_otherwise(fedhet, tmp_path, monkeypatch):
