@@ -170,3 +170,13 @@ def test_a_parse_has_one_meaning():
     for text in (b'{"a":1,"a":1}', b"1.0", b"NaN", b"1e3", b"12345678901234567890", b'"\\udc00"', b"\xff", b"[" * 40):
         with pytest.raises(ValueError):
             canonical.parse(text)
+
+
+@pytest.mark.parametrize(
+    "line", ["unknown AAAA", "ecdsa-sha2-nistp384 AAAA", "ssh-dss AAAA", "\x00 \x1b[2J", "{own} comment"]
+)
+def test_a_node_key_that_is_none_is_malformed(place, line):
+    client, device, body = place
+    full = {**body, "token": "0" * 16, "secret": "", "flower_public": line.format(own=body["flower_public"])}
+    answer = post(client, "join", json.dumps(seal.sign_body(device.identity, "enrol", full, now())))
+    assert (answer.status_code, answer.json()["code"]) == (400, "E115")
