@@ -2,7 +2,8 @@
 
 The pool computes what it is given, most urgent first, and hands out results when they are asked for; in which order,
 by which worker and beside which others they were computed never shows. A worker that dies is a failed task with its
-name and cause, and is replaced. With 0 workers everything runs in the calling process, where a debugger can see it.
+name and cause, and is replaced; so is one that is stopped, or computes nothing for minutes (`fedhet.grids.pulse`).
+With 0 workers everything runs in the calling process, where a debugger can see it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import heapq
 import logging
 import os
 import pickle
+import selectors
+import socket
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -22,8 +25,11 @@ from flwr.app import Context, Error, Message
 
 from fedhet import heap
 from fedhet.flower_compat import ErrorCode
+from fedhet.grids import pulse
 from fedhet.grids.arena import Arena, Slot
+from fedhet.grids.line import Line
 from fedhet.grids.parcel import Place, pack, unpack
+from fedhet.grids.pulse import Pulse
 from fedhet.grids.worker import SHARES, App, Brief, Briefed, Outcome, Short, Whole, execute, serve
 
 log = logging.getLogger("fedhet.pool")
@@ -38,7 +44,7 @@ UNDONE = 3
 """Bundles of briefs that come back undone, one after the other, before no more are tried."""
 
 BULKY = 1 << 15
-"""Bytes in the pipe above which a task is only given to a worker that is listening: two full pipes would deadlock."""
+"""Bytes in the pipe above which no more tasks are added to a bundle."""
 
 
 @dataclass(slots=True)
@@ -60,7 +66,8 @@ class Task:
 class _Worker:
     number: int
     process: BaseProcess
-    pipe: connection.Connection
+    line: Line
+    pulse: Pulse
     held: list[list[int]] = field(default_factory=list)
     """Bundles of task numbers, in the order they were given."""
 
@@ -85,6 +92,7 @@ class Pool:
         if workers:
             pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             self._arena = Arena(pages)
+            self._selector = selectors.PollSelector()
             heap.keep()
             # what is there by now stays: collections need not walk it here, nor touch and thereby copy it in workers
             gc.collect()
@@ -119,7 +127,8 @@ class Pool:
             if number not in self._tasks:
                 raise KeyError(number)
             self._feed()
-            self._collect(None)
+            if not self._collect(pulse.LOOK_S):
+                self._look()
         self._feed()
         outcome: Outcome = self._done.pop(number)
         return outcome
@@ -127,9 +136,10 @@ class Pool:
     def close(self) -> None:
         """End the workers; tasks that are not done are dropped."""
         for worker in self._workers:
-            worker.pipe.close()
+            self._selector.unregister(worker.line)
+            worker.line.close()
         for worker in self._workers:
-            worker.process.terminate()
+            worker.process.kill()  # it has nothing that anybody would miss, and may be stopped
         for worker in self._workers:
             worker.process.join()
         if self._workers:
@@ -138,34 +148,46 @@ class Pool:
 
     def _spawn(self, number: int) -> _Worker:
         context = get_context("fork")
-        ours, theirs = context.Pipe()
-        inherited = [w.pipe for w in self._workers] + [ours]
+        pair, theirs = socket.socketpair()
+        theirs.setblocking(True)
+        ours = Line(pair)
+        inherited = [w.line for w in self._workers] + [ours]
         process = context.Process(
             target=serve, args=(self._app, theirs, inherited, self._arena), name=f"fedhet-worker-{number}", daemon=True
         )
         process.start()
         theirs.close()
-        return _Worker(number, process, ours)
+        assert process.pid is not None
+        worker = _Worker(number, process, ours, Pulse(process.pid))
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
 
     def _feed(self) -> None:
         """Hand out what waits, shared out evenly over the places that are free."""
         free = sum(DEPTH - len(worker.held) for worker in self._workers)
         while self._queue and free > 0:
             worker = min(self._workers, key=lambda w: len(w.held))
-            bundle = self._bundle(min(self._most, -(-len(self._queue) // free)), listening=not worker.held)
-            if not bundle:
-                return
+            bundle = self._bundle(min(self._most, -(-len(self._queue) // free)))
             free -= 1
             numbers = [number for _, number in bundle]
-            try:
-                worker.pipe.send_bytes(pickle.dumps([self._tasks[number].packed for number in numbers]))
-                worker.held.append(numbers)
-            except (BrokenPipeError, ConnectionResetError):
+            if not worker.held:
+                worker.pulse.beat()
+            worker.line.send(pickle.dumps([self._tasks[number].packed for number in numbers]))
+            if worker.line.over:
                 for entry in bundle:
                     heapq.heappush(self._queue, entry)
                 self._bury(worker)
+                continue
+            worker.held.append(numbers)
+            self._watch(worker)
 
-    def _bundle(self, most: int, *, listening: bool) -> list[tuple[int, int]]:
+    def _watch(self, worker: _Worker) -> None:
+        """Be told when it has answered, and when it takes more if there is more."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.line.owes else 0)
+        if self._selector.get_key(worker.line).events != events:
+            self._selector.modify(worker.line, events, worker)
+
+    def _bundle(self, most: int) -> list[tuple[int, int]]:
         """The next tasks for a worker, off the queue, with their urgency."""
         bundle: list[tuple[int, int]] = []
         size = 0
@@ -173,7 +195,7 @@ class Pool:
             task = self._tasks[self._queue[0][1]]
             size += len(self._pack(task))
             unlike = bool(bundle) and (task.alone or task.brief != self._tasks[bundle[0][1]].brief)
-            if unlike or (size > BULKY and (bundle or not listening)):
+            if unlike or (size > BULKY and bundle):
                 break
             bundle.append(heapq.heappop(self._queue))
             if task.alone:
@@ -224,22 +246,41 @@ class Pool:
         task.shared.append(token)
         return slot.at, len(data)
 
-    def _collect(self, timeout: float | None) -> None:
-        """Take in what workers have finished; wait for one if timeout is None."""
-        ready = connection.wait([w.pipe for w in self._workers], timeout)
-        for worker in [w for w in self._workers if w.pipe in ready]:
-            try:
-                # Unpickled is only what a fork of this process wrote into a pipe without a name; updates in it are
-                # bytes, and are decoded at the gate like any other's.
-                answers = pickle.loads(worker.pipe.recv_bytes())
-            except (EOFError, ConnectionResetError):
+    def _collect(self, timeout: float) -> bool:
+        """Take in what workers have finished, and write what they have room for; wait up to `timeout` seconds. Whether
+        there was anything to do."""
+        ready = self._selector.select(timeout)
+        for key, _ in ready:
+            worker: _Worker = key.data
+            self._hear(worker)
+            worker.line.flush()
+            if worker.line.over:
                 self._bury(worker)
-                continue
+            else:
+                self._watch(worker)
+        return bool(ready)
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take in what has come from a worker."""
+        for frame in worker.line.receive():
+            # Unpickled is only what a fork of this process wrote into a pipe without a name; updates in it are bytes,
+            # and are decoded at the gate like any other's.
+            answers = pickle.loads(frame)
+            worker.pulse.beat()
             worker.held.pop(0)
             if isinstance(answers[0], Short):
                 self._count(answers[0])
             for answer in answers:
                 self._take_in(answer)
+
+    def _look(self) -> None:
+        """Nothing comes: bury workers that are gone although something holds their pipe; end those that are stuck."""
+        for worker in list(self._workers):
+            if worker.process.exitcode is not None:
+                self._bury(worker)
+            elif worker.held and worker.pulse.stuck():
+                worker.process.kill()
+                self._bury(worker, f"it computed nothing for {pulse.PATIENCE_S:g} seconds")
 
     def _count(self, first: Short) -> None:
         """Whether briefs are worth trying, from the first answer of a bundle of them."""
@@ -295,14 +336,19 @@ class Pool:
                 self._arena.give(slot)
         task.shared.clear()
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: _Worker, cause: str = "") -> None:
         """A worker died: its running task failed, those queued behind go back, a new worker takes its place. If it ran
         several at once, each is run again by itself: the one it died of will show."""
+        self._hear(worker)  # what it had answered before counts
         self.deaths += 1
-        worker.pipe.close()
-        worker.process.join()
+        self._selector.unregister(worker.line)
+        worker.line.close()
+        worker.process.join(pulse.GRACE_S)
+        if worker.process.exitcode is None:  # it closed its end, or it is stopped as it ends
+            worker.process.kill()
+            worker.process.join()
         code = worker.process.exitcode
-        cause = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        cause = cause or (f"signal {-code}" if code is not None and code < 0 else f"exit code {code}")
         for position, bundle in enumerate(worker.held):
             for number in bundle:
                 task = self._tasks[number]

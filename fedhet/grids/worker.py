@@ -11,16 +11,18 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 
 from fedhet.flower_compat import ErrorCode
+from fedhet.grids import line
 from fedhet.grids.arena import Arena, Slot
+from fedhet.grids.line import Line
 from fedhet.grids.parcel import Place, pack, unpack
 
 SHARES = 5
@@ -96,7 +98,7 @@ def execute(app: App, message: Message, context: Context) -> Outcome:
     return Outcome(reply, context.state)
 
 
-def serve(app: App, pipe: connection.Connection, inherited: Sequence[connection.Connection], arena: Arena) -> None:
+def serve(app: App, pipe: socket.socket, inherited: Sequence[Line], arena: Arena) -> None:
     """A worker's life: until the parent is gone. A bundle of tasks holds briefs only, or none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     for other in inherited:  # or a dead parent's pipes would be held open by its other children
@@ -111,8 +113,8 @@ def serve(app: App, pipe: connection.Connection, inherited: Sequence[connection.
         try:
             # Unpickled is only what the process wrote that this one was forked from: the pipe has no name, and both its
             # ends have never been anywhere else. What came from outside lies in it as bytes.
-            bundle = [pickle.loads(task) for task in pickle.loads(pipe.recv_bytes())]
-        except (EOFError, ConnectionResetError, OSError):
+            bundle = [pickle.loads(task) for task in pickle.loads(line.receive(pipe))]
+        except (EOFError, OSError):
             return
         answers: list[Any]
         if isinstance(bundle[0], Short):
@@ -120,7 +122,10 @@ def serve(app: App, pipe: connection.Connection, inherited: Sequence[connection.
             answers = _shortly(app, bundle, arena)
         else:
             answers = [_wholly(app, task, arena) for task in bundle]
-        pipe.send_bytes(pickle.dumps(answers))
+        try:
+            line.send(pipe, pickle.dumps(answers))
+        except OSError:
+            return
 
 
 def _wholly(app: App, task: Whole, arena: Arena) -> Whole:

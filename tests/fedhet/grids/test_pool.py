@@ -330,9 +330,7 @@ def test_a_bundle_is_shared_out_evenly(monkeypatch):
     with Pool(Bundled(), 2) as pool:
         seen = []
         bundle = pool._bundle
-        monkeypatch.setattr(
-            pool, "_bundle", lambda most, listening: seen.append(bundle(most, listening=listening)) or seen[-1]
-        )
+        monkeypatch.setattr(pool, "_bundle", lambda most: seen.append(bundle(most)) or seen[-1])
         outcomes(pool, ["work"] * 10)
         assert [len(b) for b in seen] == [3, 3, 2, 2]
 
@@ -346,5 +344,5 @@ def test_nobodys_training_waits_for_what_is_none():
             pool.submit(n, n, Message(content, n + 2, kind), context(node=n + 2))
         sizes = []
         while pool._queue:
-            sizes.append([number for _, number in pool._bundle(8, listening=True)])
+            sizes.append([number for _, number in pool._bundle(8)])
     assert sizes == [[0, 1], [2], [3, 4, 5]]
