@@ -30,4 +30,6 @@ class Mimic(AbstractCollusion):
             return honest[self.row % len(honest)].clone()
         centred = (honest - honest.mean(0)).double()
         _, vectors = torch.linalg.eigh(centred @ centred.T)
-        return honest[int(vectors[:, -1].abs().argmax())].clone()
+        extents = vectors[:, -1].abs()
+        # of those that stick out equally, as any two do, the first: not the one that rounding chooses
+        return honest[int(torch.nonzero(extents >= (1.0 - 1e-9) * extents.max())[0])].clone()

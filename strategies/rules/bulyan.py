@@ -60,9 +60,9 @@ class Bulyan(AbstractRule):
 
 def choose(gram: np.ndarray, f: int) -> list[int]:
     """Indices of the n - 2f updates Krum takes out one after another, in ascending order."""
-    squared, left = squared_distances(gram), list(range(len(gram)))
+    squared, norms, left = squared_distances(gram), np.diag(gram), list(range(len(gram)))
     chosen = []
     for _ in range(len(gram) - 2 * f):
-        first = by_score(squared[np.ix_(left, left)], max(1, len(left) - f - 2))[0]
+        first = by_score(squared[np.ix_(left, left)], norms[left], max(1, len(left) - f - 2))[0]
         chosen.append(left.pop(int(first)))
     return sorted(chosen)

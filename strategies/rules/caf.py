@@ -18,6 +18,7 @@ from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules import tolerance
 from strategies.rules.spectrum import principal
+from strategies.rules.ties import LEVEL
 
 ALIVE = 1e-12
 """Weight from which a row counts as present."""
@@ -43,7 +44,7 @@ class Caf(AbstractLinearRule):
         best, kept = np.inf, c
         while c.sum() > n - 2 * f:
             value, extents = principal(gram, c / c.sum())
-            if value < best:
+            if value < best * (1.0 - LEVEL):
                 best, kept = value, c
             alive = c > ALIVE
             widest = float(extents[alive].max())

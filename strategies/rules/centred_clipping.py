@@ -17,6 +17,7 @@ from fedhet.bases import AbstractLinearRule
 from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules.geometry import distances_to, mean_of, squared_distances
+from strategies.rules.ties import lowest
 
 STARTS = ("zero", "medoid")
 
@@ -45,7 +46,9 @@ class CentredClipping(AbstractLinearRule):
         n = len(gram)
         c = np.zeros(n)
         if self.start == "medoid":
-            c = mean_of(np.sqrt(squared_distances(gram)).sum(axis=1).argmin(keepdims=True), n)
+            norms = np.sqrt(np.diag(gram))
+            sums = np.sqrt(squared_distances(gram)).sum(axis=1)
+            c = mean_of(np.array([lowest(sums, n * norms + norms.sum())]), n)
         for _ in range(self.iterations):
             r = distances_to(gram, c)
             radius = float(np.median(r)) if self.radius is None else self.radius

@@ -23,11 +23,13 @@ from fedhet.bases import AbstractLinearRule
 from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules.geometry import squared_distances
+from strategies.rules.ties import LEVEL
 
 OUT = ("unit", "authors", "paper")
 PAIRS = ("paper", "authors")
-EPS, RCOND = 1e-7, 1e-12
-"""Floor of 1 - v in the weights; share of the largest eigenvalue below which a direction is dropped."""
+EPS, RCOND, SAME = 1e-7, 1e-12, 1e-8
+"""Floor of 1 - v in the weights; share of the largest eigenvalue below which a direction is dropped;
+share of it within which directions count the same."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Flag(AbstractLinearRule):
 
 
 def subspace(gram: np.ndarray, m: int, lam: float, pairs: str, iterations: int, tolerance: float) -> np.ndarray:
-    """T, shape (n, at most m), with Y = [x_i / |x_i|] T orthonormal: T'CT = I for the matrix C of cosines."""
+    """T, shape (n, k), with Y = [x_i / |x_i|] T orthonormal: T'CT = I for the matrix C of cosines. k is m, or C's rank
+    if that is less, or more where further directions count exactly as much as the m-th."""
     n, s = len(gram), np.sqrt(np.diag(gram))
     cosines, squared = gram / np.outer(s, s), squared_distances(gram)
     lam = lam if n > 1 else 0.0
@@ -88,10 +91,10 @@ def subspace(gram: np.ndarray, m: int, lam: float, pairs: str, iterations: int, 
         values, vectors = np.linalg.eigh(second)
         root = vectors * np.sqrt(np.maximum(values, 0.0))  # root @ root' = second
         values, vectors = np.linalg.eigh(root.T @ cosines @ root)
-        top = np.flatnonzero(values > RCOND * values[-1])[-m:]
+        top = np.flatnonzero(values > np.maximum(RCOND * values[-1], values[-min(m, n)] - SAME * values[-1]))
         basis = root @ vectors[:, top] / np.sqrt(values[top])
         z = basis.T @ cosines  # Y'x_i / |x_i|, column by column
-        v = np.clip((z**2).sum(axis=0), 0.0, 1.0)
+        v = _share((z**2).sum(axis=0))
         objective = float(np.sqrt(1.0 - v).sum())
         if lam:
             u = _pair_values(z, s, squared, pairs)
@@ -121,5 +124,10 @@ def _pair_values(z: np.ndarray, s: np.ndarray, squared: np.ndarray, pairs: str) 
         return squared_distances(z.T @ z)  # of unit vectors' differences, which may be longer than 1
     inside = squared_distances((z * s).T @ (z * s))
     share = np.divide(inside, squared, out=np.ones_like(inside), where=squared > 0.0)
-    result: np.ndarray = np.clip(share, 0.0, 1.0)
+    return _share(share)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    """Shares from 0 to 1, and 1 where rounding alone keeps one from it: roots of what is left are taken."""
+    result: np.ndarray = np.where(values >= 1.0 - LEVEL, 1.0, np.maximum(values, 0.0))
     return result

@@ -8,11 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from strategies.rules.ties import LEVEL, ranks
+
 
 def squared_distances(gram: np.ndarray) -> np.ndarray:
-    """(n, n), not negative, zero on the diagonal."""
+    """(n, n), not negative, zero on the diagonal and wherever rounding could have made what there is of it."""
     norms = np.diag(gram)
-    result: np.ndarray = np.maximum(norms[:, None] + norms[None, :] - 2.0 * gram, 0.0)
+    sizes = norms[:, None] + norms[None, :]
+    result: np.ndarray = sizes - 2.0 * gram
+    result[result <= LEVEL * sizes] = 0.0
     np.fill_diagonal(result, 0.0)
     return result
 
@@ -24,13 +28,14 @@ def distances_to(gram: np.ndarray, c: np.ndarray) -> np.ndarray:
     return result
 
 
-def nearest(distances: np.ndarray, keep: int) -> np.ndarray:
-    """Indices of the `keep` smallest entries of each row of (n, n), ties to the lower index; shape (n, keep).
+def nearest(gram: np.ndarray, keep: int) -> np.ndarray:
+    """Indices of the `keep` rows nearest to each row, ties to the lower index; shape (n, keep).
 
     A row belongs to its own neighbourhood even if others coincide with it.
     """
-    own = distances.copy()
-    np.fill_diagonal(own, -1.0)
+    norms = np.diag(gram)
+    own = ranks(squared_distances(gram), norms[:, None] + norms)
+    np.fill_diagonal(own, -1)
     result: np.ndarray = np.argsort(own, axis=1, kind="stable")[:, :keep]
     return result
 

@@ -18,15 +18,19 @@ from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules import tolerance
 from strategies.rules.geometry import mean_of, squared_distances
+from strategies.rules.ties import ranks
 
 
-def by_score(squared: np.ndarray, neighbours: int) -> np.ndarray:
-    """Indices from the lowest sum of squared distances to so many nearest others up, shape (n,).
+def by_score(squared: np.ndarray, norms: np.ndarray, neighbours: int) -> np.ndarray:
+    """Indices from the lowest sum of squared distances to so many nearest others up, shape (n,). `norms` are squared.
 
-    Two updates that are each other's nearest tie if one neighbour counts; the sum over all others then decides.
+    Two updates that are each other's nearest tie if one neighbour counts; the sum over all others then decides, and
+    where that ties as well, the index.
     """
-    nearest = np.sort(squared, axis=1)[:, 1:]  # without the 0 to itself
-    result: np.ndarray = np.lexsort((nearest.sum(axis=1), nearest[:, :neighbours].sum(axis=1)))
+    order = np.argsort(squared, axis=1, kind="stable")[:, 1:]  # without the 0 to itself
+    nearest, sizes = np.take_along_axis(squared, order, axis=1), norms[:, None] + norms[order]
+    score = ranks(nearest[:, :neighbours].sum(axis=1), sizes[:, :neighbours].sum(axis=1))
+    result: np.ndarray = np.lexsort((ranks(nearest.sum(axis=1), sizes.sum(axis=1)), score))
     return result
 
 
@@ -37,7 +41,7 @@ def ranking(rule: object, gram: np.ndarray, f: int, neighbours: int | None) -> n
     m = max(0, n - f - 2) if neighbours is None else neighbours
     if m > n - 1:
         raise ValueError(f"neighbours={m}, but each of {n} updates has {n - 1} others")
-    return by_score(squared_distances(gram), m)
+    return by_score(squared_distances(gram), np.diag(gram), m)
 
 
 @dataclass(frozen=True)

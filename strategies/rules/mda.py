@@ -17,6 +17,7 @@ from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules import tolerance
 from strategies.rules.geometry import mean_of, squared_distances, subsets
+from strategies.rules.ties import lowest, ranks
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ class MinimumDiameter(AbstractLinearRule):
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         n, f = len(gram), tolerance.count(self.f, len(gram))
         tolerance.within(self, f, n, 2 * f + 1)
-        squared, best, chosen = squared_distances(gram), (np.inf, np.inf), np.arange(n)
+        squared, norms = squared_distances(gram), np.diag(gram)
+        sizes = norms[:, None] + norms
+        lengths = ranks(squared.reshape(-1), sizes.reshape(-1)).reshape(n, n)
+        best, found = np.inf, list[np.ndarray]()
         for batch in subsets(self, n, n - f, self.limit):
-            inside = squared[batch[:, :, None], batch[:, None, :]]
-            diameters, sums = inside.max(axis=(1, 2)), inside.sum(axis=(1, 2))
-            at = np.lexsort((sums, diameters))[0]
-            if (diameters[at], sums[at]) < best:
-                best, chosen = (float(diameters[at]), float(sums[at])), batch[at]
-        return mean_of(chosen, n)
+            diameters = lengths[batch[:, :, None], batch[:, None, :]].max(axis=(1, 2))
+            if (least := diameters.min()) < best:
+                best, found = least, []
+            found.append(batch[diameters == best])
+        tight = np.concatenate(found)
+        inside = tight[:, :, None], tight[:, None, :]
+        return mean_of(tight[lowest(squared[inside].sum(axis=(1, 2)), sizes[inside].sum(axis=(1, 2)))], n)

@@ -16,7 +16,7 @@ from fedhet.bases import AbstractLinearRule
 from fedhet.protocols import View
 from fedhet.types import ClientId, Update
 from strategies.rules import tolerance
-from strategies.rules.geometry import mean_of, nearest, squared_distances
+from strategies.rules.geometry import mean_of, nearest
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,4 @@ class Monna(AbstractLinearRule):
         at = next((i for i, u in enumerate(updates) if u.job.client == self.pivot), None)
         if at is None:
             raise ValueError(f"the trusted client pivot={self.pivot} has no update of its own in this combination")
-        return mean_of(nearest(squared_distances(gram), n - f)[at], n)
+        return mean_of(nearest(gram, n - f)[at], n)

@@ -14,7 +14,7 @@ import numpy as np
 from fedhet.bases.rule import Rows
 from fedhet.protocols import View
 from strategies.rules import tolerance
-from strategies.rules.geometry import nearest, squared_distances
+from strategies.rules.geometry import nearest
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,5 @@ class Nnm:
         n, f = len(rows), tolerance.count(self.f, len(rows))
         tolerance.within(self, f, n, 2 * f + 1)
         matrix = np.zeros((n, n))
-        np.put_along_axis(matrix, nearest(squared_distances(rows.gram), n - f), 1.0 / (n - f), axis=1)
+        np.put_along_axis(matrix, nearest(rows.gram, n - f), 1.0 / (n - f), axis=1)
         return rows.mix(matrix, rows.weights)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEVEL = 64.0
+"""Units in the last place up to which two distances are equal."""
+
 
 def ordered(block: Tensor) -> Tensor:
     """Each column sorted upwards, shape (n, width). Short rows that lie together sort fastest."""
@@ -25,15 +28,16 @@ def trimmed(rows: Tensor, f: int) -> Tensor:
 
 
 def mean_around(rows: Tensor, centre: Tensor, keep: int) -> Tensor:
-    """The mean of the `keep` values nearest to the centre, per column; of two equally far the smaller is kept.
+    """The mean of the `keep` values nearest to the centre, per column; of two equally far the smaller is kept. Equally
+    far are those that rounding of the centre, or of the rows where they are mixtures, may have told apart.
 
     In sorted rows these are a window. It moves up past value k as long as k is farther from the centre than the value
     that would come in, k + keep; that is true of the first few k and then of none, so counting finds the place.
     """
     n = len(rows)
-    first = torch.zeros(rows.shape[1], dtype=torch.int16)
+    first, sizes = torch.zeros(rows.shape[1], dtype=torch.int16), rows.abs() * (LEVEL * torch.finfo(rows.dtype).eps)
     for k in range(n - keep):
-        first += centre - rows[k] > rows[k + keep] - centre
+        first += (centre - rows[k]) - (rows[k + keep] - centre) > sizes[k] + sizes[k + keep]
     total = torch.zeros_like(rows[0])
     for i, row in enumerate(rows):
         total += row if n - keep <= i < keep else row * ((first <= i) & (first > i - keep))

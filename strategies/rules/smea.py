@@ -20,6 +20,7 @@ from fedhet.protocols import View
 from fedhet.types import Update
 from strategies.rules import tolerance
 from strategies.rules.geometry import mean_of, subsets
+from strategies.rules.ties import LEVEL, lowest
 
 GOOD, SLACK = 32, 1e-9
 """Subsets of smallest total spread looked at first; share by which a bound is raised against rounding."""
@@ -44,14 +45,13 @@ class Smea(AbstractLinearRule):
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         n, f = len(gram), tolerance.count(self.f, len(gram))
         tolerance.within(self, f, n, 2 * f + 1)
-        best, chosen = np.inf, np.arange(n)
+        bound, found = np.inf, list[tuple[np.ndarray, np.ndarray, np.ndarray]]()
         for batch in subsets(self, n, n - f, self.limit):
-            around = scatter(gram, batch)
-            left = below(around, best)
-            top = np.linalg.eigvalsh(around[left])[:, -1]
-            if len(left) and top.min() < best:
-                best, chosen = float(top.min()), batch[left[int(top.argmin())]]
-        return mean_of(chosen, n)
+            around, sizes = scatter(gram, batch), np.diag(gram)[batch].sum(axis=1)
+            left, bound = below(around, sizes, bound)
+            found.append((np.linalg.eigvalsh(around[left])[:, -1], sizes[left], batch[left]))
+        tops, sizes, left = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return mean_of(left[lowest(tops, sizes)], n)
 
 
 def scatter(gram: np.ndarray, batch: np.ndarray) -> np.ndarray:
@@ -64,11 +64,14 @@ def scatter(gram: np.ndarray, batch: np.ndarray) -> np.ndarray:
     return inner
 
 
-def below(around: np.ndarray, best: float) -> np.ndarray:
-    """Indices, ascending, of the matrices whose top eigenvalue may be the smallest of all, or below `best`."""
+def below(around: np.ndarray, sizes: np.ndarray, bound: float) -> tuple[np.ndarray, float]:
+    """Indices, ascending, of the matrices whose top eigenvalue may be the smallest of all, or level with it, and a
+    bound above which none is, at most the given one."""
     good = np.argsort(np.trace(around, axis1=1, axis2=2), kind="stable")[:GOOD]
-    bound = min(best, float(np.linalg.eigvalsh(around[good])[:, -1].min())) * (1.0 + SLACK)
+    tops = np.linalg.eigvalsh(around[good])[:, -1]
+    at = int(tops.argmin())
+    bound = min(bound, float(tops[at]) * (1.0 + SLACK) + 2.0 * LEVEL * float(sizes[good[at]]))
     if not bound > 0.0:
-        return np.arange(len(around))
+        return np.arange(len(around)), bound
     _, failed = torch.linalg.cholesky_ex(torch.from_numpy(bound * np.eye(around.shape[1]) - around))
-    return np.flatnonzero(failed.numpy() == 0)
+    return np.flatnonzero(failed.numpy() == 0), bound

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from strategies.rules.ties import LEVEL, ranks
+
 
 def centred(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Inner products of x_i - m with m = sum_i w_i x_i; shape (n, n)."""
@@ -17,11 +19,14 @@ def centred(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def principal(gram: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
-    """The largest eigenvalue of the weighted covariance, and each row's squared extent along its direction, (n,)."""
+    """The largest eigenvalue of the weighted covariance, and each row's squared extent along its direction, (n,). Where
+    the next eigenvalues are level with it, along all of their directions: no single one of them is distinguished."""
     around, root = centred(gram, w), np.sqrt(w)
     values, vectors = np.linalg.eigh(around * np.outer(root, root))
     value = float(values[-1])
-    if value <= 0.0:
+    size = float(w @ np.diag(gram))
+    if value <= LEVEL * size:
         return 0.0, np.zeros(len(w))
-    extents: np.ndarray = (around @ (root * vectors[:, -1])) ** 2 / value
+    top = vectors[:, ranks(-values, np.array(size)) == 0]
+    extents: np.ndarray = ((around @ (root[:, None] * top)) ** 2).sum(axis=1) / value
     return value, extents
