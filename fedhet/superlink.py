@@ -30,6 +30,16 @@ MOST = 30
 """SuperNodes on one machine: each is two processes of over 100 MB."""
 
 
+COMMAND_S = 120.0
+"""Seconds for one `flwr` command: a SuperLink that is stopped never answers it."""
+
+LOOK_S = 5.0
+"""Seconds between two questions after a run's state."""
+
+BEGIN_S = 180.0
+"""Seconds for a submitted run to begin."""
+
+
 class SuperLinkError(RuntimeError):
     """Flower's processes did not do what was asked; the message names the log."""
 
@@ -153,14 +163,19 @@ def _submit(home: Path, folder: Path, clients: int) -> int:
 
 
 def _flwr(home: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        flower_socket.command("flwr", *arguments),
-        env=_environment(home),
-        cwd=home / "work",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            flower_socket.command("flwr", *arguments),
+            env=_environment(home),
+            cwd=home / "work",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise SuperLinkError(f"flwr {arguments[0]} did not end within {COMMAND_S:g} s") from None
     if done.returncode:
         raise SuperLinkError(f"flwr {arguments[0]}: {(done.stdout + done.stderr)[-600:]}")
     return done.stdout
@@ -168,19 +183,22 @@ def _flwr(home: Path, *arguments: str) -> str:
 
 def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) -> None:
     """Until the result is there, or the run is not running any more."""
-    looked, shown, metrics = time.monotonic(), -1, folder / "metrics.jsonl"
+    begun = looked = time.monotonic()
+    shown, metrics = -1, folder / "metrics.jsonl"
     while not (folder / "result.json").is_file():
         time.sleep(0.2)
         rows = read_rows(metrics) if progress is not None and metrics.is_file() else []
         if progress is not None and rows and rows[-1]["version"] != shown:
             row, shown = rows[-1], rows[-1]["version"]
             progress({k: row[k] for k in ("t", "version", "accuracy")} | {"tasks": row["client_tasks"], "share": None})
-        if time.monotonic() - looked > 5:
+        if time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             state = json.loads(_flwr(home, "list", "--run-id", str(run_id), "--format", "json"))
             status = str(state["runs"][0]["status"])
             if status.startswith("finished") and not (folder / "result.json").is_file():
                 raise SuperLinkError(f"the run is {status}; {_last_words(home, folder, run_id)}")
+            if status in ("pending", "starting") and looked > begun + BEGIN_S:
+                raise SuperLinkError(f"the run is still {status}; {_last_words(home, folder, run_id)}")
 
 
 def _last_words(home: Path, folder: Path, run_id: int) -> str:

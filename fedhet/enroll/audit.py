@@ -35,6 +35,8 @@ ALTERED = "altered"
 """The action of a line in which the log says that it was found altered."""
 TAIL = 1 << 16
 """Bytes at the end in which a line is looked for that may have been written already."""
+LOCK_S = 30.0
+"""Seconds for another process to write its lines or to read the log."""
 
 
 _Row: TypeAlias = dict[str, Any]
@@ -64,7 +66,7 @@ class Audit:
     def append(self, actor: str, action: str, subject: str = "", **detail: Any) -> str:
         """Add a line and return its hash; it is on the disk when this returns. `detail` must not hold secrets.
 
-        Raises OSError, and nothing is added then, or E310 if the end of the log cannot be read.
+        Raises OSError, and nothing is added then, E310 if the end of the log cannot be read, E320 if it stays locked.
         """
         return self.extend([self.line(actor, action, subject, **detail)])
 
@@ -105,7 +107,7 @@ class Audit:
         if not self.path.exists():
             return Verdict(0, START, *((1, "the log is gone, its head is there") if self._head.exists() else ()))
         with self.path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # log and head belong together
+            _lock(file.fileno(), fcntl.LOCK_SH, self.path)  # log and head belong together
             content = file.read()
             return self._judged(content, head)
 
@@ -207,10 +209,23 @@ class Audit:
     def _locked(self) -> Iterator[int]:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle, fcntl.LOCK_EX, self.path)
             yield handle
         finally:
             os.close(handle)
+
+
+def _lock(handle: int, kind: int, path: Path) -> None:
+    """Raises EnrollError E320 if another process, which may be stopped, keeps the log locked for `LOCK_S`."""
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise EnrollError("E320", f"{path} was locked for {LOCK_S:g} s") from None
+            time.sleep(0.005)
 
 
 def _end_of(handle: int) -> tuple[_Row | None, _Row | None, bytes]:

@@ -1,6 +1,7 @@
 """The audit log: every change is found, at its line."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import resource
@@ -225,3 +226,16 @@ def test_a_full_disk_breaks_nothing(tmp_path, more):
     assert (Audit(path).verify().lines, Audit(path).verify().bad, Audit(path).verify().torn) == (1, None, 0)
     Audit(path).append("the", "second")
     assert (Audit(path).verify().lines, Audit(path).verify().bad) == (2, None)
+
+
+@pytest.mark.parametrize("use", [lambda log: log.append("a", "b"), lambda log: log.verify()], ids=["append", "verify"])
+def test_a_log_that_somebody_who_is_stopped_keeps_locked_is_an_error_and_no_hang(tmp_path, monkeypatch, use):
+    monkeypatch.setattr(audit_of, "LOCK_S", 0.1)
+    log = Audit(tmp_path / "audit.jsonl")
+    log.append("a", "b")
+    with log.path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(EnrollError, match=r"E320.*was locked for 0\.1 s"):
+            use(log)
+    use(log)
+    assert log.verify().bad is None
