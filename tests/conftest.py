@@ -96,7 +96,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Shares:
     return Shares(config, log)
 
 
-FEDERATION_S = 420.0
+FEDERATION_S = 600.0
 """Seconds for a test that starts a federation: the limits of its own steps are to be hit first."""
 
 TEARDOWN_S = 120.0

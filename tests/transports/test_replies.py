@@ -46,7 +46,7 @@ class Node:
 
     def pull(self):
         """The node's task, without its content, which is the same for every node here."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (received := self._receive()) is None:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -136,7 +136,7 @@ def test_one_that_uploads_slowly_or_never_ends_keeps_nobody_waiting(link):
     quick.upload()
     [first] = link.grid.pull_messages(asked.values())
     assert first.metadata.reply_to_message_id == asked[quick.id] and numbers(first) == [0, 7]
-    assert time.monotonic() - start < 30, "Flower's own grid would wait for minutes"
+    assert time.monotonic() - start < 60, "Flower's own grid would wait for minutes"
     waiting = [asked[slow.id], asked[gone.id]]
     assert list(link.grid.pull_messages(waiting)) == []
     assert list(link.grid.pull_messages([asked[gone.id]])) == []

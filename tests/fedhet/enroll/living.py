@@ -1,6 +1,7 @@
 """A federation of real processes for tests: `fedhet serve`, joined clients, `fedhet client run`, commands as typed."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -21,14 +22,24 @@ ROOT = Path(__file__).resolve().parents[3]
 MEASURED = {"step_us": 900, "step_iqr_us": 40, "repeats": 9, "batch": 32, "noisy": 0}
 
 
+BUSY = 3.0
+"""How many times as long everything may take on a machine that has other work."""
+
+PORTS = itertools.cycle(range(20_000, 32_000))
+"""Below those that the system gives to whoever asks for any: none of these is taken between choice and use."""
+for _ in range(os.getpid() * 37 % 12_000):
+    next(PORTS)  # other test processes have others
+
+
 def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def until(condition, seconds, what):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + BUSY * seconds
     while not (found := condition()):
         assert time.monotonic() < end, what
         time.sleep(0.1)

@@ -26,7 +26,7 @@ def program(tmp_path, name, code, delay=5.0):
 
 
 def until(condition, what):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.01)

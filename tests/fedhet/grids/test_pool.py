@@ -128,7 +128,7 @@ def test_workers_end_with_the_pool_and_with_the_parent():
     with open(f"{os.environ['FEDHET_TEST_DIR']}/workers") as file:
         workers = [int(p) for p in file.read().split()]
     assert len(workers) == 2
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(running(p) for p in workers) and time.monotonic() < end:
         time.sleep(0.01)
     assert not any(running(p) for p in workers)
