@@ -3,6 +3,8 @@
 What is true of the pool on one machine is true here: workers stay, a payload that many tasks share is put into the
 object store once, large arrays travel apart from everything else and are read where they lie, and a worker that dies
 is a failed task with a cause. Machines of one make give equal bits; every worker must run the code the server runs.
+Of workers on the server's machine one that is stopped or computes nothing for minutes is given up as well; of those on
+others Ray tells which have died.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import heapq
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +26,10 @@ from ray.exceptions import RayActorError
 
 from fedhet import origin
 from fedhet.flower_compat import ErrorCode
+from fedhet.grids import pulse
 from fedhet.grids.parcel import pack, unpack
 from fedhet.grids.pool import DEPTH
+from fedhet.grids.pulse import Pulse
 from fedhet.grids.worker import App, Outcome, execute
 
 PATIENCE = 120.0
@@ -49,9 +54,9 @@ class Actor:
         torch.set_num_threads(1)
         self._app = make()
 
-    def hello(self) -> str:
-        """The fingerprint of the code this worker runs."""
-        return origin.fingerprint()
+    def hello(self) -> tuple[str, str, int]:
+        """The fingerprint of the code this worker runs, the place its process is at, and its number there."""
+        return origin.fingerprint(), pulse.place(), os.getpid()
 
     def run(self, body: bytes, *arrays: np.ndarray) -> tuple[bytes, list[np.ndarray]]:
         """A packed message and context in, a packed reply and state out; large arrays beside them both ways."""
@@ -84,6 +89,8 @@ class _Worker:
     actor: Any
     hello: Any
     ready: bool = False
+    pulse: Pulse | None = None
+    """Of a worker on this machine."""
     held: list[int] = field(default_factory=list)
 
 
@@ -111,6 +118,7 @@ class Cluster:
                     "transport.address=host:port of its head, or transport.address='' for this machine alone"
                 ) from None
         self._tasks: dict[int, _Task] = {}
+        self._heard = 0.0
         self._done: dict[int, Outcome] = {}
         self._queue: list[tuple[int, int]] = []
         self._under_way: dict[Any, tuple[int, _Worker]] = {}
@@ -134,11 +142,13 @@ class Cluster:
 
     def result(self, number: int) -> Outcome:
         """Wait for a task's outcome and forget it. Raises KeyError if it was never submitted."""
+        self._heard = time.monotonic()
         while number not in self._done:
             if number not in self._tasks:
                 raise KeyError(number)
             self._feed()
-            self._collect(PATIENCE)
+            if not self._collect(pulse.LOOK_S):
+                self._look()
         self._feed()
         outcome: Outcome = self._done.pop(number)
         return outcome
@@ -174,6 +184,8 @@ class Cluster:
             task, worker = self._tasks[number], min(free, key=lambda w: len(w.held))
             if not task.body:
                 task.body, _ = pack((task.message, task.context), lambda data, task=task: self._share(task, data))  # type: ignore[misc]
+            if worker.pulse is not None and not worker.held:
+                worker.pulse.beat()
             self._under_way[worker.actor.run.remote(task.body, *task.arrays)] = (number, worker)
             worker.held.append(number)
 
@@ -188,32 +200,43 @@ class Cluster:
         task.arrays.append(reference)
         return len(task.arrays), len(data)
 
-    def _collect(self, timeout: float) -> None:
-        """Take in what workers have finished or said; wait up to `timeout` seconds for one."""
+    def _collect(self, timeout: float) -> bool:
+        """Take in what workers have finished or said; wait up to `timeout` seconds for one. Whether there was any."""
         greetings = {w.hello: w for w in self._workers if not w.ready}
         waiting = [*self._under_way, *greetings]
         if not waiting:
-            return
+            return False
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout)
-        if not ready and timeout and not self._under_way:
-            raise RuntimeError(f"no worker of the Ray cluster has answered for {timeout:g} seconds")
-        if timeout:  # the others that are done as well
+        if timeout and ready:  # the others that are done as well
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         for reference in ready:
             if reference in greetings:
                 self._greet(greetings[reference])
             elif reference in self._under_way:
                 self._take(reference)
+        if ready:
+            self._heard = time.monotonic()
+        return bool(ready)
+
+    def _look(self) -> None:
+        """Nothing comes: give up workers of this machine that are stuck. Raises RuntimeError if there is none at work
+        and none has come for `PATIENCE` seconds."""
+        if not self._under_way and time.monotonic() > self._heard + PATIENCE:
+            raise RuntimeError(f"no worker of the Ray cluster has answered for {PATIENCE:g} seconds")
+        for worker in [w for w in self._workers if w.held and w.pulse is not None and w.pulse.stuck()]:
+            ray.kill(worker.actor)
+            self._bury(worker, RuntimeError(f"it computed nothing for {pulse.PATIENCE_S:g} seconds"))
 
     def _greet(self, worker: _Worker) -> None:
         try:
-            code = ray.get(worker.hello)
+            code, place, number = ray.get(worker.hello)
         except RayActorError as error:
             self._bury(worker, error)
             return
         if code != origin.fingerprint():
             raise RuntimeError(f"{worker.name} runs other code than the server: install the same fedhet everywhere")
         worker.ready = True
+        worker.pulse = Pulse(number) if place == pulse.place() else None
 
     def _take(self, reference: Any) -> None:
         number, worker = self._under_way[reference]
@@ -224,6 +247,8 @@ class Cluster:
             return
         del self._under_way[reference]
         worker.held.remove(number)
+        if worker.pulse is not None:
+            worker.pulse.beat()
         reply, state = unpack(body, [memoryview(a) for a in arrays])
         for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
             array.data = bytes(array.data)  # states outlive answers

@@ -50,6 +50,8 @@ def app() -> Callable[[], Any]:
             how = message.content.config_records["config"]["how"]
             if how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if how == "raise":
                 raise ValueError("told to")
             time.sleep(0.05)  # so that both nodes get work
@@ -105,6 +107,21 @@ def test_tasks_reach_both_nodes_and_a_worker_that_dies_fails_its_task_alone(app:
     assert all(np.array_equal(total(o), np.arange(50_000)) for o in fine)
     assert np.array_equal(total(again), np.arange(50_000) + 1)
     assert {node_of(o) for o in fine} == met and len(met) == 2
+
+
+def test_a_worker_that_is_stopped_is_given_up(app: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedhet.grids import pulse
+    from fedhet.grids.cluster import Cluster
+
+    monkeypatch.setattr(pulse, "LOOK_S", 0.1)
+    monkeypatch.setattr(pulse, "PATIENCE_S", 1.0)
+    x = Array(np.ones(3))
+    with Cluster(app, workers=1) as workers:
+        workers.submit(0, 0, *task(x, 2, "stop"))
+        workers.submit(1, 1, *task(x, 3))
+        stopped, well = workers.result(0), workers.result(1)
+    assert "died (it computed nothing for 1 seconds)" in stopped.reply.error.reason
+    assert np.array_equal(total(well), np.ones(3))
 
 
 def test_a_cluster_gives_the_weights_and_events_of_this_process(tmp_path: Path) -> None:
