@@ -1,5 +1,6 @@
 """Workers that die, stop or are hard to tell from living ones, each at the moment at which that is worst."""
 
+import contextlib
 import os
 import select
 import signal
@@ -68,6 +69,15 @@ def signalled(pool, number):
     os.waitid(os.P_PID, pid, (os.WEXITED if number == signal.SIGKILL else os.WSTOPPED) | os.WNOWAIT)
 
 
+@contextlib.contextmanager
+def answering(pool):
+    """The worker begins to answer what is submitted in here, of which the pool has not heard anything after."""
+    signalled(pool, signal.SIGSTOP)
+    yield
+    os.kill(pool._workers[0].process.pid, signal.SIGCONT)
+    assert select.select([pool._workers[0].line], [], [], 60.0)[0]
+
+
 def failed(outcome, why):
     assert outcome.reply.error.code == ErrorCode.CLIENT_APP_CRASHED and why in outcome.reply.error.reason
     return True
@@ -94,9 +104,9 @@ def test_a_worker_that_waits_for_ever_is_given_up_and_no_other(pool):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_may_end_in_the_middle_of_an_answer(pool, number):
-    submit(pool, 0, size=20_000_000)
-    submit(pool, 1)
-    assert select.select([pool._workers[0].line], [], [], 60.0)[0]
+    with answering(pool):
+        submit(pool, 0, size=20_000_000)
+        submit(pool, 1)
     signalled(pool, number)
     assert failed(pool.result(0), "signal 9" if number == signal.SIGKILL else "computed nothing")
     assert well(pool.result(1), 1)
@@ -117,9 +127,9 @@ def test_a_worker_whose_pipe_its_child_holds_is_seen_to_be_dead(pool, monkeypatc
 
 
 def test_what_a_worker_had_answered_before_it_died_counts(pool):
-    submit(pool, 0)
-    submit(pool, 1, "wait")
-    assert select.select([pool._workers[0].line], [], [], 60.0)[0]
+    with answering(pool):
+        submit(pool, 0)
+        submit(pool, 1, "wait")
     signalled(pool, signal.SIGKILL)
     submit(pool, 2)
     assert well(pool.result(0), 0) and failed(pool.result(1), "signal 9") and well(pool.result(2), 2)
