@@ -20,7 +20,7 @@ from fedhet.bases import AbstractLayer
 from fedhet.chores import Chores, Own, Pondering
 from fedhet.compose import Method
 from fedhet.limits import FEW, NAMED, PATIENCE, PERSISTENT, Hopeless, Limits, ScheduleError
-from fedhet.protocols import Adapters, Idle, Space
+from fedhet.protocols import Adapters, Idle, Normed, Space
 from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
 from fedhet.types import Assign, ClientId, Job, JobId, Memory, Tree, Update, Version
@@ -114,12 +114,15 @@ class AbstractBooks:
     def observed(self, client: ClientId) -> Seen:
         return self.seen.get(client) or Seen()
 
+    def a_norm(self, job: Job) -> float:
+        work = self.method.work
+        if not isinstance(work, Normed):
+            raise TypeError(f"work {type(work).__name__} does not say what its steps add up to")
+        return work.a_norm(job)
+
     def rank_of(self, job: Job) -> int:
         """The rank of a job's adapters, 0 if it has none."""
         return job.budget.rank or self._rank if self._rank else 0
-
-    def fednova_norm(self, job: Job) -> float:
-        return float(self.method.work.fednova_norm(job))  # type: ignore[attr-defined]  # `Method` saw that it is there
 
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)

@@ -1,10 +1,17 @@
 """C functions compiled once per machine, and torch where there is no compiler.
 
 A function is compiled for this very processor, kept in the user's cache between processes, and used only after its
-module has checked its answers on an example. Nothing here decides results: whoever calls has another way to them.
+module has checked its answers on an example. Nothing here decides results: whoever calls has another way to them, and
+nothing that goes wrong here is an error.
 
-What is loaded is code, so it lies in a folder of this user's own that nobody else can write, and its name holds the
-SHA-256 of its bytes: a file that was cut or altered is not loaded, it is compiled again.
+What is loaded runs with all rights of this process. So it lies in a folder that belongs to this user and that nobody
+else may write to; two files make one function, a library named by the hash of its content and a pointer to it:
+
+    sum-5f0c...e1           the 64 digits of a SHA-256
+    sum-5f0c...e1-<64>.so   loaded only if that is its hash, and built anew if it is not
+
+Both are written elsewhere, synchronised with the disk and moved to their places, so processes that start together and
+machines that stop at any moment leave whole files or none.
 """
 
 from __future__ import annotations
@@ -19,21 +26,52 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhet.durable import sync_file, sync_folder
-
 Call = Callable[..., int | None]
 
-COMPILE_SECONDS = 60.0
-"""Seconds that the compiler may take."""
+SECONDS = 60.0
+"""For a compiler, or for a trial of what it made."""
+
+LARGEST = 1 << 24
+"""Bytes of a library that is read; ours have some ten thousand."""
+
+HUNG: set[str] = set()
+"""What took too long in this process: it is not waited for again."""
+
+TRIAL = "import ctypes, sys; getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])"
+"""What a process of its own does first with a new library: a loader can die of a bad one."""
 
 
 class Unusable(Exception):
     """Why there is no compiled function, in words."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A command, and what tells it from another: the program's place, size and time of change."""
+
+    command: tuple[str, ...]
+    identity: str
+
+    @classmethod
+    def found(cls) -> Compiler:
+        """That of the environment variable CC, which may have options or a wrapper (`ccache gcc`), or `cc`."""
+        told = os.environ.get("CC", "").strip() or "cc"
+        try:
+            first, *rest = shlex.split(told)
+        except ValueError as error:
+            raise Unusable(f"CC={told} cannot be read: {error}") from None
+        program = shutil.which(first)
+        if program is None:
+            raise Unusable("no C compiler" if told == "cc" else f"no C compiler: CC={told} is not found")
+        parts = [Path(found) for word in (first, *rest) if (found := shutil.which(word))]
+        about = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
+        return cls((program, *rest), repr((told, about)))
 
 
 @dataclass(frozen=True)
@@ -45,119 +83,138 @@ class Source:
     text: str
     options: Sequence[str]
 
+    def place(self) -> Path:
+        """The library, found or built now. Raises Unusable if there is none."""
+        compiler, folder = Compiler.found(), private(cache_folder())
+        key = "\n".join([_machine(), compiler.identity, *self.options, self.text])
+        pointer = folder / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        return _standing(pointer) or self._build(compiler, pointer)
+
     def load(self, types: Sequence[type], result: type | None = None) -> Call | str:
         """The function, taking arguments of these types; or why there is none."""
-        path = self.build()
-        if isinstance(path, str):
-            return path
         try:
-            call = getattr(ctypes.CDLL(str(path)), self.function)
-        except (OSError, AttributeError) as error:  # whole, but no library, or not with this function
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return f"the compiled loop cannot be loaded: {type(error).__name__}"
+            call = getattr(ctypes.CDLL(str(self.place())), self.function)
+        except Unusable as why:
+            return str(why)
+        except (OSError, AttributeError, RuntimeError) as error:  # RuntimeError: there is no home folder
+            return f"the compiled loop is not usable: {type(error).__name__}: {error}"
         call.argtypes, call.restype = list(types), result
         found: Call = call
         return found
 
-    def build(self) -> Path | str:
-        """Where the compiled file lies, its bytes checked, compiled now if need be; or why there is none."""
-        try:
-            compiler = _compiler()
-            folder = private_folder()
-            key = "\n".join([_machine(), *compiler, *self.options, self.text])
-            stem = f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-            for path in sorted(folder.glob(f"{stem}-*.so")):
-                if _is_whole(path):
-                    return path
-                path.unlink(missing_ok=True)
-            return self._compile(compiler, folder, stem)
-        except Unusable as error:
-            return str(error)
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"the compiled loop is not usable: {type(error).__name__}"
-
-    def _compile(self, compiler: Sequence[str], folder: Path, stem: str) -> Path:
-        """Beside its place, then moved: processes that start together do not read half a file."""
-        native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-        with tempfile.TemporaryDirectory(dir=folder) as room:
+    def _build(self, compiler: Compiler, pointer: Path) -> Path:
+        """Compile, try, and put in place. What another process put there meanwhile is as good and is replaced."""
+        with tempfile.TemporaryDirectory(dir=pointer.parent, prefix="build-", ignore_cleanup_errors=True) as room:
             source, made = Path(room) / "it.c", Path(room) / "it.so"
             source.write_text(self.text, encoding="utf-8")
-            _run([*compiler, native, "-shared", "-fPIC", *self.options, str(source), "-o", str(made), "-lm"])
-            made.chmod(0o600)
-            sync_file(made)
-            path = folder / f"{stem}-{_digest(made)}.so"
-            made.replace(path)
-        sync_folder(folder)
-        return path
+            native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+            options = [native, "-shared", "-fPIC", *self.options]
+            _run([*compiler.command, *options, str(source), "-o", str(made), "-lm"], room, "the compiler")
+            if not made.is_file():
+                raise Unusable(f"the compiled loop is not usable: {compiler.command[0]} wrote no library")
+            _run([sys.executable, "-I", "-S", "-c", TRIAL, str(made), self.function], room, "a trial of the library")
+            digest = hashlib.sha256(made.read_bytes()).hexdigest()
+            library = pointer.with_name(f"{pointer.name}-{digest}.so")
+            made.chmod(0o500)
+            _settle(made, library)
+            beside = Path(room) / "pointer"
+            beside.write_text(digest, encoding="ascii")
+            _settle(beside, pointer)
+        found = _standing(pointer)
+        if found is None:
+            raise Unusable("the compiled loop is not usable: it was not what was written when it was read again")
+        return found
 
 
-def private_folder() -> Path:
-    """Where compiled files lie: a folder that this user owns and nobody else can write.
+def cache_folder() -> Path:
+    """Where compiled functions are kept: the user's cache."""
+    told = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(told) if os.path.isabs(told) else Path.home() / ".cache") / "fedhet" / "compiled"
 
-    Below XDG_CACHE_HOME or ~/.cache; for a user without a home folder, among the temporary files. Raises Unusable if
-    what lies there is somebody else's, and OSError if it cannot be made.
-    """
+
+def private(folder: Path) -> Path:
+    """The folder, made if it is absent. Raises Unusable unless it is this user's and nobody else can write to it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise Unusable(f"the compiled loop is not usable: {folder} is no folder")
+    if about.st_uid != os.geteuid():
+        raise Unusable(f"the compiled loop is not usable: {folder} belongs to another user")
+    for above in folder.resolve().parents:  # who can move a folder can put another in its place
+        mode, owner = above.stat().st_mode, above.stat().st_uid
+        if owner not in (0, os.geteuid()) or (mode & 0o002 and not mode & stat.S_ISVTX):
+            raise Unusable(f"the compiled loop is not usable: another user can replace what lies in {above}")
+    if about.st_mode & 0o077:
+        folder.chmod(0o700)
+        for old in folder.iterdir():  # whoever could write here may have done so
+            if not old.is_dir():
+                old.unlink()
+    return folder
+
+
+def _standing(pointer: Path) -> Path | None:
+    """The library that a pointer names, if both are there and whole."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        parts = [cache / "fedhet", cache / "fedhet" / "native"]
-    except RuntimeError:  # neither HOME nor an entry for this user
-        parts = [Path(tempfile.gettempdir()) / f"fedhet-{os.getuid()}"]
-    parts[0].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for part in parts:
-        part.mkdir(mode=0o700, exist_ok=True)
-        about = part.lstat()
-        # the one above may have been made before, with this user's umask: his own group may write there
-        others = 0o022 if part == parts[-1] else 0o002
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & others:
-            raise Unusable(f"{part} is not a folder of this user's that nobody else can write")
-    return parts[-1]
+        digest = _read(pointer, 64).decode("ascii")
+        library = pointer.with_name(f"{pointer.name}-{digest}.so")
+        if len(digest) != 64 or not digest.isalnum() or hashlib.sha256(_read(library, LARGEST)).hexdigest() != digest:
+            return None
+    except (OSError, ValueError):
+        return None
+    return library
 
 
-def _compiler() -> list[str]:
-    """The words of CC, such as `ccache gcc`, or cc. Raises Unusable if there is no such program."""
-    asked = os.environ.get("CC") or "cc"
+def _read(path: Path, most: int) -> bytes:
+    """A plain file of this user that nobody else may write to. Raises OSError for any other and for a longer one."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        fine = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
+        if not fine or about.st_size > most:
+            raise OSError(f"{path} is not a file of this user's alone")
+        return file.read(most)
+
+
+def _settle(made: Path, place: Path) -> None:
+    """Move a file to its place once it is on the disk."""
+    descriptor = os.open(made, os.O_RDONLY)
     try:
-        words = shlex.split(asked)
-    except ValueError as error:
-        raise Unusable(f"CC={asked!r} cannot be read: {error}") from None
-    if not words or shutil.which(words[0]) is None:
-        raise Unusable("no C compiler")
-    return words
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(made, place)
 
 
-def _run(command: Sequence[str]) -> None:
-    """Run the compiler and whatever it starts to its end, or to that of its time. Raises SubprocessError.
-
-    It gets no pipe: one that a grandchild holds open would be waited for.
-    """
-    null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True) as process:
+def _run(command: Sequence[str], room: str, what: str) -> None:
+    """Run a command with its own place for temporary files. Raises Unusable if it fails, dies or takes too long; then
+    nothing that it started runs on."""
+    if what in HUNG:
+        raise Unusable(f"the compiled loop is not usable: {what} took more than {SECONDS:g} seconds")
+    with open(f"{room}/told", "w+b") as told:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=told, stderr=told, cwd=room, start_new_session=True,
+            env={**os.environ, "TMPDIR": room, "LC_ALL": "C"},
+        )  # fmt: skip
         try:
-            code = process.wait(COMPILE_SECONDS)
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-    if code:
-        raise subprocess.CalledProcessError(code, command)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file is this user's, nobody else can write it, and it has the SHA-256 that its name says."""
-    about = path.lstat()
-    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
-        return False
-    return path.stem.rpartition("-")[2] == _digest(path)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+            code = process.wait(SECONDS)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # of a wrapper also what it started
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            HUNG.add(what)
+            raise Unusable(f"the compiled loop is not usable: {what} took more than {SECONDS:g} seconds") from None
+        if code:
+            told.seek(0)
+            lines = told.read(1 << 16).decode(errors="replace").splitlines()
+            said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+            raise Unusable(f"the compiled loop is not usable: {what} ended with {code}: {said.strip()[:200]}")
 
 
 def _machine() -> str:
     """What the compiled file fits: a home folder may be shared by unlike processors."""
     about = Path("/proc/cpuinfo")
-    lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
-    flags = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    return "\n".join([platform.platform(), platform.processor(), *flags])
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU implementer", "CPU part")
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
+    kinds = sorted({line for line in lines if line.startswith(wanted)})
+    return "\n".join([platform.platform(), platform.processor(), platform.machine(), *kinds])

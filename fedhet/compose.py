@@ -1,7 +1,9 @@
 """A method is one choice per axis; what cannot work together is refused before anything starts.
 
-Three words are enough. A space *gives* ("coordinates", "control"); the server offers "each", the sight of single
-updates, until a layer *hides* it; parts *need*. `Misfit` names the part, what it needs and what is offered.
+Three words are enough. A space *gives* ("coordinates", "control"), a rule gives "mean" if it is a plain weighted mean,
+a work gives "a_norm" if it can say how much its steps weigh in an update; the server offers "each", the sight of single
+updates, until a layer *hides* it, and "distances", unless updates of the space cover a part of the coordinates each;
+parts *need*. `Misfit` names the part, what it needs and what is offered.
 """
 
 from __future__ import annotations
@@ -10,10 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedhet.protocols import Layer, Policy, Rule, Schedule, Space, Work
+from fedhet.protocols import Layer, Partial, Policy, Rule, Schedule, Space, Work
 
 ONION = ("optimizer", "staleness", "privacy", "codec")
 """Layer slots from the algorithm to the wire. `send` runs left to right, `arrive` and `finish` right to left."""
+
+
+WHY = {
+    "mean": "what it adds to the model goes past the rule, so behind any other rule nothing would be protected: "
+    "use a plain weighted mean (rule=mean, mean_count, mean_uniform)",
+    "a_norm": "updates are divided by what the local steps add up to, which this work does not say: use work=sgd, "
+    "fedprox, feddyn or scaffold",
+    "distances": "updates that cover a part each are near to each other where they cover little, so the narrowest "
+    "would be chosen: use a rule that does not compare updates",
+}
+"""What a word stands for, where its name does not say it."""
 
 
 class Misfit(ValueError):
@@ -42,25 +55,22 @@ class Method:
             for layer in getattr(self, slot):
                 if not isinstance(layer, Layer):
                     raise Misfit(f"{slot}: {type(layer).__name__} lacks a layer hook (send, wire, arrive, finish)")
-        if getattr(self.rule, "guards", False):
-            for part in (self.space, *(layer for _, layer in self.layers)):
-                if told := getattr(part, "unguarded", ""):
-                    raise Misfit(
-                        f"{_named(self.rule)} bounds what single clients do to the model, but with "
-                        f"{type(part).__name__} {told}: use a mean, or another part"
-                    )
-        offered = self.space.gives | {"each"}
-        if callable(getattr(self.work, "fednova_norm", None)):
-            offered |= {"norm"}
+        words: list[frozenset[str]] = [getattr(part, "gives", frozenset()) for part in (self.rule, self.work)]
+        offered = self.space.gives.union(*words) | {"each"}
+        if not (isinstance(self.space, Partial) and self.space.partial):
+            offered |= {"distances"}
         for _, layer in self.layers:
             offered -= layer.hides
-        parts: tuple[Rule | Work | Layer, ...] = (self.rule, self.work, *(layer for _, layer in self.layers))
+        parts: tuple[Space | Rule | Work | Layer, ...] = (
+            self.space, self.rule, self.work, *(layer for _, layer in self.layers),
+        )  # fmt: skip
         for part in parts:
-            missing = part.needs - offered
+            missing = frozenset(getattr(part, "needs", frozenset())) - offered
             if missing:
                 raise Misfit(
                     f"{type(part).__name__} needs {sorted(missing)}, but space {type(self.space).__name__}"
-                    f"{_with(self.layers)} offers {sorted(offered) or 'nothing'}{_hidden(self.layers, missing)}"
+                    f" with rule {type(self.rule).__name__}, work {type(self.work).__name__}{_with(self.layers)} offers"
+                    f" {sorted(offered) or 'nothing'}{_hidden(self.layers, missing)}{_why(missing)}"
                 )
 
     @property
@@ -74,15 +84,13 @@ class Method:
         return tuple((f"{slot}.{i}", layer) for slot in ONION for i, layer in enumerate(getattr(self, slot)))
 
 
-def _named(rule: Rule) -> str:
-    """A rule's class, and that of the rule it stands in front of."""
-    inner = getattr(rule, "rule", None)
-    return type(rule).__name__ + (f" of {type(inner).__name__}" if inner is not None else "")
-
-
 def _with(layers: Sequence[tuple[str, Layer]]) -> str:
     names = [type(layer).__name__ for _, layer in layers]
-    return f" with layers {names}" if names else ""
+    return f" and layers {names}" if names else ""
+
+
+def _why(missing: frozenset[str]) -> str:
+    return "".join(f"; {WHY[word]}" for word in sorted(missing) if word in WHY)
 
 
 def _hidden(layers: Sequence[tuple[str, Layer]], missing: frozenset[str]) -> str:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedhet.compiled import Call, Source
+from fedhet.compiled import Call, Source, Unusable
 
 LEAST = 1 << 20
 """Elements read by one sum below which there is little to gain: torch takes 0.2 ms for as many."""
@@ -112,8 +111,12 @@ def status() -> str:
 
 def path() -> str:
     """Where the compiled loop lies, for processes without torch; empty if there is none."""
-    built = "" if isinstance(_load(), str) else _source().build()
-    return str(built) if isinstance(built, Path) else ""
+    if isinstance(_load(), str):
+        return ""
+    try:
+        return str(_source().place())
+    except (Unusable, OSError, RuntimeError):  # gone since it was loaded: the same sum by torch
+        return ""
 
 
 def _fits(x: Tensor) -> bool:

@@ -125,9 +125,9 @@ class View(Protocol):
 
     def observed(self, client: ClientId) -> Observation: ...
 
-    def fednova_norm(self, job: Job) -> float:
-        """How much weight a job's gradients have together in its displacement, in plain steps: the work says it, not
-        the client. For rules that need "norm"."""
+    def a_norm(self, job: Job) -> float:
+        """The sum of the weights that the gradients of a job have in its displacement, by its budget and the method's
+        work. For rules that need "a_norm"."""
         ...
 
     def next_online(self) -> float | None:
@@ -208,15 +208,18 @@ class Space(Protocol):
         """All inner products, float64, shape (n, n)."""
         ...
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
-        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given; no scales are ones.
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
+        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given, where all deltas cover.
 
-        A coefficient is the rule's, a scale belongs to the update (`Update.scale`: a discount, a norm cut). Where
-        deltas cover a part of the coordinates, the coefficients of those who cover one are brought to the sum of all:
+        Coefficients are shares, which the rule chose; scales are part of the updates (`Update.scale`, cuts of a rule),
+        1 if none are given.
+        A coordinate that only some cover is the mean over those, with the sum of all shares:
 
-            x_k = (sum_j c_j) * sum_i c_i s_i d_ik / sum_i c_i    over those who cover k,
+            x_k = (sum_j c_j) * sum_i c_i s_i d_ik / sum_i c_i,   the last two sums over those who cover k,
 
-        so that a scale is never divided away.
+        so that the scale of one who covers it alone is not divided away. Nobody's coordinates are left out.
         """
         ...
 
@@ -233,6 +236,14 @@ class Space(Protocol):
 
 
 @runtime_checkable
+class Partial(Protocol):
+    """A space that can say that its deltas cover a part of the coordinates each; one that says nothing covers all."""
+
+    @property
+    def partial(self) -> bool: ...
+
+
+@runtime_checkable
 class Adapters(Protocol):
     """A space of low-rank adapters."""
 
@@ -243,13 +254,17 @@ class Adapters(Protocol):
 
 
 class Rule(Protocol):
-    """N updates to one delta. Must honour `Update.scale` and normalise `Update.weight` itself."""
+    """N updates to one delta. Must honour `Update.scale` and normalise `Update.weight` itself.
 
-    needs: ClassVar[frozenset[str]]
-    """"each": sight of single updates; "coordinates": leaves that line up; "norm": a work with a `fednova_norm`."""
+    A rule that is a plain weighted mean has `gives`, with "mean": an update moves its answer as far as it is long, so
+    nothing is lost by what goes past the rule.
+    """
 
-    # A rule that bounds what a single client can do to the model says so with `guards = True`. It is a `Misfit` with a
-    # space or layer whose `unguarded` names what of an update reaches the model beside the rule.
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of these words: "each", sight of single updates; "coordinates", leaves that line up; "distances", inner
+        products that compare like with like; "a_norm", work that says what its steps add up to."""
+        ...
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree: ...
 
@@ -322,6 +337,15 @@ class Work(Protocol):
     """Samples per optimiser step, so that epochs and virtual time can be worked out."""
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Normed(Protocol):
+    """Work whose displacement is a known combination of gradients; it has `gives`, with "a_norm"."""
+
+    def a_norm(self, job: Job) -> float:
+        """The sum of the weights its gradients have: the number of steps for plain gradient descent."""
+        ...
 
 
 @runtime_checkable

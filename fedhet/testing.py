@@ -8,7 +8,7 @@ a rule, a layer or a policy reads when there is no server.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedhet.build import Scores
 from fedhet.model import Model
-from fedhet.protocols import Idle, Layer, Observation, Rule, Shard, Space, Work
+from fedhet.protocols import Idle, Layer, Normed, Observation, Rule, Shard, Space, Work
 from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
 from fedhet.types import Budget, ClientId, Job, JobId, Memory, Tree, Update, Version
@@ -136,6 +136,7 @@ class FakeView:
     seed: int = 0
     draws: int = 0
     notes: list[tuple[str, dict[str, float | int | str]]] = field(default_factory=list)
+    a_norm: Callable[[Job], float] = lambda job: float(job.budget.steps)
 
     @property
     def busy(self) -> int:
@@ -150,10 +151,6 @@ class FakeView:
 
     def observed(self, client: ClientId) -> Observation:
         return self.watched.get(client, Watched())
-
-    def fednova_norm(self, job: Job) -> float:
-        """That of plain steps."""
-        return float(job.budget.steps)
 
     def next_online(self) -> float | None:
         return self.roster.next_online(self.now)
@@ -200,6 +197,8 @@ class Rounds:
         self.model = world.model()
         roster = Clients.from_columns(world.clients, {"sec_per_step": 1.0}).with_examples(world.examples())
         self.view = FakeView(roster, space, space.begin(self.model))
+        if isinstance(work, Normed):
+            self.view.a_norm = work.a_norm
         self.memories: list[Memory] = [{} for _ in range(world.clients)]
         self.layer_memory: list[Memory] = [{} for _ in self.layers]
         self.updates: list[Update] = []

@@ -22,9 +22,6 @@ from fedhet.types import Tree
 PIECE = 1 << 18
 """Elements summed at a time, so that the running sum stays in cache; element-wise, so no bit depends on it."""
 
-HALVES = frozenset({torch.float16, torch.bfloat16})
-"""Dtypes in which a running sum would stop growing, or overflow."""
-
 SHELF = Shelf()
 """Where large results lie; which memory it is shows in no result."""
 
@@ -142,6 +139,31 @@ def flatten(tree: Tree) -> Tree:
     return FlatTree(schema, torch.cat([leaf.reshape(-1) for leaf in tree.values()]))
 
 
+def accumulator(kind: torch.dtype) -> torch.dtype:
+    """The dtype sums are kept in: a running sum of half precision stops growing once a term is below its last bit."""
+    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+
+
+def widened(tree: Tree) -> Tree:
+    """The tree in the dtype sums are kept in; `tree` itself if it is that already."""
+    if isinstance(tree, FlatTree):
+        return _cast(tree, accumulator(tree.flat.dtype))
+    return {name: leaf.to(accumulator(leaf.dtype)) for name, leaf in tree.items()}
+
+
+def rounded_like(tree: Tree, like: Tree) -> Tree:
+    """The tree in the dtypes of another of its names and shapes; `tree` itself if it has them."""
+    if isinstance(tree, FlatTree) and isinstance(like, FlatTree):
+        return _cast(tree, like.flat.dtype)
+    return {name: leaf.to(like[name].dtype) for name, leaf in tree.items()}
+
+
+def _cast(tree: FlatTree, kind: torch.dtype) -> FlatTree:
+    if tree.flat.dtype == kind:
+        return tree
+    return FlatTree(Schema(tuple((n, Leaf(leaf.shape, kind)) for n, leaf in tree.schema.leaves)), tree.flat.to(kind))
+
+
 def twins(trees: Sequence[Tree]) -> bool:
     """Whether all are flat trees of one schema, so that their buffers line up."""
     first = trees[0]
@@ -154,7 +176,8 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
     """sum_i coefficients[i] * trees[i], accumulated in the order given: the one aggregation kernel.
 
     Each term is one fused multiply-add into a float32 (or wider) accumulator, so equal inputs in equal order give
-    equal bits under every schedule. Raises ValueError if there is nothing to sum or the trees do not line up.
+    equal bits under every schedule; leaves of half precision are rounded once, at the end. Raises ValueError if there
+    is nothing to sum or the trees do not line up.
     """
     if not trees or len(trees) != len(coefficients):
         raise ValueError(f"{len(trees)} trees with {len(coefficients)} coefficients")
@@ -166,7 +189,7 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         if kernel.weighted_sum(rows, coefficients, total):
             return FlatTree(first.schema, total)
         for at in range(0, len(total), PIECE):
-            _sum([row[at : at + PIECE] for row in rows], coefficients, total[at : at + PIECE])
+            _sum_into(total[at : at + PIECE], [row[at : at + PIECE] for row in rows], coefficients)
         return FlatTree(first.schema, total)
     names = list(trees[0])
     if any(list(t) != names for t in trees):
@@ -177,29 +200,26 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         for tree in trees:
             if tree[name].shape != leaf.shape:
                 raise ValueError(f"{name}: shapes {tuple(leaf.shape)} and {tuple(tree[name].shape)} cannot be summed")
-        _sum([tree[name] for tree in trees], coefficients, leaf)
+        _sum_into(leaf, [tree[name] for tree in trees], coefficients)
         result[name] = leaf
     return result
 
 
-def widened(x: Tensor) -> Tensor:
-    """x itself, or in float32 where its own dtype has half as many bits: what sums and squares are formed in."""
-    return x.float() if x.dtype in HALVES else x
-
-
-def _sum(rows: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> None:
-    """out = sum_i coefficients[i] * rows[i] in the order given, rounded to out's dtype once."""
-    total = torch.zeros_like(out, dtype=torch.float32) if out.dtype in HALVES else out.zero_()
+def _sum_into(out: Tensor, rows: Sequence[Tensor], coefficients: Sequence[float]) -> None:
+    """out = sum_i coefficients[i] * rows[i], rounded once where `out` is of half precision."""
+    kind = accumulator(out.dtype)
+    total = out.zero_() if kind == out.dtype else torch.zeros_like(out, dtype=kind)
     for row, c in zip(rows, coefficients, strict=True):
         total.add_(row, alpha=float(c))
     if total is not out:
         out.copy_(total)
 
 
-def scaled(coefficients: Sequence[float], scales: Sequence[float]) -> Sequence[float]:
-    """The products of coefficients and scales, in float64; the coefficients themselves if there are no scales."""
-    if not len(scales):
-        return coefficients
+def scaled(coefficients: Sequence[float], scales: Sequence[float] | None) -> list[float]:
+    """coefficients[i] * scales[i]: what each of several deltas that all cover everything is multiplied by. No scales
+    are ones."""
+    if scales is None:
+        return [float(c) for c in coefficients]
     return [float(c) * float(s) for c, s in zip(coefficients, scales, strict=True)]
 
 
@@ -285,13 +305,14 @@ def _gram(rows: Sequence[Tensor]) -> np.ndarray:
 
 
 def squared_norm(tree: Tree) -> float:
-    """Sum of squares, float32 chunks accumulated in float64. Not finite if any element is not finite."""
+    """Sum of squares, float32 (or wider) chunks accumulated in float64. Not finite if any element is not finite."""
     total = 0.0
     for leaf in [tree.flat] if isinstance(tree, FlatTree) else tree.values():
         row = leaf.reshape(-1)
         if not row.is_floating_point():
             row = row.to(torch.float64)
         for at in range(0, row.numel(), 1 << 20):
-            part = widened(row[at : at + (1 << 20)])
+            part = row[at : at + (1 << 20)]
+            part = part.to(accumulator(part.dtype))  # the square of 300 is no float16
             total += float(torch.dot(part, part))
     return total

@@ -7,7 +7,7 @@ training. Honest clients run the inner work and nothing else, on the same random
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedhet.model import Model
-from fedhet.protocols import Shard, Work
+from fedhet.protocols import Normed, Shard, Work
 from fedhet.streams import stream
 from fedhet.types import ClientId, Job, Memory
 
@@ -78,14 +78,18 @@ class Attacked:
         return self.work.needs
 
     @property
+    def gives(self) -> frozenset[str]:
+        return getattr(self.work, "gives", frozenset())
+
+    @property
     def batch(self) -> int:
         return self.work.batch
 
-    @property
-    def fednova_norm(self) -> Callable[[Job], float]:
-        """The inner work's, if it has one."""
-        norm: Callable[[Job], float] = self.work.fednova_norm  # type: ignore[attr-defined]
-        return norm
+    def a_norm(self, job: Job) -> float:
+        """That of an honest client, which is all a server can know. Raises TypeError if the work has none."""
+        if not isinstance(self.work, Normed):
+            raise TypeError(f"work {type(self.work).__name__} does not say what its steps add up to")
+        return self.work.a_norm(job)
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         if job.client not in self.attack:

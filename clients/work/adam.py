@@ -15,6 +15,7 @@ import torch
 
 from fedhet.model import Model
 from fedhet.protocols import Shard
+from fedhet.tree import accumulator
 from fedhet.types import Job, Memory
 
 
@@ -51,7 +52,7 @@ class Adam:
         params, grad = model.params, model.grad
         first, second, below = torch.zeros_like(params), torch.zeros_like(params), torch.empty_like(params)
         batches = data.batches(self.batch)
-        total = torch.zeros((), dtype=params.dtype)
+        total = torch.zeros((), dtype=accumulator(params.dtype))
         for k in range(1, count + 1):
             total += model.gradient(*next(batches))
             if self.weight_decay:

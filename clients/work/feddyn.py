@@ -80,7 +80,7 @@ class FedDynServer(AbstractLayer):
             if name.rpartition(".")[2] in self.averaged:
                 step[name] = leaf
                 continue
-            wide = tree.widened(leaf)
+            wide = leaf.to(tree.accumulator(leaf.dtype))
             h = memory.get(name, torch.zeros_like(wide)) - self.alpha * share * wide
             memory[name] = h
             step[name] = (wide - h / self.alpha).to(leaf.dtype)

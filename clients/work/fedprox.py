@@ -38,7 +38,7 @@ class FedProx(AbstractLocal):
             return self.steps(model, data, job)
         anchor = model.params.clone()
 
-        def pulled(grad: Tensor, params: Tensor) -> None:
+        def towards(grad: Tensor, params: Tensor) -> None:
             grad.add_(params, alpha=self.mu).add_(anchor, alpha=-self.mu)
 
-        return self.steps(model, data, job, pulled)
+        return self.steps(model, data, job, towards)

@@ -1,8 +1,8 @@
 """The step loop all local training shares: gradients of mini-batches on flat buffers, one in-place step after another.
 
 A work differs from plain SGD in what it adds to a gradient; it says so in one function and keeps the loop. Losses are
-summed as tensors and read once at the end. Of every job it is known beforehand how much weight its gradients have
-together in the displacement, the FedNova norm (Wang et al., "Tackling the Objective Inconsistency Problem in
+summed as tensors and read once at the end. Beside the model the loop follows one number, the FedNova norm: how much
+weight the gradients have together in the displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
 Heterogeneous Federated Optimization", arXiv:2007.07481, section 4),
 
     w_0 - w_K = lr * sum_k a_k g_k,    a_norm = sum_k a_k,
@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from fedhet.descent import Batch
 from fedhet.model import Model
 from fedhet.protocols import Shard
+from fedhet.tree import accumulator
 from fedhet.types import Job, Memory
 
 Adjust = Callable[[Tensor, Tensor], None]
@@ -50,22 +52,23 @@ def portions(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
         yield part
 
 
+@lru_cache(maxsize=4096)
+def path(steps: int, momentum: float = 0.0, nesterov: bool = False, pull: float = 0.0) -> float:
+    """How far so many steps of length 1 go on the constant gradient 1; `pull` is lr * mu of a term mu * (w - w_0)."""
+    if not momentum and not pull:
+        return float(steps)
+    lever = gone = 0.0
+    for _ in range(steps):
+        unit = 1.0 - pull * gone
+        lever = momentum * lever + unit
+        gone += unit + momentum * lever if nesterov else lever
+    return gone
+
+
 def plain_metrics(losses: Sequence[float]) -> dict[str, float]:
     """Metrics of plain steps with these losses: every gradient has weight 1 in the displacement."""
     count = float(len(losses))
     return {"loss": sum(losses) / count, "steps": count, "a_norm": count}
-
-
-def fednova_norm(steps: int, momentum: float = 0.0, nesterov: bool = False, shrink: float = 0.0) -> float:
-    """The path of the steps on the constant gradient 1; `shrink` is lr * mu of a term that pulls back to the start."""
-    if not (momentum or shrink):
-        return float(steps)
-    lever = norm = 0.0
-    for _ in range(steps):
-        unit = 1.0 - shrink * norm
-        lever = momentum * lever + unit
-        norm += unit + momentum * lever if nesterov else lever
-    return norm
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class AbstractLocal(ABC):
     lr_decay: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({"a_norm"})
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -117,13 +121,12 @@ class AbstractLocal(ABC):
 
     @property
     def pull(self) -> float:
-        """The mu of a term mu * (w - w_0) that is added to every gradient; 0 if there is none."""
+        """The mu of a term mu * (w - w_0) that this work adds to a gradient; 0 for none."""
         return 0.0
 
-    def fednova_norm(self, job: Job) -> float:
-        """The weight that the gradients of a job have together in its displacement, as above: what the server knows
-        of it without asking."""
-        return fednova_norm(job.budget.steps, self.momentum, self.nesterov, self.rate(job) * self.pull)
+    def a_norm(self, job: Job) -> float:
+        """The FedNova norm of a job, see above: it follows from the budget and these hyper-parameters alone."""
+        return path(job.budget.steps, self.momentum, self.nesterov, self.rate(job) * self.pull)
 
     def steps(self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None) -> dict[str, float]:
         """Run the job's steps. Metrics: "loss", the mean over the steps; "steps"; "a_norm" as above.
@@ -142,7 +145,7 @@ class AbstractLocal(ABC):
             for part in portions(batches, count):
                 losses += model.descend_all(part, rate).tolist()
             return plain_metrics(losses)
-        total = torch.zeros((), dtype=params.dtype)
+        total = torch.zeros((), dtype=accumulator(params.dtype))
         for _ in range(count):
             total += model.gradient(*next(batches))
             if self.weight_decay:
@@ -157,7 +160,7 @@ class AbstractLocal(ABC):
                 velocity.mul_(self.momentum).add_(grad)
                 step = grad.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
                 params.add_(step, alpha=-rate)
-        return {"loss": float(total) / count, "steps": float(count), "a_norm": self.fednova_norm(job)}
+        return {"loss": float(total) / count, "steps": float(count), "a_norm": self.a_norm(job)}
 
     def _clip(self, grad: Tensor) -> None:
         norm = float(grad.norm())

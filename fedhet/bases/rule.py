@@ -71,7 +71,9 @@ class Geometry(Protocol):
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray: ...
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree: ...
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree: ...
 
 
 @runtime_checkable
@@ -91,6 +93,8 @@ class Rows:
     matrix: np.ndarray | None = None
     origin: Rows | None = None
     """The unmixed rows, whose Gram matrix is computed once for all mixtures."""
+    shares: np.ndarray | None = None
+    """M without what rows were multiplied by since (`times`), shape (k, n); None where nothing was."""
 
     @classmethod
     def of(cls, updates: Sequence[Update], space: Geometry) -> Rows:
@@ -127,12 +131,28 @@ class Rows:
     def mix(self, matrix: np.ndarray, weights: np.ndarray) -> Rows:
         """New rows matrix @ x with new weights; nothing is computed yet."""
         whole = matrix if self.matrix is None else matrix @ self.matrix
-        return Rows(self.sources, self.space, weights, whole, self.origin or self)
+        shares = None if self.shares is None else matrix @ self.shares
+        return Rows(self.sources, self.space, weights, whole, self.origin or self, shares)
+
+    def times(self, factors: np.ndarray) -> Rows:
+        """Row i times factors[i] (k,): a length that belongs to the row as `Update.scale` does, not a share of the sum.
+
+        The difference shows where updates cover a part of the coordinates each: shares are then taken anew among those
+        who cover one, lengths are not.
+        """
+        shares = self.shares if self.shares is not None else self.matrix
+        whole = np.diag(factors) if self.matrix is None else factors[:, None] * self.matrix
+        shares = np.eye(len(self)) if shares is None else shares
+        return Rows(self.sources, self.space, self.weights, whole, self.origin or self, shares)
 
     def sum(self, coefficients: np.ndarray) -> Tree:
         """sum_i coefficients[i] x_i, formed by the space in the order of the updates."""
-        c = coefficients if self.matrix is None else coefficients @ self.matrix
-        return self.space.combine([u.delta for u in self.sources], c.tolist(), self.scales.tolist())
+        c, scales = coefficients if self.matrix is None else coefficients @ self.matrix, self.scales
+        if self.shares is not None:
+            shares = coefficients @ self.shares
+            scales = scales * np.divide(c, shares, out=np.zeros_like(c), where=shares != 0.0)
+            c = shares
+        return self.space.combine([u.delta for u in self.sources], c.tolist(), scales.tolist())
 
     def reduce(self, function: Columnwise) -> Tree:
         """`function` of every coordinate, in blocks; by the space where it is `Spread`. Raises ValueError if the leaves
@@ -153,11 +173,6 @@ class Rows:
 class AbstractRule(ABC):
     """A rule on rows, so that mixtures can be put in front of it."""
 
-    @property
-    def guards(self) -> bool:
-        """Whether it bounds what a single client can do to the model. Means do not."""
-        return True
-
     @abstractmethod
     def on(self, rows: Rows, view: View) -> Tree:
         """Combine rows; what the rule does to the updates themselves when nothing is in front of it."""
@@ -169,7 +184,7 @@ class AbstractRule(ABC):
 class AbstractLinearRule(AbstractRule):
     """Coefficients from the Gram matrix. `Update.scale` is part of the update: u_i = scale_i * delta_i."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"each"})
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "distances"})
     reads_gram: ClassVar[bool] = True
     """False spares the inner products for rules that look at weights alone."""
 

@@ -49,5 +49,7 @@ class AbstractDense(ABC):
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram(deltas)
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
         return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))

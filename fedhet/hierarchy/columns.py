@@ -66,9 +66,11 @@ class Slices:
                 total += part
         return total
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
-        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given."""
-        return self._formed(deltas, "sum", c=[float(c) for c in scaled(coefficients, scales)])
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
+        """sum_i coefficients[i] * scales[i] * deltas[i], accumulated in the order given; all cover everything."""
+        return self._formed(deltas, "sum", c=scaled(coefficients, scales))
 
     def spread(self, deltas: Sequence[Tree], blocks: Blocks) -> Tree:
         """A function of each coordinate. Raises TypeError for a function that is not plain data, ValueError where the

@@ -13,6 +13,7 @@ federation has no aggregator at all.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -61,6 +62,14 @@ def with_torch(memory: mmap.mmap) -> Sum:
     return run
 
 
+def summing(path: str, memory: mmap.mmap) -> Sum:
+    """The compiled loop, or torch's with the same bits where there is none or it is gone."""
+    if path:
+        with contextlib.suppress(OSError, AttributeError):
+            return compiled(path, memory)
+    return with_torch(memory)
+
+
 def lines(descriptor: int, idle: float) -> Iterator[bytes]:
     """Lines as they come, until the other end is closed or nothing came for `idle` seconds."""
     rest = b""
@@ -85,7 +94,7 @@ def work(task: Mapping[str, Any], memory: mmap.mmap, add: Sum) -> None:
 def main(descriptor: int, idle: float, path: str) -> None:
     """Work until there is nothing left to do."""
     memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-    add = compiled(path, memory) if path else with_torch(memory)
+    add = summing(path, memory)
     for line in lines(sys.stdin.fileno(), idle):
         task, began = json.loads(line), time.process_time()
         answer = {"id": task["id"]}

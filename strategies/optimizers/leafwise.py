@@ -6,13 +6,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedhet.tree import FlatTree, widened
+from fedhet.tree import FlatTree, rounded_like, widened
 from fedhet.types import Tree
 
 
 def leafwise(delta: Tree, step: Callable[[str, Tensor], Tensor]) -> Tree:
-    """Apply `step(name, leaf)` to every leaf; a flat tree is one leaf named "flat". Leaves in half precision are handed
-    out in float32, so that what a step remembers is, and come back rounded once."""
-    if isinstance(delta, FlatTree):
-        return FlatTree(delta.schema, step("flat", widened(delta.flat)).to(delta.flat.dtype))
-    return {name: step(name, widened(leaf)).to(leaf.dtype) for name, leaf in delta.items()}
+    """Apply `step(name, leaf)` to every leaf; a flat tree is one leaf named "flat".
+
+    Leaves of half precision come as float32, so that moments are kept in it, and the step is rounded once.
+    """
+    wide = widened(delta)
+    if isinstance(wide, FlatTree):
+        return rounded_like(FlatTree(wide.schema, step("flat", wide.flat)), delta)
+    return rounded_like({name: step(name, leaf) for name, leaf in wide.items()}, delta)

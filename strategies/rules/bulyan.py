@@ -43,7 +43,7 @@ class Bulyan(AbstractRule):
 
     f: tolerance.Tolerance = 0.1
 
-    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates", "distances"})
 
     def __post_init__(self) -> None:
         tolerance.check(self.f)

@@ -20,7 +20,7 @@ from fedhet.types import Tree, Update
 
 
 class Mixing(Protocol):
-    """New rows from old, by `Rows.mix`."""
+    """New rows from old, by `Rows.mix` and `Rows.times`. One that compares updates says `needs` = {"distances"}."""
 
     def __call__(self, rows: Rows, view: View) -> Rows: ...
 
@@ -54,11 +54,14 @@ class Chain(AbstractRule):
     @property
     def needs(self) -> frozenset[str]:
         needs: frozenset[str] = self.rule.needs  # type: ignore[attr-defined]
-        return needs | {"each"} if self.mixings else needs
+        for mixing in self.mixings:
+            needs |= {"each"} | getattr(mixing, "needs", frozenset())
+        return needs
 
     @property
-    def guards(self) -> bool:
-        return bool(self.mixings) or self.rule.guards
+    def gives(self) -> frozenset[str]:
+        """What the rule gives if nothing stands in front of it."""
+        return frozenset() if self.mixings else getattr(self.rule, "gives", frozenset())
 
     @property
     def mixings(self) -> tuple[Mixing, ...]:

@@ -17,7 +17,7 @@ def clip(rows: Rows, radius: float) -> Rows:
     """Rows scaled down to at most this length."""
     norms = np.sqrt(np.maximum(np.diag(rows.gram), 0.0))
     kept = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
-    return rows.mix(np.diag(kept), rows.weights)
+    return rows.times(kept)
 
 
 @dataclass(frozen=True)

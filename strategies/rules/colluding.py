@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,11 +37,13 @@ class Colluding:
     rule: Rule
     attack: Attack
 
-    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"each", "coordinates"}) | self.rule.needs
 
     @property
-    def guards(self) -> bool:
-        return bool(getattr(self.rule, "guards", False))
+    def gives(self) -> frozenset[str]:
+        return getattr(self.rule, "gives", frozenset())
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree:
         honest = [u for u in updates if u.job.client not in self.attack]

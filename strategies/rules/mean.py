@@ -52,15 +52,12 @@ class Mean(AbstractLinearRule):
     uniform: bool = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({"mean"})
     reads_gram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.over not in OVER:
             raise ValueError(f"over={self.over!r} is not a denominator; use one of {', '.join(OVER)}")
-
-    @property
-    def guards(self) -> bool:
-        return False
 
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         return shares(self.over, self.uniform, weights, view)

@@ -8,6 +8,7 @@ Heterogeneity", arXiv:2302.01772, Algorithm 2. Put in front of a rule, see `stra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Nnm:
     """
 
     f: tolerance.Tolerance = 0.2
+
+    needs: ClassVar[frozenset[str]] = frozenset({"distances"})
 
     def __post_init__(self) -> None:
         tolerance.check(self.f)

@@ -2,7 +2,9 @@
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378, Algorithm 1.
 State (x, c), payload (x, c), delta (y - x, c_i+ - c_i). The model part combines as the rule says; the control part is
-always c <- c + (1/n) sum_{i in S} (c_i+ - c_i), n being all clients, so that c stays the mean of all c_i.
+always c <- c + (1/n) sum_{i in S} s_i (c_i+ - c_i), n being all clients, so that c stays the mean of all c_i as long as
+no update is scaled (s_i = 1): a cut of the norm is one of the whole update. The sum is a plain mean beside any rule, so
+the work that leaves such steps needs a plain mean as the rule.
 """
 
 from __future__ import annotations
@@ -66,16 +68,12 @@ class ControlVariates(AbstractDense):
         """Of the model parts: control variates do not vote."""
         return tree.gram([_part(d, control=False) for d in deltas])
 
-    @property
-    def unguarded(self) -> str:
-        """Control variates are summed over all that answered, whatever the rule thinks of them."""
-        return "the steps of the clients' control variates are averaged whatever the rule makes of the updates"
-
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
-        """The rule's sum of the model parts; control variates by 1/clients each, cut by an update's scale as well."""
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
         values = tree.weighted_sum([_part(d, control=False) for d in deltas], tree.scaled(coefficients, scales))
-        even = tree.scaled([1.0 / self.clients] * len(deltas), scales)
-        control = tree.weighted_sum([_part(d, control=True) for d in deltas], even)
+        shares = tree.scaled([1.0 / self.clients] * len(deltas), scales)
+        control = tree.weighted_sum([_part(d, control=True) for d in deltas], shares)
         assert isinstance(values, FlatTree) and isinstance(control, FlatTree)
         return FlatTree(Schema.of(deltas[0]), torch.cat([values.flat, control.flat]))
 

@@ -55,7 +55,9 @@ class Ffa(AbstractAveraged):
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram(deltas)
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
         return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
 
     def _pairs(self, model: Model, payload: Mapping[str, Tensor]) -> dict[str, Pair]:

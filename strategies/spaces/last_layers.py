@@ -1,14 +1,14 @@
 """Partial training: a device trains the last layers it has time for, and sends only those.
 
 The whole model goes down. A job of width a trains the last max(1, floor(a L)) of the model's L layers; the rest stays
-as it came. Every parameter is averaged over the clients that trained it: with coefficients c_i of the rule and S_p
-the clients that trained parameter p,
+as it came. Every parameter is averaged over the clients that trained it: with coefficients c_i of the rule, scales s_i
+of the updates and S_p the clients that trained parameter p,
 
     delta_p = (sum_i c_i) * sum_{i in S_p} c_i s_i delta_{i,p} / sum_{i in S_p} c_i,
 
-which is the rule's own sum if all trained p. The scales s_i of the updates (discounts, norm cuts) are not normalised:
-one who trains a parameter alone is cut like everybody. Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous
-Federated Learning with Adaptive Partial Training", arXiv:2304.06947.
+which is the rule's own sum if all trained p; a discount or cut s_i stays, also of one who trained p alone.
+Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous Federated Learning with Adaptive Partial Training",
+arXiv:2304.06947.
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ def trained(schema: Schema, width: float) -> Schema:
 class LastLayers(AbstractDense):
     """The budget's width is the share of the layers that are trained, the last ones.
 
-    Updates of unequal width do not line up, so this space gives no coordinates; inner products take a parameter that
-    was not trained as unmoved. With width 1 for everybody every number is that of the full space. A layer is a module
-    with tensors of its own. Raises ValueError if a payload does not fit the device's model.
+    Updates of unequal width do not line up, so this space gives no coordinates. Inner products take a parameter that
+    was not trained as unmoved: lengths are right, but distances favour the narrow, so rules that compare updates are
+    refused (`partial`). With width 1 for everybody every number is that of the full space. A layer is a module with
+    tensors of its own. Raises ValueError if a payload does not fit the device's model.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset()
+    partial: ClassVar[bool] = True
 
     def begin(self, model: Model) -> Tree:
         return FlatTree(model.schema, model.flat.clone())
@@ -98,24 +100,22 @@ class LastLayers(AbstractDense):
     def restore(self, model: Model, state: Tree) -> None:
         model.flat.copy_(_flat(model, state))
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
-        """Raises ValueError for a negative coefficient of an update that does not cover everything: what those who
-        cover a parameter count together could then be nothing, or less."""
-        if tree.twins(deltas):
-            return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
-        if min(coefficients) < 0:
-            raise ValueError(
-                "the rule gives negative coefficients, which have no meaning where updates cover unequal layers: "
-                "choose another rule, or space=full"
-            )
-        total, result = math.fsum(coefficients), dict[str, Tensor]()
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
+        """Raises ValueError for a negative coefficient where not all cover everything: there is no mean over a part."""
         factors = tree.scaled(coefficients, scales)
+        if tree.twins(deltas):
+            return tree.weighted_sum(deltas, factors)
+        if min(coefficients) < 0.0:
+            raise ValueError(f"coefficients {list(coefficients)} must not be negative where updates cover a part")
+        total, result = math.fsum(coefficients), dict[str, Tensor]()
         for name in max(deltas, key=len):  # widths nest: the longest has all names
             there = [i for i, d in enumerate(deltas) if name in d]
             covered = math.fsum(coefficients[i] for i in there)
             share = 1.0 if len(there) == len(deltas) else total / covered if covered else 0.0
-            leaves = [{name: deltas[i][name]} for i in there]
-            result |= tree.weighted_sum(leaves, [factors[i] * share for i in there])
+            leaf = tree.weighted_sum([{name: deltas[i][name]} for i in there], [factors[i] * share for i in there])
+            result[name] = leaf[name]
         return tree.flatten(result)
 
     def merge(self, state: Tree, delta: Tree) -> Tree:

@@ -112,17 +112,21 @@ class PaddedLora(AbstractAveraged):
             whole[NORM] = next(iter(whole.values())).new_tensor([energy**0.5])
         return tree.flatten(whole)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """A plain mean where shares are dealt anew by length: what another rule decided would not count."""
+        return frozenset({"mean"}) if self.by_norm else frozenset()
+
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
         return tree.gram([_without(d) for d in deltas])
 
-    @property
-    def unguarded(self) -> str:
-        """Shares of the updates' lengths replace the rule's coefficients: the longer one is, the more it counts."""
-        return "by_norm deals the rule's shares anew by the lengths of the updates" if self.by_norm else ""
-
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
         if self.by_norm:
+            # an update that was cut or discounted counts with the length that is left of it
             lengths = np.array([float(d[NORM]) for d in deltas]) * (np.asarray(coefficients) != 0)
+            lengths *= 1.0 if scales is None else np.abs(scales)
             if lengths.sum() > 0:
                 coefficients = (lengths / lengths.sum() * sum(coefficients)).tolist()
         return tree.weighted_sum([_without(d) for d in deltas], tree.scaled(coefficients, scales))

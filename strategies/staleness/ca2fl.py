@@ -5,8 +5,10 @@ With h_i the last displacement of client i and h their mean over all M clients, 
     v = h + (1/K) sum_{i in S} (delta_i - h_i),    then h_i = delta_i and h = mean_i h_i.
 
 Wang, Cao, Wu, Chen, Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning with Cached Update
-Calibration", ICLR 2024 (OpenReview 4aywmeb97I). The rule must divide by the number of updates. Memory grows with M
-models. A client that is in the buffer twice counts with its last answer, against its old cache once.
+Calibration", ICLR 2024 (OpenReview 4aywmeb97I). The rule must be a plain mean, by the number of updates in the paper: h
+is the mean of what clients sent and is added after the rule, so a rule that bounds updates would bound nothing here.
+Displacements count as scaled, so that a cut of the norm also holds for what is cached. Memory grows with M models. A
+client that is in the buffer twice counts with its last answer, against its old cache once.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, Schema, scale, widened
+from fedhet.tree import FlatTree, Schema, rounded_like, scale, widened
 from fedhet.types import Memory, Tree, Update
 
 
@@ -33,32 +35,25 @@ class CA2FL(AbstractLayer):
 
     recompute_every: int = 100
 
-    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates", "mean"})
 
     def __post_init__(self) -> None:
         if self.recompute_every < 1:
             raise ValueError(f"recompute_every={self.recompute_every} must be at least 1 version")
 
-    @property
-    def unguarded(self) -> str:
-        """h is a plain mean of what clients sent, added to the rule's answer."""
-        return "the mean of all clients' last displacements is added to what the rule answers"
-
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
-        flat, key = _vector(update.delta), f"cache/{update.job.client}"
-        if update.scale != 1.0:  # what was cut or discounted is cached as it counts
-            flat, update = flat * update.scale, replace(update, scale=1.0, delta=scale(update.delta, update.scale))
+        flat, key = _vector(scale(widened(update.delta), update.scale)), f"cache/{update.job.client}"
         old = memory.get(key)
         change = flat if old is None else flat - old
         memory[key] = flat.clone()
         memory["change"] = memory["change"] + change if "change" in memory else change.clone()
-        return update if old is None else replace(update, delta=_like(change, update.delta))
+        return update if old is None else replace(update, delta=_like(change, update.delta), scale=1.0)
 
     def finish(self, delta: Tree, view: View, memory: Memory) -> Tree:
         change = memory.pop("change")
         total = memory.get("total")
         count = len(view.roster)
-        step = delta if total is None else _like(_vector(delta) + total / count, delta)
+        step = delta if total is None else _like(_vector(widened(delta)) + total / count, delta)
         memory["total"] = change if total is None else total + change
         if (view.version + 1) % self.recompute_every == 0:
             caches = [leaf for key, leaf in sorted(memory.items()) if key.startswith("cache/")]
@@ -67,15 +62,10 @@ class CA2FL(AbstractLayer):
 
 
 def _vector(tree: Tree) -> Tensor:
-    """All leaves in one piece, in float32 where they are in half precision: they are summed over many versions."""
-    flat = tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
-    return widened(flat)
+    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
 
 
 def _like(flat: Tensor, tree: Tree) -> Tree:
-    schema = Schema.of(tree)
-    if schema.dtype is not None:
-        flat = flat.to(schema.dtype)
     if isinstance(tree, FlatTree):
-        return FlatTree(tree.schema, flat)
-    return dict(FlatTree(Schema.of(tree), flat))
+        return FlatTree(tree.schema, flat.to(tree.flat.dtype))
+    return rounded_like(dict(FlatTree(Schema.of(tree), flat)), tree)

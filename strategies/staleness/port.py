@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import FlatTree
+from fedhet.tree import FlatTree, widened
 from fedhet.types import Memory, Tree, Update
 
 
@@ -65,4 +65,5 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _vector(tree: Tree) -> Tensor:
-    return tree.flat if isinstance(tree, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in tree.values()])
+    wide = widened(tree)  # inner products of half precision overflow or stop growing
+    return wide.flat if isinstance(wide, FlatTree) else torch.cat([leaf.reshape(-1) for leaf in wide.values()])

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import add, subtract
+from fedhet.tree import add, rounded_like, subtract, widened
 from fedhet.types import Memory, Update
 
 
@@ -26,5 +26,5 @@ class Pull(AbstractLayer):
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
         if update.job.version == view.version:
             return update
-        drift = subtract(view.base(update.job.version), view.state)
-        return replace(update, delta=add(update.delta, drift))
+        drift = subtract(widened(view.base(update.job.version)), widened(view.state))
+        return replace(update, delta=rounded_like(add(widened(update.delta), drift), update.delta))

@@ -9,6 +9,8 @@ For a displacement of K local steps of size eta, with mean gradient -delta / (K 
 that of the gradient form). Adaptive: lambda / sqrt(MS + 1e-7) with MS <- decay * MS + (1 - decay) * g * g.
 Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", arXiv:1609.08326.
 It is valid for small w_now - w_old, and g * g is a crude Hessian away from the optimum: the correction can be clipped.
+What is corrected is the update as it counts, scale * delta: the correction grows with the square of a displacement, so
+that of one whose norm is cut would undo the cut otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import FlatTree
+from fedhet.tree import FlatTree, rounded_like, widened
 from fedhet.types import Memory, Tree, Update
 
 
@@ -57,23 +59,24 @@ class Taylor(AbstractLayer):
         fresh = update.job.version == view.version
         if self.lam == 0.0 or (fresh and not self.adaptive):
             return update
-        now, old = view.state, view.base(update.job.version)
+        sent, now, old = (widened(t) for t in (update.delta, view.state, view.base(update.job.version)))
 
         def corrected(name: str, delta: Tensor, drift: Tensor) -> Tensor:
-            strength: float | Tensor = self.lam
+            strength: float | Tensor = self.lam * update.scale
             if self.adaptive:
-                strength = self.lam / (self._mean_square(name, delta / travelled, memory) + 1e-7).sqrt()
+                counted = delta if update.scale == 1.0 else delta * update.scale
+                strength = strength / (self._mean_square(name, counted / travelled, memory) + 1e-7).sqrt()
             correction = delta * delta * drift * (strength / travelled)
             if self.clip is not None:
                 bound = delta.abs() * self.clip
                 correction = torch.maximum(torch.minimum(correction, bound), -bound)
             return delta - correction
 
-        if isinstance(update.delta, FlatTree) and isinstance(now, FlatTree) and isinstance(old, FlatTree):
-            delta: Tree = FlatTree(update.delta.schema, corrected("flat", update.delta.flat, now.flat - old.flat))
+        if isinstance(sent, FlatTree) and isinstance(now, FlatTree) and isinstance(old, FlatTree):
+            delta: Tree = FlatTree(sent.schema, corrected("flat", sent.flat, now.flat - old.flat))
         else:
-            delta = {k: corrected(k, d, now[k] - old[k]) for k, d in update.delta.items()}
-        return update if fresh else replace(update, delta=delta)
+            delta = {k: corrected(k, d, now[k] - old[k]) for k, d in sent.items()}
+        return update if fresh else replace(update, delta=rounded_like(delta, update.delta))
 
     def _mean_square(self, name: str, gradient: Tensor, memory: Memory) -> Tensor:
         key = f"ms/{name}"

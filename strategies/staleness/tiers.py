@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedhet.bases import AbstractLayer
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, Schema, add, subtract, weighted_sum
+from fedhet.tree import FlatTree, Schema, add, rounded_like, subtract, weighted_sum, widened
 from fedhet.types import Memory, Tree
 
 
@@ -55,15 +55,16 @@ class Tiers(AbstractLayer):
         tier = self._tier(view.cohort[0].client, memory["clients"])
         counts = memory["counts"].clone()
         counts[tier] += 1
-        models = [_read(memory, m, view.state) for m in range(self.tiers)]
-        models[tier] = add(view.base(view.cohort[0].version), delta)
+        now = widened(view.state)
+        models = [_read(memory, m, now) for m in range(self.tiers)]
+        models[tier] = add(widened(view.base(view.cohort[0].version)), widened(delta))
         if int(memory["counts"].sum()) == 0:  # the others start from the model that all have now
             for m, model in enumerate(models):
                 _write(memory, m, model)
         _write(memory, tier, models[tier])
         memory["counts"] = counts
         mixture = weighted_sum(models, tier_weights([int(c) for c in counts]))
-        return subtract(mixture, view.state)
+        return rounded_like(subtract(mixture, now), delta)
 
     def _tier(self, client: int, ranked: Tensor) -> int:
         at = (ranked == client).nonzero()

@@ -48,7 +48,7 @@ BRISK: Mapping[str, Mapping[str, Any]] = {
 """Sizes for six clients and nine versions instead of the options' own, which are for longer runs."""
 
 MEANS = ("mean", "mean_count", "mean_population", "mean_uniform", "fednova", "fednova_population")
-"""Rules that bound nobody."""
+"""Rules that are plain weighted means."""
 
 Choice = tuple[str, ...]
 """One option per axis, in the order of `AXES`."""
@@ -59,7 +59,7 @@ def refused(pair: Mapping[str, str]) -> str:
     if "optimizer" in pair and "work" in pair and (pair["optimizer"] == "feddyn") != (pair["work"] == "feddyn"):
         return "FedDyn's linear terms are the sum of both halves"
     if pair.get("rule", MEANS[0]) not in MEANS and (pair.get("staleness") == "ca2fl" or pair.get("work") == "scaffold"):
-        return "a rule that guards the model, and what reaches it beside the rule"
+        return "what reaches the model beside the rule needs a plain mean"
     if pair.get("rule", "").startswith("fednova") and pair.get("work") == "adam":
         return "what Adam's steps weigh depends on its gradients"
     if pair.get("staleness") == "tiers" and pair.get("schedule", "fedat") != "fedat":

@@ -83,8 +83,8 @@ def test_without_a_compiler_the_sum_is_the_same_and_the_status_says_why(
     monkeypatch.setenv("CC", compiler)
     assert torch.equal(tree.weighted_sum(trees, coefficients)["w"], one_by_one(rows, coefficients))
     assert kernel.status() == {
-        "/nowhere/cc": "torch (no C compiler)",
-        "false": "torch (the compiled loop is not usable: CalledProcessError)",
+        "/nowhere/cc": "torch (no C compiler: CC=/nowhere/cc is not found)",
+        "false": "torch (the compiled loop is not usable: the compiler ended with 1: )",
     }.get(compiler)
     assert not list(tmp_path.rglob("*.so"))
 

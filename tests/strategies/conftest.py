@@ -313,12 +313,12 @@ def fake_view() -> Callable[..., SimpleNamespace]:
         seen = fields.pop("seen", {})
         bases = fields.pop("bases", {})
         return SimpleNamespace(
-            **{"now": 0.0, "version": 0, "cohort": (), "inflight": {}, "buffer": {}, "busy": 0}
-            | {"fednova_norm": lambda job: float(job.budget.steps), **fields},
+            **{"now": 0.0, "version": 0, "cohort": (), "inflight": {}, "buffer": {}, "busy": 0, **fields},
             roster=Roster(examples or {0: 1}, profiles),
             observed=lambda client: seen.get(client, Seen()),
             base=bases.__getitem__,
             rng=lambda purpose: stream(0, purpose, 1),
+            a_norm=lambda job: float(job.budget.steps),
         )
 
     return make

@@ -243,12 +243,14 @@ class AbstractProducts(AbstractLora):
         whole = [under(d, WHOLE) for d in deltas]
         return total + tree.gram(whole) if whole[0] else total
 
-    def combine(self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] = ()) -> Tree:
-        coefficients, rows = tree.scaled(coefficients, scales), [pairs(d) for d in deltas]
+    def combine(
+        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
+    ) -> Tree:
+        factors, rows = tree.scaled(coefficients, scales), [pairs(d) for d in deltas]
         room = _room(rows)
-        products = {layer: stack([row[layer] for row in rows], coefficients, room.get(layer)) for layer in rows[0]}
+        products = {layer: stack([row[layer] for row in rows], factors, room.get(layer)) for layer in rows[0]}
         rest = [{n: leaf for n, leaf in d.items() if n.startswith((WHOLE, MEAN))} for d in deltas]
-        return {**tree_of(products, {}), **(tree.weighted_sum(rest, coefficients) if rest[0] else {})}
+        return {**tree_of(products, {}), **(tree.weighted_sum(rest, factors) if rest[0] else {})}
 
 
 def _room(rows: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:

@@ -162,7 +162,9 @@ def test_the_mean_of_clipped_updates_is_a_rule_that_a_tree_can_carry_out(began: 
     arriving[3] = replace(arriving[3], delta=FlatTree(SCHEMA, 1e4 * flat(arriving[3].delta)))
     arriving[5] = replace(arriving[5], scale=0.5)
     got = combined(began(rule, fan_in=3, processes=1), arriving, rule)
-    dense: Any = SimpleNamespace(gram=tree.gram, combine=Full().combine)
+    dense: Any = SimpleNamespace(
+        gram=tree.gram, combine=lambda deltas, c, s: tree.weighted_sum(deltas, tree.scaled(c, s))
+    )
     expected = flat(rule(arriving, dense, VIEW))
     assert float((got - expected).norm() / expected.norm()) < 1e-6
     assert 1.0 < float(expected.norm()) < 60.0

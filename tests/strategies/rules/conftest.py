@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fedhet import tree
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
-from strategies.spaces.full import Full
 
-DENSE = Full()
+DENSE: Any = SimpleNamespace(gram=tree.gram, combine=lambda deltas, c, s: tree.weighted_sum(deltas, tree.scaled(c, s)))
 
 
 def updates_of(rows: np.ndarray, scales: Any = None, weights: Any = None) -> list[Update]:

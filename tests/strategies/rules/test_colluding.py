@@ -65,7 +65,7 @@ def test_updates_are_left_as_they_are(combine: Combine) -> None:
 def test_seeing_updates_needs_coordinates_and_one_dtype(make_updates: Any, fake_view: Any) -> None:
     from dataclasses import replace
 
-    assert Colluding(Krum(), Fixed()).needs == {"each", "coordinates"}
+    assert Colluding(Krum(), Fixed()).needs == {"each", "coordinates", "distances"}
     mixed = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.float64)}
     updates = [replace(u, delta=mixed) for u in make_updates(np.zeros((6, 4)))]
     with pytest.raises(ValueError, match="share one dtype"):

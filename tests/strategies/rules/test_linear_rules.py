@@ -254,4 +254,4 @@ def test_values_out_of_range_are_named(kind: Any, bad: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", EVERY, ids=IDS)
 def test_linear_rules_need_no_coordinates(rule: Any) -> None:
-    assert rule.needs == {"each"}
+    assert rule.needs == {"each", "distances"}

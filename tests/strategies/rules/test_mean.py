@@ -12,13 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.tree import FlatTree, Schema
+from fedhet.tree import FlatTree, Schema, scaled, weighted_sum
 from fedhet.types import Budget, Job, Update
 from strategies.rules.mean import Mean
-from strategies.spaces.full import Full
 
 Make = Callable[..., Any]
-SPACE: Any = SimpleNamespace(combine=Full().combine, gram=None)
+SPACE: Any = SimpleNamespace(combine=lambda deltas, c, s: weighted_sum(deltas, scaled(c, s)), gram=None)
 
 
 def update(client: int, values: list[float], weight: float, scale: float = 1.0, steps: int = 1) -> Update:

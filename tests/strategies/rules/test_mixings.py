@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhet import tree
 from fedhet.bases.rule import Rows
-from fedhet.tree import scaled
 from fedhet.types import Budget, Job, Update
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing
@@ -173,9 +173,10 @@ def test_updates_are_read_once_however_long_the_chain(fake_view: Any, make_updat
 
 
 def test_a_chain_needs_what_its_rule_needs() -> None:
-    assert Chain([Nnm(1)], Krum(f=1)).needs == {"each"}
-    assert Chain([Nnm(1)], Median()).needs == {"each", "coordinates"}
-    assert Chain([Nnm(1)], Mean()).needs == {"each"}
+    assert Chain([Nnm(1)], Krum(f=1)).needs == {"each", "distances"}
+    assert Chain([Nnm(1)], Median()).needs == {"each", "coordinates", "distances"}
+    assert Chain([Nnm(1)], Mean()).needs == {"each", "distances"}
+    assert Chain([Clipping(1.0)], Mean()).needs == {"each"}
     assert Chain([], Mean()).needs == frozenset()
     with pytest.raises(ValueError, match="rule=function"):
         Chain([], lambda updates, space, view: {})  # type: ignore[arg-type]
@@ -201,8 +202,8 @@ class Factored:
     def gram(self, deltas: Any) -> np.ndarray:
         return np.array([[float(((p["A"] @ q["A"].T) * (p["B"].T @ q["B"])).sum()) for q in deltas] for p in deltas])
 
-    def combine(self, deltas: Any, coefficients: Any, scales: Any = ()) -> Any:
-        pairs = list(zip(deltas, scaled(coefficients, scales), strict=True))
+    def combine(self, deltas: Any, coefficients: Any, scales: Any = None) -> Any:
+        pairs = list(zip(deltas, tree.scaled(coefficients, scales), strict=True))
         return {"A": torch.cat([d["A"] for d, _ in pairs]), "B": torch.cat([d["B"] * c for d, c in pairs], dim=1)}
 
 

@@ -13,9 +13,8 @@ import torch
 from fedhet import tree
 from fedhet.bases.rule import Rows
 from strategies.rules.geometry import distances_to, nearest, squared_distances
-from strategies.spaces.full import Full
 
-DENSE: Any = SimpleNamespace(gram=tree.gram, combine=Full().combine)
+DENSE: Any = SimpleNamespace(gram=tree.gram, combine=lambda deltas, c, s: tree.weighted_sum(deltas, tree.scaled(c, s)))
 
 
 def test_inner_products_of_close_float32_updates_keep_their_distances() -> None:

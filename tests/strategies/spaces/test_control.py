@@ -10,17 +10,18 @@ from torch import nn
 from clients.work.scaffold import Scaffold
 from fedhet import tree
 from fedhet.client import Device
-from fedhet.compose import Method
+from fedhet.compose import Method, Misfit
 from fedhet.limits import Limits
 from fedhet.model import Model
 from fedhet.protocols import Layer
 from fedhet.server import Server
 from fedhet.testing import QuadraticWorld, equal_clients
-from fedhet.tree import FlatTree
+from fedhet.tree import FlatTree, Schema
 from fedhet.types import Budget, Job, Memory
 from strategies.budgets.fixed import Fixed
 from strategies.optimizers.fedopt import Adam
 from strategies.optimizers.sgd import Momentum, Sgd
+from strategies.rules.krum import Krum
 from strategies.rules.mean import Mean
 from strategies.schedules.sync import Sync
 from strategies.spaces.control import ControlVariates
@@ -139,3 +140,17 @@ def test_a_server_optimizer_leaves_the_control_variate_the_mean_of_the_clients(o
     assert torch.stack(own).abs().max() > 0
     size = start.flat.numel()
     torch.testing.assert_close(server.state.flat[size:], torch.stack(own).mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_cut_of_the_norm_also_holds_for_the_control_step() -> None:
+    space, m = ControlVariates(4), model()
+    schema = Schema.of(space.begin(m))
+    deltas = [FlatTree(schema, torch.full((schema.size,), value)) for value in (1000.0, 1.0)]
+    combined = space.combine(deltas, [0.5, 0.5], [0.001, 1.0])
+    control = [leaf for name, leaf in combined.items() if name.startswith("control.")]
+    assert all(leaf.eq(0.5).all() for leaf in control), "(0.001 * 1000 + 1) / 4"
+
+
+def test_a_rule_that_protects_is_a_misfit_because_control_steps_go_past_it() -> None:
+    with pytest.raises(Misfit, match=r"Scaffold needs \['mean'\].*goes past the rule"):
+        Method(Sync(), ControlVariates(5), Krum(f=1), Scaffold(lr=0.05), Fixed(steps=3))

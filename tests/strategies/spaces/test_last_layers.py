@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,25 @@ from clients.work.adam import Adam
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
 from fedhet import wire
+from fedhet.compose import Method, Misfit
 from fedhet.model import Model
+from fedhet.protocols import Rule
+from fedhet.roster import Clients
+from fedhet.testing import FakeView
 from fedhet.tree import FlatTree, Schema
-from fedhet.types import Budget, Job, Tree
+from fedhet.types import Budget, Job, Tree, Update
+from strategies.budgets.fixed import Fixed
+from strategies.rules.arc import Arc
+from strategies.rules.bucketing import Bucketing
+from strategies.rules.chain import Chain
+from strategies.rules.clipping import Clipping
+from strategies.rules.fednova import FedNova
+from strategies.rules.geometric_median import GeometricMedian
+from strategies.rules.krum import Krum
+from strategies.rules.mean import Mean
+from strategies.rules.nnm import Nnm
+from strategies.rules.unit_mean import UnitMean
+from strategies.schedules.sync import Sync
 from strategies.spaces.full import Full
 from strategies.spaces.last_layers import LastLayers, layers, trained
 
@@ -112,53 +129,16 @@ def test_every_parameter_is_averaged_over_those_who_trained_it(given: list[tuple
         own = trained(whole, width)
         deltas.append(FlatTree(own, torch.from_numpy(rng.normal(size=own.size)).float()))
     c = [x for _, x in given]
-    combined = numbers(SPACE.combine(deltas, c))
+    scales = rng.uniform(0.01, 3.0, len(c))
+    combined = numbers(SPACE.combine(deltas, c, scales.tolist()))
     rows = [numbers(d) for d in deltas]
     for name in whole:
         there = [i for i, row in enumerate(rows) if name in row]
         if not there:
             assert name not in combined
             continue
-        mean = sum(c[i] * rows[i][name] for i in there) / sum(c[i] for i in there)
+        mean = sum(c[i] * scales[i] * rows[i][name] for i in there) / sum(c[i] for i in there)
         np.testing.assert_allclose(combined[name], sum(c) * mean, rtol=2e-5, atol=2e-6)
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(WIDTHS), st.floats(0.01, 2.0), st.floats(0.0, 1.0)), min_size=1, max_size=5),
-    st.integers(0, 99),
-)
-def test_a_scale_is_never_divided_away(given: list[tuple[float, float, float]], seed: int) -> None:
-    """x_p = (sum_i c_i) * sum_{i in S_p} c_i s_i d_ip / sum_{i in S_p} c_i, in float64."""
-    whole, rng = network().schema, np.random.default_rng(seed)
-    deltas = []
-    for width, _, _ in given:
-        own = trained(whole, width)
-        deltas.append(FlatTree(own, torch.from_numpy(rng.normal(size=own.size)).float()))
-    c, s = [x for _, x, _ in given], [x for _, _, x in given]
-    combined, rows = numbers(SPACE.combine(deltas, c, s)), [numbers(d) for d in deltas]
-    for name in combined:
-        there = [i for i, row in enumerate(rows) if name in row]
-        want = sum(c) * sum(c[i] * s[i] * rows[i][name] for i in there) / sum(c[i] for i in there)
-        np.testing.assert_allclose(combined[name], want, rtol=2e-5, atol=2e-6)
-
-
-def test_one_who_trains_a_layer_alone_is_cut_like_everybody() -> None:
-    whole = network().schema
-    long, short = (
-        FlatTree(whole, torch.full((whole.size,), 100.0)),
-        FlatTree(own := trained(whole, 0.01), torch.ones(own.size)),
-    )
-    answer = numbers(SPACE.combine([long, short], [0.5, 0.5], [0.01, 1.0]))
-    assert {float(v) for name in whole for v in np.unique(answer[name].round(5))} == {1.0}
-
-
-def test_coefficients_below_zero_have_no_meaning_where_layers_are_missing() -> None:
-    whole = network().schema
-    own = trained(whole, 0.01)
-    deltas = [FlatTree(whole, torch.ones(whole.size)), FlatTree(own, torch.ones(own.size))]
-    with pytest.raises(ValueError, match="negative coefficients"):
-        SPACE.combine(deltas, [1.5, -0.5])
-    assert numbers(SPACE.combine([deltas[0]] * 2, [1.5, -0.5]))
 
 
 def test_merging_moves_what_was_trained_and_nothing_else() -> None:
@@ -212,3 +192,63 @@ def test_the_backward_pass_stops_at_the_frozen_layers() -> None:
     SPACE.install(device, SPACE.begin(device), job(1.0))
     assert all(p.requires_grad for p in device.module.parameters())
     assert device.params.numel() == sum(p.numel() for p in device.module.parameters()) == device.grad.numel()
+
+
+class View:
+    """Two clients of which the second never trains the first layer."""
+
+    roster: Sequence[int] = (0, 1)
+    a_norm = staticmethod(lambda job: float(job.budget.steps))
+
+
+ALONE = {"0.weight": torch.full((2,), 100.0), "1.weight": torch.full((2,), 100.0)}
+NARROW = {"1.weight": torch.ones(2)}
+
+
+def combined(rule: Rule, scale: float = 1.0, steps: Sequence[int] = (5, 5)) -> dict[str, list[float]]:
+    updates = [
+        Update(Job(0, 0, 0, 0, Budget(steps[0]), 0.0), ALONE, 1.0, scale),
+        Update(Job(1, 1, 0, 0, Budget(steps[1]), 0.0), NARROW, 1.0),
+    ]
+    view: Any = View()
+    return {name: leaf.tolist() for name, leaf in rule(updates, SPACE, view).items()}
+
+
+def test_a_cut_or_discount_of_one_who_trains_a_layer_alone_is_not_divided_away() -> None:
+    cut = combined(Mean(), scale=0.01)
+    assert cut["0.weight"] == pytest.approx([1.0, 1.0]) and cut["1.weight"] == pytest.approx([1.0, 1.0])
+    alone = combined(Mean(over="count"), scale=0.0)
+    assert alone["0.weight"] == [0.0, 0.0] and alone["1.weight"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("chain", [Chain([Clipping(2.0)], Mean()), Chain([Bucketing(1), Clipping(2.0)], Mean())])
+def test_a_cut_by_the_rule_itself_is_not_either(chain: Chain) -> None:
+    """The whole update is 200 long and 100 in each of two coordinates of a layer: cut to 2, it is 1 in each."""
+    view: Any = FakeView(Clients.from_columns(2, {"sec_per_step": 1.0}), SPACE)
+    updates = [Update(Job(i, i, 0, 0, Budget(5), 0.0), d, 1.0) for i, d in enumerate((ALONE, NARROW))]
+    cut = {name: leaf.tolist() for name, leaf in chain(updates, SPACE, view).items()}
+    assert cut["0.weight"] == pytest.approx([1.0, 1.0]) and cut["1.weight"] == pytest.approx([1.0, 1.0])
+
+
+def test_norms_of_normalised_averaging_hold_for_one_who_trains_a_layer_alone() -> None:
+    """t_eff = 12.5 over 20 and over 5 steps: lengths of the updates, not shares."""
+    got = combined(FedNova(), steps=(20, 5))
+    assert got["0.weight"] == pytest.approx([62.5, 62.5])
+    assert got["1.weight"] == pytest.approx([(62.5 + 2.5) / 2] * 2)
+
+
+def test_means_with_signs_are_refused_where_updates_cover_a_part() -> None:
+    with pytest.raises(ValueError, match="coefficients"):
+        SPACE.combine([ALONE, NARROW], [1.0, -0.5])
+
+
+@pytest.mark.parametrize("rule", [Krum(f=1), GeometricMedian(), UnitMean(), Chain([Nnm(1)], Mean())])
+def test_rules_that_compare_updates_are_a_misfit(rule: Rule) -> None:
+    with pytest.raises(Misfit, match=r"distances.*the narrowest would be chosen"):
+        Method(Sync(), SPACE, rule, Sgd(), Fixed(steps=1))
+    assert Method(Sync(), Full(), rule, Sgd(), Fixed(steps=1)).rule is rule
+
+
+@pytest.mark.parametrize("rule", [Mean(), FedNova(), Chain([Clipping(1.0)], Mean()), Chain([Arc(1)], Mean())])
+def test_rules_that_look_at_one_update_at_a_time_fit(rule: Rule) -> None:
+    assert Method(Sync(), SPACE, rule, Sgd(), Fixed(steps=1)).rule is rule

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from clients.work.sgd import Sgd
+from fedhet.compose import Method, Misfit
+from fedhet.protocols import Rule
 from fedhet.tree import FlatTree, Schema, weighted_sum
 from fedhet.types import Budget, Job, Memory, Tree, Update
+from strategies.budgets.fixed import Fixed
+from strategies.rules.chain import Chain
+from strategies.rules.clipping import Clipping
+from strategies.rules.geometric_median import GeometricMedian
+from strategies.rules.krum import Krum
+from strategies.rules.mean import Mean
+from strategies.rules.median import Median
+from strategies.schedules.fedbuff import FedBuff
+from strategies.spaces.full import Full
 from strategies.staleness.ca2fl import CA2FL
 
 Make = Callable[..., Any]
@@ -52,15 +64,6 @@ def test_the_steps_are_those_of_the_algorithm(plain: bool, recompute: int, fake_
         np.testing.assert_allclose(memory["total"].numpy() / clients, cache.mean(0), atol=1e-12)
 
 
-def test_what_is_cut_is_cached_as_it_counts(fake_view: Make) -> None:
-    """A norm cut stands in the scale; h must not give back what it took."""
-    view, job, memory = fake_view(examples={0: 1, 1: 1}), Job(0, 0, 0, 0, Budget(), 0.0), Memory()
-    cut = CA2FL().arrive(Update(job, tree(np.array([100.0, 100.0]), False), 1.0, scale=0.01), view, memory)
-    assert cut.scale == 1.0 and vector(cut.delta) == pytest.approx([1.0, 1.0])
-    CA2FL().finish(cut.delta, view, memory)
-    assert memory["total"].tolist() == pytest.approx([1.0, 1.0])
-
-
 def test_first_answers_are_a_plain_buffer_bit_for_bit(fake_view: Make) -> None:
     deltas = [tree(np.array([0.1, 0.7]), False), tree(np.array([0.3, -0.2]), False)]
     view = fake_view(examples={0: 1, 1: 1, 2: 1})
@@ -86,3 +89,44 @@ def test_a_client_that_is_twice_in_the_buffer_counts_with_its_last_answer(fake_v
 def test_a_period_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="recompute_every=0"):
         CA2FL(0)
+
+
+def test_a_cut_of_the_norm_also_holds_for_what_is_cached(fake_view: Make) -> None:
+    """Client 0 sends 1e6, cut to 1: as if it had sent 1."""
+    view = fake_view(examples={0: 1, 1: 1})
+    steps = []
+    for value, scale in ((1e6, 1e-6), (1.0, 1.0)):
+        layer, memory, seen = CA2FL(), Memory(), []
+        for _ in range(3):
+            answers = [
+                Update(Job(0, 0, 0, 0, Budget(), 0.0), tree(np.array([value]), False), 1.0, scale),
+                Update(Job(1, 1, 0, 0, Budget(), 0.0), tree(np.array([2.0]), False), 1.0),
+            ]
+            updates = [layer.arrive(u, view, memory) for u in answers]
+            mean = weighted_sum([u.delta for u in updates], [u.scale / 2 for u in updates])
+            seen.append(float(layer.finish(mean, view, memory)["w"]))
+        steps.append(seen)
+    assert steps[0] == pytest.approx(steps[1]) and steps[1] == [1.5] * 3
+
+
+@pytest.mark.parametrize("rule", [Krum(f=1), Median(), GeometricMedian(), Chain([Clipping(1.0)], Mean())])
+def test_behind_a_rule_that_protects_it_is_a_misfit(rule: Rule) -> None:
+    with pytest.raises(Misfit, match=r"CA2FL needs \['mean'\].*goes past the rule"):
+        Method(FedBuff(size=2), Full(), rule, Sgd(), Fixed(steps=1), staleness=(CA2FL(),))
+
+
+@pytest.mark.parametrize("rule", [Mean(over="count"), Chain([], Mean())])
+def test_behind_a_plain_mean_it_fits(rule: Rule) -> None:
+    assert Method(FedBuff(size=2), Full(), rule, Sgd(), Fixed(steps=1), staleness=(CA2FL(),)).rule is rule
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_the_mean_of_the_caches_does_not_drift_in_half_precision(kind: torch.dtype, fake_view: Make) -> None:
+    clients, rng = 400, np.random.default_rng(0)
+    layer, memory = CA2FL(10_000), Memory()
+    view = fake_view(examples=dict.fromkeys(range(clients), 1))
+    for client in range(clients):
+        leaf = torch.tensor(1 + 0.01 * rng.normal(size=3)).to(kind)
+        combine(layer, [(client, FlatTree(Schema.of({"w": leaf}), leaf))], view, memory)
+    caches = torch.stack([leaf.double() for key, leaf in memory.items() if key.startswith("cache/")])
+    np.testing.assert_allclose(memory["total"].double() / clients, caches.mean(0), rtol=1e-5)
