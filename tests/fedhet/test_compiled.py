@@ -156,10 +156,10 @@ def test_a_folder_others_could_write_to_is_emptied_and_made_private() -> None:
     answer()
     folder = compiled.cache_folder()
     folder.chmod(0o777)
-    before = {p.stat().st_ino for p in files()}
+    before = {p.stat().st_ctime_ns for p in files()}
     assert answer() == 42
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(files()) == 2 and before.isdisjoint(p.stat().st_ino for p in files())
+    assert len(files()) == 2 and before.isdisjoint(p.stat().st_ctime_ns for p in files())
 
 
 def test_a_folder_that_others_can_replace_or_that_is_none_is_not_used(home: Path) -> None:
