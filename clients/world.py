@@ -20,6 +20,7 @@ from clients.models.flops import forward_flops
 from fedhet.build import Scores
 from fedhet.model import Model
 from fedhet.protocols import Shard
+from fedhet.tree import accumulator
 from fedhet.types import ClientId
 
 BATCH = 2048
@@ -41,6 +42,7 @@ class SimulatedWorld:
         self, data: Loader, partition: Splitter, model: Callable[..., nn.Module], clients: int, seed: int
     ) -> None:
         self.clients, self._seed, self._factory = clients, seed, model
+        self._dtype: torch.dtype | None = None  # known once a model was built
         self.dataset = data.load()
         self.partition = partition.split(self.dataset, clients, seed)
 
@@ -50,7 +52,9 @@ class SimulatedWorld:
     def model(self) -> Model:
         """A fresh model; the same initial bits for the same seed."""
         data = self.dataset
-        return build(self._factory, data.input_shape, data.classes, self._seed, data.x_train[:1])
+        model = build(self._factory, data.input_shape, data.classes, self._seed, data.x_train[:1])
+        self._dtype = model.flat.dtype
+        return model
 
     def shard(self, client: ClientId, turn: int) -> Shard:
         data = self.dataset
@@ -93,7 +97,14 @@ class SimulatedWorld:
         return float(forward_flops(self.model().module, self.dataset.input_shape))
 
     def describe(self) -> Mapping[str, Any]:
-        told = {"notices": [self.partition.notice]} if self.partition.notice else {}
+        notices = [self.partition.notice] if self.partition.notice else []
+        if self._dtype is not None and accumulator(self._dtype) != self._dtype:
+            kind = str(self._dtype).removeprefix("torch.")
+            notices.append(
+                f"the model is in {kind}: sums over clients are formed in float32, but the model itself takes up no "
+                f"step smaller than about {torch.finfo(self._dtype).eps / 2:.0e} of a weight"
+            )
+        told = {"notices": notices} if notices else {}
         return {"data": self.dataset.name, "fingerprint": self.dataset.fingerprint, **told}
 
 

@@ -22,7 +22,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -39,7 +39,7 @@ from fedhet import kernel, tree
 from fedhet.bench.turns import Cost, in_turns
 from fedhet.streams import stream
 from fedhet.tree import FlatTree, Leaf, Schema
-from fedhet.types import Budget, Job, Update
+from fedhet.types import Budget, Job, Tree, Update
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing
 from strategies.rules.bulyan import Bulyan
@@ -71,7 +71,11 @@ LAYERS = 20
 class Dense:
     """The geometry of plain vectors."""
 
-    gram, combine = staticmethod(tree.gram), staticmethod(tree.weighted_sum)
+    gram = staticmethod(tree.gram)
+
+    @staticmethod
+    def combine(deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None) -> Tree:
+        return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
 
 
 class Draws:

@@ -5,8 +5,7 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
     y <- y - lr * (g_i(y) - c_i + c),  K times
     option II  c_i+ = c_i - c + (x - y) / (K lr)      option I  c_i+ = g_i(x)
 
-The space sends c and combines the steps c_i+ - c_i in a plain mean, whatever the rule is, which is why the rule must be
-one; c_i stays in the client's memory, zero at first. An answer that is
+The space sends c and combines the steps c_i+ - c_i; c_i stays in the client's memory, zero at first. An answer that is
 lost or thrown away leaves c behind the mean of the c_i by that step.
 """
 
@@ -37,7 +36,7 @@ class Scaffold(AbstractLocal):
 
     option: int = 2
 
-    needs: ClassVar[frozenset[str]] = frozenset({"control", "mean"})
+    needs: ClassVar[frozenset[str]] = frozenset({"control"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,19 +14,27 @@ from fedhet.bench.aggregation import READ, updates, with_threads
 from fedhet.bench.turns import Cost
 from fedhet.errors import ConfigError
 from fedhet.streams import stream
-from fedhet.types import Budget, Job, Update
+from fedhet.types import Budget, Job, Tree, Update
 
 
 class Dense:
     """The geometry of plain vectors."""
 
-    gram, combine = staticmethod(tree.gram), staticmethod(tree.weighted_sum)
+    gram = staticmethod(tree.gram)
+
+    @staticmethod
+    def combine(deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None) -> Tree:
+        return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
 
 
 class View:
     """What rules look at beside the updates."""
 
     roster = SimpleNamespace(total_examples=1_000_000)
+
+    @staticmethod
+    def a_norm(job: Job) -> float:
+        return float(job.budget.steps)
 
     @staticmethod
     def rng(purpose: str) -> np.random.Generator:

@@ -4,7 +4,7 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
 State (x, c), payload (x, c), delta (y - x, c_i+ - c_i). The model part combines as the rule says; the control part is
 always c <- c + (1/n) sum_{i in S} s_i (c_i+ - c_i), n being all clients, so that c stays the mean of all c_i as long as
 no update is scaled (s_i = 1): a cut of the norm is one of the whole update. The sum is a plain mean beside any rule, so
-the work that leaves such steps needs a plain mean as the rule.
+the rule must be one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class ControlVariates(AbstractDense):
 
     clients: int
     gives: ClassVar[frozenset[str]] = frozenset({"coordinates", "control"})
+    needs: ClassVar[frozenset[str]] = frozenset({"mean"})
 
     def __post_init__(self) -> None:
         if self.clients < 1:

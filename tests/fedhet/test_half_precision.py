@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from clients.data.digits import Digits
+from clients.data.even import Iid
+from clients.data.shard import ClientShard
+from clients.models.vision import mlp
+from clients.work.adam import Adam as LocalAdam
 from clients.work.feddyn import FedDynServer
+from clients.work.sgd import Sgd
+from clients.world import SimulatedWorld
 from fedhet import tree
 from fedhet.bases import AbstractLayer
+from fedhet.model import Model
+from fedhet.protocols import Work
 from fedhet.testing import FakeView, QuadraticWorld, equal_clients
 from fedhet.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Memory, Tree, Update
@@ -117,3 +126,26 @@ def test_what_staleness_makes_of_an_update_is_rounded_once(layer: AbstractLayer,
         ends.append((step.double(), update.weight))
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=2 * LAST[kind], atol=2 * LAST[kind])
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("work", [Sgd(lr=1e-4, momentum=0.5), LocalAdam(lr=1e-4)], ids=["sgd", "adam"])
+def test_the_mean_loss_of_many_steps_is_a_mean(work: Work) -> None:
+    model = Model(nn.Linear(4, 2).to(torch.bfloat16), lambda output, y: output.sum() * 0 + 1.0)
+    x, y = torch.zeros(8, 4, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int64)
+    told = work.run(model, ClientShard(x, y, np.arange(8), 0, 0, 0), Job(0, 0, 0, 0, Budget(600), 0.0), {})
+    assert told["loss"] == 1.0
+
+
+@both
+def test_a_model_in_half_precision_is_told_of_with_what_it_cannot_take_up(kind: torch.dtype) -> None:
+    def notices(dtype: torch.dtype) -> list[str]:
+        def halved(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+            return mlp(input_shape=input_shape, classes=classes).to(dtype)
+
+        world = SimulatedWorld(Digits(), Iid(), halved, clients=2, seed=0)
+        world.model()
+        return list(world.describe().get("notices", []))
+
+    (notice,) = notices(kind)
+    assert str(kind).removeprefix("torch.") in notice and "no step smaller than about" in notice
+    assert notices(torch.float32) == []

@@ -152,5 +152,5 @@ def test_a_cut_of_the_norm_also_holds_for_the_control_step() -> None:
 
 
 def test_a_rule_that_protects_is_a_misfit_because_control_steps_go_past_it() -> None:
-    with pytest.raises(Misfit, match=r"Scaffold needs \['mean'\].*goes past the rule"):
+    with pytest.raises(Misfit, match=r"ControlVariates needs \['mean'\].*goes past the rule"):
         Method(Sync(), ControlVariates(5), Krum(f=1), Scaffold(lr=0.05), Fixed(steps=3))

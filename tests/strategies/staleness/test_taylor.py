@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,18 @@ def test_plain_mappings_are_corrected_leaf_by_leaf(fake_view: Make) -> None:
     view = fake_view(version=1, state=tree(1.0, 2.0), bases={0: tree(0.5, 2.0)})
     got = Taylor(0.1, 1.0).arrive(Update(Job(0, 0, 0, 0, Budget(), 0.0), tree(2.0, 3.0), 1.0), view, {}).delta
     assert float(got["a"]) == pytest.approx(2.0 - 0.1 * 4.0 * 0.5) and float(got["b"]) == 3.0
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_correction_of_an_update_whose_norm_is_cut_is_that_of_the_cut_update(
+    adaptive: bool, fake_view: Make
+) -> None:
+    """1e6 cut to 1 is worth what 1 is: its square must not bring the length back."""
+    view = fake_view(version=3, state=flat(1.5), bases={0: flat(1.0)})
+    layer = Taylor(lam=0.3, lr=0.1, adaptive=adaptive)
+    long = layer.arrive(replace(update(flat(1e6)), scale=1e-6), view, {})
+    short = layer.arrive(update(flat(1.0)), view, {})
+    assert long.scale * float(long.delta["w"]) == pytest.approx(float(short.delta["w"]), rel=1e-12)
 
 
 @pytest.mark.parametrize("field", ["lam=-1", "lr=0", "decay=1", "clip=0"])
