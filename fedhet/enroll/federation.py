@@ -75,10 +75,12 @@ class Federation:
             raise EnrollError("E319", f"the endpoint {endpoint!r} is not of the form host:port")
         files.private_folder(folder)
         names = list(dict.fromkeys([host.strip("[]"), *hosts]))
-        Authority.create(folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root,
-                         command=signer)  # fmt: skip
+        authority = Authority.create(
+            folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root, command=signer
+        )
         (policy or Policy()).save(folder / "policy.yaml")
         made = cls(folder, clock)
+        made.authority = authority  # its lock is open
         operator_key.ensure(made.authority)
         made.audit.append(me(), "found", federation, endpoint=endpoint, root=made.authority.fingerprint)
         return made

@@ -209,6 +209,17 @@ def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
     assert "found" in told and "line 2 cannot be read" in told and "\x1b" not in told
 
 
+def test_a_federation_is_founded_with_a_passphrase_and_every_key_is_encrypted(fedhet, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "COST", 4)
+    (tmp_path / "word").write_text("correct horse\n")
+    (tmp_path / "word").chmod(0o600)
+    fedhet("ca", "init", "--endpoint", "localhost:9", "--passphrase-file", tmp_path / "word")
+    keys = {p.name: p.read_bytes() for p in (tmp_path / "op" / "ca").iterdir() if b"PRIVATE KEY" in p.read_bytes()}
+    assert {"issuing.key", "operator.key", "server.pem"} <= set(keys)
+    assert not [name for name, data in keys.items() if b"-----BEGIN PRIVATE KEY" in data]
+    fedhet("ca", "export-crl", "-o", tmp_path / "crl", "--passphrase-file", tmp_path / "word")
+
+
 def test_keys_are_encrypted_unless_one_says_otherwise(fedhet, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "COST", 4)
     for name in ("FEDHET_PASSPHRASE", "FEDHET_PASSPHRASE_FILE", "CREDENTIALS_DIRECTORY"):
