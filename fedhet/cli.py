@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted. Errors are one
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -273,6 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), 130)
         if isinstance(error, RunFailed):
             return _fail(str(error), 1)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            where = f" for {error.filename}" if error.filename else ""
+            return _fail(f"{error.strerror}{where}: free space or choose another folder, then try again", 1)
         if isinstance(error, ValueError | OSError):
             return _fail(str(error), 2)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,19 @@ def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result
 
     prepared = launch.prepare(cfg)
     folder = out or new_folder(cfg)
-    with failures(folder), Bar(name or str(cfg["strategy"])) as show:
+    with _gone_if_empty(folder), failures(folder), Bar(name or str(cfg["strategy"])) as show:
         return launch.start(prepared, folder, progress=show, tell=notice)
+
+
+@contextlib.contextmanager
+def _gone_if_empty(folder: Path) -> Iterator[None]:
+    """A run that could not even write its configuration leaves no empty folder behind."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something, or it never was
+            folder.rmdir()
+        raise
 
 
 def notice(text: str) -> None:
@@ -112,7 +124,9 @@ def failures(out: Path) -> Iterator[None]:
             raise
         if begun.get(path) == path.stat().st_mtime_ns and isinstance(error, ValueError | OSError):
             raise  # an earlier run's folder was refused
-        raise RunFailed(f"{out}: {type(error).__name__}: {error} (--debug shows where)") from error
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"free space, then: fedhet run --resume {out}" if full else "--debug shows where"
+        raise RunFailed(f"{out}: {type(error).__name__}: {error} ({hint})") from error
 
 
 def new_folder(cfg: DictConfig, kind: str | None = None) -> Path:

@@ -110,11 +110,15 @@ def explain_client(folder: Path, client: int, every: bool) -> None:
 def rewrite(folder: Path) -> None:
     """report.html of a run, or comparison.html of a folder of runs."""
     from fedhet.report import write_comparison, write_report
+    from fedhet.result import Result
 
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     if (folder / "result.json").is_file():
+        Result.read(folder).check_all()
         print(write_report(folder))
     elif runs:
+        for run in runs:
+            Result.read(run).check_all()
         print(write_comparison(runs, folder / "comparison.html"))
     else:
         raise InputError(f"{folder} holds no finished run: there is no result.json")

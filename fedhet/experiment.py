@@ -12,6 +12,7 @@ from fedhet import build
 from fedhet.aggregation import Aggregation, Flat
 from fedhet.build import World
 from fedhet.compose import Method
+from fedhet.errors import ConfigError
 from fedhet.evaluate import check_rhythm
 from fedhet.gate import Gate
 from fedhet.limits import Limits
@@ -72,7 +73,7 @@ class Experiment:
             method=method,
             clients=fleet.with_examples(world.examples()),
             world=world,
-            limits=Limits(**cfg["stop"]),
+            limits=_limits(cfg["stop"]),
             seed=int(cfg["seed"]),
             target=float(cfg["target"]),
             workers=int(cfg["workers"]),
@@ -119,3 +120,11 @@ def for_devices(cfg: Mapping[str, Any], clients: int) -> str:
     axes = ("strategy", "seed", "world", "data", "partition", "model", "attack", "work", "schedule", "space", "rule")
     layers = ("budget", "optimizer", "staleness", "privacy", "codec")
     return json.dumps({**{k: cfg[k] for k in (*axes, *layers)}, "clients": clients}, sort_keys=True)
+
+
+def _limits(stop: Mapping[str, Any]) -> Limits:
+    """When the run ends. Raises ConfigError naming the key."""
+    try:
+        return Limits(**stop)
+    except ValueError as error:
+        raise ConfigError(f"stop: {error}") from None

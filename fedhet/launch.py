@@ -104,7 +104,7 @@ def resume(folder: Path, *, progress: Progress | None = None, workers: int | Non
     """
     if (folder / "result.json").is_file():
         result = Result.read(folder)
-        result.check("config.yaml")
+        result.check_all()
         return result
     path = folder / "config.yaml"
     if not path.is_file():

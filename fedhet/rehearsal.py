@@ -127,7 +127,8 @@ def _jobs(
         with _told(f"a first update of client {client} ({_parts(experiment)})"):
             verdict = gate.check(answer, client, {job.id: job}, expects, experiment.clients, {}, server.rank_of(job))
         if isinstance(verdict, Rejected) and verdict.code != "clone":
-            raise Misfit(f"a first update of client {client} is rejected: {verdict.code}: {verdict.detail}")
+            large = " after a single step: is work.lr too large?" if verdict.code == "non_finite" else ""
+            raise Misfit(f"a first update of client {client} is rejected: {verdict.code}: {verdict.detail}{large}")
         if isinstance(verdict, Update):
             answers.append(verdict)
     return answers

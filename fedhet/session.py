@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 from flwr.serverapp import Grid
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedhet import checkpoint, descent, durable, wire
@@ -271,7 +275,17 @@ class Session:
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """A whole safetensors file or none, on the disk on return; its SHA-256."""
     beside = path.with_name(path.name + ".part")
-    safetensors.torch.save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, beside)
+    whole = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+    try:
+        safetensors.torch.save_file(whole, beside)
+    except SafetensorError as error:
+        need = sum(t.nbytes for t in whole.values())
+        if shutil.disk_usage(path.parent).free < need:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    config = path.parent / "config.yaml"
+    if config.exists():  # safetensors makes files for their owner alone, whatever the umask
+        beside.chmod(config.stat().st_mode & 0o666)
     durable.sync_file(beside)
     found = durable.digest(beside)
     beside.replace(path)

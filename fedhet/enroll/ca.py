@@ -97,13 +97,15 @@ class Authority:
     @property
     def about(self) -> About:
         """What it is for."""
-        given = json.loads((self.folder / "ca.json").read_text())
-        return About(given["federation"], given["endpoint"], tuple(given["hosts"]), tuple(given["signer"]))
+        path = self.folder / "ca.json"
+        with files.sound(path):
+            given = json.loads(path.read_text())
+            return About(given["federation"], given["endpoint"], tuple(given["hosts"]), tuple(given["signer"]))
 
     @property
     def root(self) -> x509.Certificate:
         """The root certificate."""
-        return x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
+        return _certificates(self.folder / "root.pem")[0]
 
     @property
     def fingerprint(self) -> str:
@@ -113,16 +115,16 @@ class Authority:
     def crosses(self) -> list[x509.Certificate]:
         """The present root as signed by the one before it, and so on to the first; empty if there was one alone."""
         path = self.folder / "cross.pem"
-        return x509.load_pem_x509_certificates(path.read_bytes()) if path.exists() else []
+        return _certificates(path) if path.exists() else []
 
     def roots(self) -> list[x509.Certificate]:
         """Every root there was, the present one first: an invitation may hold the hash of an earlier one."""
-        earlier = [x509.load_pem_x509_certificate(p.read_bytes()) for p in sorted(self.folder.glob("root.*.pem"))]
+        earlier = [_certificates(path)[0] for path in sorted(self.folder.glob("root.*.pem"))]
         return [self.root, *earlier]
 
     def issuers(self) -> list[x509.Certificate]:
         """Every certificate that may have signed a client's: the working one, retired ones, and the root."""
-        found = [x509.load_pem_x509_certificate(p.read_bytes()) for p in sorted(self.folder.glob("issuing*.pem"))]
+        found = [_certificates(path)[0] for path in sorted(self.folder.glob("issuing*.pem"))]
         return [*found, self.root]
 
     def issue(self, csr: bytes, node: str, days: float, now: float) -> tuple[bytes, Leaf]:
@@ -151,7 +153,7 @@ class Authority:
         path = self.folder / "issuing.pem"
         if not path.exists():
             return None
-        held = x509.load_pem_x509_certificate(path.read_bytes())
+        held = _certificates(path)[0]
         return (held.not_valid_after_utc.timestamp() - now) / DAY
 
     def revoked(self) -> str:
@@ -168,7 +170,7 @@ class Authority:
         """
         if self.about.signer:
             raise EnrollError("E306", "the issuing key is the signer command's")
-        old = x509.load_pem_x509_certificate((self.folder / "issuing.pem").read_bytes())
+        old = _certificates(self.folder / "issuing.pem")[0]
         files.write_file(self.folder / f"issuing.{old.serial_number:x}.pem", certificates.text([old]))
         federation = self.about.federation
         root = self._root_pair(passphrase)
@@ -236,12 +238,14 @@ class Authority:
 
     def server_key(self) -> ec.EllipticCurvePrivateKey:
         """The key in server.pem."""
-        return identity.load_ec_key(files.read_private(self.folder / "server.pem"), self.lock.password)
+        path, password = self.folder / "server.pem", self.lock.password
+        with files.sound(path):
+            return identity.load_ec_key(files.read_private(path), password)
 
     def renew_server(self, now: float) -> None:
         """Replace the server's certificate if less than a third of its life is left, or if it is of the future: it was
         made while this machine's clock was ahead."""
-        held = certificates.describe(x509.load_pem_x509_certificates((self.folder / "server.pem").read_bytes())[0])
+        held = certificates.describe(_certificates(self.folder / "server.pem")[0])
         if now < held.not_before or now > held.not_after - SERVER_DAYS * DAY / 3:
             self._renew_server(self.about, now)
 
@@ -276,8 +280,10 @@ class Authority:
         return made
 
     def _issuing(self) -> Pair:
-        data = files.read_private(self.folder / "issuing.key")
-        return x509.load_pem_x509_certificate(data), identity.load_ec_key(data, self.lock.password)
+        path = self.folder / "issuing.key"
+        data, password = files.read_private(path), self.lock.password
+        with files.sound(path):
+            return x509.load_pem_x509_certificate(data), identity.load_ec_key(data, password)
 
     def _root_pair(self, passphrase: str) -> Pair:
         root = self.root
@@ -323,3 +329,9 @@ class Authority:
 
 def _root_key(key: ec.EllipticCurvePrivateKey, passphrase: str) -> bytes:
     return seal(identity.pem(key), passphrase) if passphrase else identity.pem(key)
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    """Those in a PEM file, at least one. Raises EnrollError E324 if the file is damaged."""
+    with files.sound(path):
+        return x509.load_pem_x509_certificates(path.read_bytes())

@@ -50,7 +50,9 @@ class Device:
         """Endpoint, name, number, state and data declaration. Raises EnrollError E316 if the device never joined."""
         if not (self.folder / "client.json").exists():
             raise EnrollError("E316", f"nothing is in {self.folder}")
-        return dict(json.loads(files.read_private(self.folder / "client.json")))
+        path = self.folder / "client.json"
+        with files.sound(path):
+            return dict(json.loads(files.read_private(path)))
 
     @property
     def identity(self) -> Identity:
@@ -247,4 +249,6 @@ class Device:
         return seal.seal(key, self._certificate().public_bytes(Encoding.DER), method, path, body, self.clock())
 
     def _certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificates(files.read_private(self.folder / "client.pem"))[0]
+        path = self.folder / "client.pem"
+        with files.sound(path):
+            return x509.load_pem_x509_certificates(files.read_private(path))[0]

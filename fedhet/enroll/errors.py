@@ -85,6 +85,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
         "type it at a terminal, or give --passphrase-file or FEDHET_PASSPHRASE",
     ),
     "E323": (403, "this passphrase does not do", "try again; it is the one of fedhet ca init or fedhet ca passphrase"),
+    "E324": (500, "a file of this folder is damaged", "put it back from a copy; a device may also join anew"),
     "E340": (
         409,
         "the registry does not say what the audit log says",

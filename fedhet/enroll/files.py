@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+from sqlalchemy.exc import DatabaseError, OperationalError
+from yaml import YAMLError
 
 from fedhet.enroll.errors import EnrollError
 
@@ -33,6 +39,28 @@ def write_file(path: Path, content: bytes | str, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+ADVICE = re.compile(r" See https|\s\(Background on")
+"""Where libraries begin to point to their pages."""
+
+
+@contextlib.contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Around reading and parsing a file of our own. Raises EnrollError E324 with its name if it is empty, or cut or
+    altered so that it cannot be understood."""
+    try:
+        yield
+    except EnrollError as error:
+        if error.code != "E306" or str(path) in error.detail:
+            raise
+        raise EnrollError("E324", f"{path}: {error.detail}") from None
+    except OperationalError:  # busy, or the disk is full: nothing is said of the file
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, YAMLError, DatabaseError) as error:
+        empty = path.is_file() and not path.stat().st_size
+        told = "it is empty" if empty else " ".join(ADVICE.split(str(error))[0].split())[:160]
+        raise EnrollError("E324", f"{path}: {told or type(error).__name__}") from None
 
 
 def read_private(path: Path) -> bytes:

@@ -84,8 +84,10 @@ class Identity:
     @classmethod
     def load(cls, folder: Path) -> Identity:
         """The keys in a folder. Raises EnrollError E305 or E306."""
-        signing = serialization.load_pem_private_key(files.read_private(folder / "identity.key"), None)
-        node = serialization.load_ssh_private_key(files.read_private(folder / "node.key"), None)
+        with files.sound(folder / "identity.key"):
+            signing = serialization.load_pem_private_key(files.read_private(folder / "identity.key"), None)
+        with files.sound(folder / "node.key"):
+            node = serialization.load_ssh_private_key(files.read_private(folder / "node.key"), None)
         if not isinstance(signing, Ed25519PrivateKey) or not isinstance(node, ec.EllipticCurvePrivateKey):
             raise EnrollError("E306", f"the keys in {folder} are not of the kinds that fedhet makes")
         return cls(signing, node)

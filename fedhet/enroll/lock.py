@@ -59,7 +59,8 @@ class Lock:
 
     def open(self, passphrase: str) -> None:
         """Keep the password in memory. Raises EnrollError E323."""
-        self._password = unseal(files.read_private(self._file), passphrase).decode()
+        with files.sound(self._file):
+            self._password = unseal(files.read_private(self._file), passphrase).decode()
 
     def write(self, passphrase: str) -> None:
         """Make a lock, or give the one that is open another passphrase. Raises EnrollError E323 for a short one."""

@@ -12,7 +12,8 @@ from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.tables import LIVING, ClientRow
 
 FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-NODE = re.compile(r"[0-9a-f]{32}")
+NODE = re.compile(r"[0-9a-f]{12,32}")
+"""Of a node id, or of as much of it as lists show."""
 LOOK = (("I", "l"), ("1", "l"), ("0", "o"), ("rn", "m"))
 """What looks the same in ASCII (Unicode's confusables.txt), replaced in this order; case is folded after the first."""
 

@@ -43,7 +43,10 @@ def _read(file: Path) -> str:
 
 
 def _line(data: bytes) -> str:
-    text = data.decode(errors="strict").removesuffix("\n").removesuffix("\r")
+    try:
+        text = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise EnrollError("E322", "the passphrase file is not text in UTF-8") from None
     if not text:
         raise EnrollError("E322", "the passphrase file is empty")
     return text

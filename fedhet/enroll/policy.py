@@ -65,7 +65,10 @@ class Policy:
         """Read a policy file. Raises EnrollError E306 for an unknown key or a value that makes no sense."""
         if not path.exists():
             raise EnrollError("E306", f"{path} is missing: run fedhet ca init")
-        given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        with files.sound(path):
+            if not path.read_text().strip():
+                raise ValueError("it is empty")  # and not a policy of all defaults
+            given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         known = {f.name for f in fields(cls)}
         if not isinstance(given, dict) or not set(given) <= known:
             raise EnrollError("E306", f"{path}: the keys are {sorted(known)}")

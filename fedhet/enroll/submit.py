@@ -267,7 +267,8 @@ def prepare(folder: Path, resolved: Mapping[str, Any]) -> None:
     """Make a run folder with its configuration. Raises EnrollError E306 if it holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EnrollError("E306", f"{folder} is not empty: choose another with --out, or go on with --resume {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)  # what devices sent is nobody else's on this machine
     plain = {**resolved, "transport": {"name": "flower"}}
     write_atomic(folder / "config.yaml", run_config.text(plain))
 

@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy import JSON, Engine, ForeignKey, create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from fedhet.enroll import files
+
 INVITED, PENDING, ACTIVE = "invited", "pending", "active"
 SUSPENDED, REVOKED, LEFT = "suspended", "revoked", "left"
 LIVING = frozenset({INVITED, PENDING, ACTIVE, SUSPENDED})
@@ -123,8 +125,9 @@ def connect(path: Path) -> Engine:
         mode = connection.get_execution_options().get("begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
 
-    Base.metadata.create_all(engine)
-    _bring_up_to_date(engine)
+    with files.sound(path):
+        Base.metadata.create_all(engine)
+        _bring_up_to_date(engine)
     path.chmod(0o600)
     return engine
 

@@ -57,7 +57,7 @@ def test_members_of_a_group_arrive_within_a_step_of_each_other(tmp_path: Path, o
     given = [
         "strategy=fedcompass", "schedule.q_min=2", "schedule.q_max=8", "work=sleeper", "fleet=homogeneous",
         f"fleet.clients={len(SECONDS)}", "partition=iid", "transport=ray", f"workers={len(SECONDS)}",
-        "stop.versions=14", "stop.seconds=60", "target=1.0",
+        "stop.versions=20", "stop.seconds=120", "target=1.0",
     ]  # fmt: skip
     folder = tmp_path / "run"
     Experiment.of(config.resolved(config.compose(given, options))).run(folder)
