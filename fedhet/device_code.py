@@ -44,14 +44,15 @@ def modules(world: str) -> list[str]:
     return list(_modules(world))
 
 
-def hashes(names: Iterable[str]) -> dict[str, str]:
-    """A hash of each module, MISSING or CHANGED."""
-    return {name: _hash(name) for name in list(names)[:MOST]}
+def hashes(names: Iterable[str], *, running: bool = True) -> dict[str, str]:
+    """A hash of each module, MISSING, or CHANGED: on a device, which is `running` for long, a file that is newer than
+    its process may not be what it runs. A server has read its modules for this very run."""
+    return {name: _hash(name, running) for name in list(names)[:MOST]}
 
 
-def digest(world: str) -> str:
+def digest(world: str, *, running: bool = True) -> str:
     """One hash of protocol and code for a configuration: what travels with every answer."""
-    text = json.dumps([PROTOCOL, hashes(modules(world))], sort_keys=True)
+    text = json.dumps([PROTOCOL, hashes(modules(world), running=running)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -188,11 +189,11 @@ def _tree(path: Path) -> ast.Module:
 
 
 @lru_cache(maxsize=4096)
-def _hash(name: str) -> str:
+def _hash(name: str, running: bool) -> str:
     path = _file(name)
     if path is None:
         return MISSING
-    if name in sys.modules and path.stat().st_mtime > STARTED:
+    if running and name in sys.modules and path.stat().st_mtime > STARTED:
         return CHANGED
     try:
         return hash_source(path.read_bytes())

@@ -78,14 +78,14 @@ class MethodStrategy(flower.Strategy):
         grid = flower_replies.whole(grid)
         server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=clock.now() + timeout))
         world = self.experiment.for_devices()
-        nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world)))
+        nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world), running=False))
         there = min(len(self.experiment.clients), max(1, len(list(grid.get_node_ids()))))
         nodes.gather(self.wanted or there, timeout, lambda: clock.wait(None), least=self.wanted or 1)
         result = flower.Result()
         server.barred.update(set(server.roster) - set(nodes.of_client))
         for notice in absence(server.taking_part, len(server.roster)):
             log.warning(notice)
-        gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world), sealed=True)
+        gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world, running=False), sealed=True)
         drive = Drive(
             server, grid, clock, gate, lambda client: nodes.of_client[client], True,
             world, self.experiment.timeout,

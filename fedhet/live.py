@@ -82,11 +82,14 @@ def live(
     world = experiment.for_devices()
     clock, grid = WallClock(poll), flower_replies.whole(grid)
     nodes = Nodes(
-        grid, clock, None if members is None else members.nodes, device_code.hashes(device_code.modules(world))
+        grid,
+        clock,
+        None if members is None else members.nodes,
+        device_code.hashes(device_code.modules(world), running=False),
     )
     session = Session(
-        experiment, folder, resume=resume, progress=progress, code=device_code.digest(world), sealed=True,
-        journaled=True,
+        experiment, folder, resume=resume, progress=progress, code=device_code.digest(world, running=False),
+        sealed=True, journaled=True,
     )  # fmt: skip
     drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
     drive.order = order

@@ -13,6 +13,7 @@ Every answer has the server's time in a header, so that a wrong clock is named a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,8 @@ BLOCKS_PER_HOUR = 200
 """Such requests a client may make."""
 LARGE_AT_ONCE = 16
 """Such requests that are in memory at a time."""
+LET_RUN_S = 2.0
+"""Seconds for which a body that is refused is read."""
 
 
 def service(federation: Federation) -> FastAPI:
@@ -151,6 +154,7 @@ async def read_body(request: Request, most: int) -> bytes:
     """
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()) or int(length) > most:
+        await _let_run(request, 2 * most)
         raise EnrollError("E113", f"{length[:20]} bytes, at most {most}")
     parts, size = [], 0
     try:
@@ -163,6 +167,18 @@ async def read_body(request: Request, most: int) -> bytes:
     except TimeoutError:
         raise EnrollError("E115", f"the body took more than {BODY_S:g} s") from None
     return b"".join(parts)
+
+
+async def _let_run(request: Request, most: int) -> None:
+    """Read a body that is refused, as far as it is not much too large: a connection that is closed on bytes nobody read
+    is reset, and the refusal may be lost with it."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LET_RUN_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    return
 
 
 def plain_object(body: bytes) -> dict[str, Any]:

@@ -119,9 +119,11 @@ def test_a_file_that_is_newer_than_the_process_that_runs_it_is_told(tmp_path):
         import mine
         for name in ("mine", "theirs"):
             os.utime({str(tmp_path)!r} + f"/{{name}}.py", (time.time() + 5, time.time() + 5))
-        print(json.dumps(device_code.hashes(["mine", "theirs"])))
+        server = {{"server": device_code.hashes(["mine"], running=False)["mine"]}}
+        print(json.dumps(device_code.hashes(["mine", "theirs"]) | server))
     """
     found = ask(tmp_path, code)
     assert found["mine"] == device_code.CHANGED and len(found["theirs"]) == 32, (
         "who has not loaded it will load this one"
     )
+    assert found["server"] == found["theirs"], "a server has read it for this run"
