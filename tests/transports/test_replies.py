@@ -395,7 +395,7 @@ def run(link, folder, workers, *more):
 @pytest.mark.transport
 def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
     workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, 0.0, None)]
-    row = run(link, tmp_path, workers, "stop.versions=12", "stop.seconds=30")
+    row = run(link, tmp_path, workers, "stop.versions=12", "stop.seconds=120")
     assert row["bytes_up"] > 12 * SLACK and row["updates"]["accepted"] == row["versions"] == 12
     assert row["updates"]["failed"] == row["updates"]["rejected"] == {}
     combined = [r["clients"] for r in read_rows(tmp_path / "events.jsonl") if r["event"] == "combined"]
