@@ -85,12 +85,22 @@ class Link:
         [task] = self.state.get_tasks(run_ids=[self.run_id])
         token = self.state.claim_task(task.task_id)
         self.state.activate_task(task.task_id)
+        # Without a sign of life the token is worth nothing after a minute, and Flower then interrupts this process.
+        over = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(task.task_id, over))
+        beating.start()
+        stack.callback(beating.join)
+        stack.callback(over.set)
         claim_identity(self.run_id)
         self.flower = HttpGrid(self.address, insecure=True, token=token)
         self.flower.set_run(empty_run(self.run_id))
         stack.callback(self.flower.close)
         self.grid = whole(self.flower)
         self.grid.allowance = lambda request: ALLOWED
+
+    def _beat(self, task_id, over):
+        while not over.wait(1.0):
+            self.state.acknowledge_task_heartbeat(task_id)
 
     def nodes(self, count):
         return [Node(self.stack.enter_context(http_request_response(self.address, True))) for _ in range(count)]

@@ -70,8 +70,16 @@ def test_a_terminated_superlink_run_cleans_up(tmp_path):
     assert not processes(str(tmp_path))
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts are heard; a program begun in the background ignores them, and what is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("sign", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_what_is_started_at_the_moment_of_the_end_is_ended_too(tmp_path, monkeypatch, sign, end):
+def test_what_is_started_at_the_moment_of_the_end_is_ended_too(tmp_path, monkeypatch, interruptible, sign, end):
     started, popen = [], subprocess.Popen
 
     def ended_within(*arguments, **more):
