@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -134,26 +133,10 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-@lru_cache(maxsize=4096)
 def _file(name: str) -> Path | None:
     """The source file of a module; None for what is none, or has none. Imports nothing."""
-    top, *rest = name.split(".")
-    if not all(part.isidentifier() for part in (top, *rest)):
-        return None
-    try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    for folder in spec.submodule_search_locations or ():
-        place = Path(folder).joinpath(*rest)
-        for path in (place.with_name(place.name + ".py"), place / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
+    path = origin.source_of(name)
+    return path if path is not None and path.is_file() else None
 
 
 def _imports(name: str) -> Iterator[str]:

@@ -59,6 +59,38 @@ def _folder(package: str) -> Path | None:
     return Path(places[0]).resolve() if places else None
 
 
+@lru_cache(maxsize=4096)
+def source_of(module: str) -> Path | None:
+    """The file that holds a module's source; the folder of a package that has none; None if there is no such module.
+
+    Nothing is imported: of a dotted name only the first part is looked up, and the rest as Python would, a package
+    before a module of its name.
+    """
+    top, *rest = module.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        return None
+    if top in PACKAGES:
+        folders = [_HERE if top == "fedhet" else root() / top]
+    else:
+        try:
+            spec = importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            return None
+        if spec is None:
+            return None
+        if not rest and spec.origin is not None and spec.origin.endswith(".py"):
+            return Path(spec.origin)
+        folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    for folder in folders:
+        place = folder.joinpath(*rest)
+        for path in (place / "__init__.py", *([place.with_name(f"{place.name}.py")] if rest else [])):
+            if path.is_file():
+                return path
+        if not rest and place.is_dir():
+            return place
+    return None
+
+
 @lru_cache(maxsize=1)
 def fingerprint() -> str:
     """SHA-256 over every Python file of the three packages, the same for a checkout, a bundle and a wheel.

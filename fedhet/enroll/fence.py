@@ -26,7 +26,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -68,7 +67,7 @@ class Fence:
         for package in self.packages:
             if package.partition(".")[0] in {*sys.stdlib_module_names, *origin.PACKAGES}:
                 raise EnrollError("E319", f"--allow {package}: name a package with plug-ins of your own")
-            if _source(package) is None:
+            if origin.source_of(package) is None:
                 raise EnrollError("E319", f"--allow {package}: there is no such package for {sys.executable}")
         for folder in self.folders:
             if not Path(folder).exists():
@@ -131,7 +130,7 @@ class Fence:
         inside = [p for p in (*PLUGINS, *self.packages) if f"{module}.".startswith(f"{p}.")]
         if not inside:
             raise EnrollError("E213", f"{where}: {target} lies outside of what the device's owner allowed")
-        source = _source(module)
+        source = origin.source_of(module)
         found = None if source is None else _definition(source, name)
         if found is None:
             raise EnrollError("E213", f"{where}: {target} is defined nowhere: no module of that name defines it itself")
@@ -186,32 +185,6 @@ def _is_factory(function: ast.FunctionDef, *, ours: bool) -> bool:
     """Whether it takes what a model's factory is called with; of ours, as keywords alone."""
     named = [*function.args.kwonlyargs, *([] if ours else function.args.args)]
     return {one.arg for one in named} >= FACTORY
-
-
-@lru_cache(maxsize=256)
-def _source(module: str) -> Path | None:
-    """A module's file; None if there is none. Imports nothing: of a dotted name only the first is asked for."""
-    top, *rest = module.split(".")
-    if top in PLUGINS:
-        folders = [origin.root() / top]
-    else:
-        try:
-            spec = find_spec(top)
-        except (ImportError, ValueError):
-            return None
-        if spec is None:
-            return None
-        if not rest and spec.origin is not None and spec.origin.endswith(".py"):
-            return Path(spec.origin)
-        folders = [Path(place) for place in spec.submodule_search_locations or ()]
-    for folder in folders:
-        place = folder.joinpath(*rest)
-        for path in (place / "__init__.py", place.with_name(f"{place.name}.py")):
-            if path.is_file():
-                return path
-        if not rest and place.is_dir():
-            return place  # a package without a file of its own, which defines nothing
-    return None
 
 
 @lru_cache(maxsize=256)

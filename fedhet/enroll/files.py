@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy.exc import DatabaseError, OperationalError
 from yaml import YAMLError
 
+from fedhet.durable import sync_folder
 from fedhet.enroll.errors import EnrollError
 
 
@@ -72,12 +73,3 @@ def read_private(path: Path) -> bytes:
     if mode & 0o077:
         raise EnrollError("E305", f"{path} has mode {mode:03o}, not 600")
     return path.read_bytes()
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -201,9 +201,9 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "site" / "own_plugins_too" / "rules.py").write_text("class Rule:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.chdir(tmp_path)
-    fence._source.cache_clear()
+    origin.source_of.cache_clear()
     yield "own_plugins"
-    fence._source.cache_clear()
+    origin.source_of.cache_clear()
     for name in [n for n in sys.modules if n.startswith("own_plugins")]:
         del sys.modules[name]
 

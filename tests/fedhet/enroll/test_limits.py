@@ -8,6 +8,7 @@ import pytest
 from fedhet.enroll import join, limits, seal
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.limits import Window
+from fedhet.enroll.link import trusting
 from fedhet.enroll.peers import Proxies, bucket
 from fedhet.enroll.tokens import Token
 
@@ -50,7 +51,7 @@ def test_malformed_requests_count_as_failures_of_their_address(make_door, refuse
     door = make_door(failures_per_hour=4)
     _, line = door.invite("a")
     url = f"https://127.0.0.1:{door.port}/v1/enroll/"
-    with httpx.Client(verify=False) as client:
+    with httpx.Client(verify=trusting((door.federation.folder / "ca" / "root.pem").read_bytes())) as client:
         sent = [("join", b"{"), ("poll", b"[]"), ("renew", b"{}"), ("join", b'{"public": NaN}')]
         answers = [client.post(url + where, content=body) for where, body in sent]
     assert [each.json()["code"] for each in answers] == ["E115"] * 4
@@ -134,7 +135,7 @@ def test_the_door_believes_its_proxies_alone(door, guarded, trusted, told):
 
     with (
         guarded(who, door.federation.folder / "ca" / "server.pem", proxies=Proxies.parse(trusted)) as (port, _),
-        httpx.Client(verify=False) as client,
+        httpx.Client(verify=trusting((door.federation.folder / "ca" / "root.pem").read_bytes())) as client,
     ):
         headers = {"x-forwarded-for": "192.0.2.1, 203.0.113.9", "x-real-ip": "192.0.2.2", "forwarded": "for=192.0.2.3"}
         assert client.get(f"https://127.0.0.1:{port}/", headers=headers).text == told

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fedhet import cli, shown
 from fedhet.enroll import join
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.link import trusting
 from fedhet.progress import Bar
 from fedhet.report import summary_table
 from fedhet.report.markup import tag
@@ -99,7 +100,7 @@ def test_a_forwarded_address_is_an_address_wherever_it_is_shown(door, guarded, c
     proxies = Proxies.parse(["127.0.0.1"])
     with (
         guarded(service(door.federation), certificate, proxies=proxies) as (port, _),
-        httpx.Client(verify=False) as client,
+        httpx.Client(verify=trusting((door.federation.folder / "ca" / "root.pem").read_bytes())) as client,
     ):
         client.post(
             f"https://127.0.0.1:{port}/v1/enroll/join", content=b"{", headers={b"x-forwarded-for": b"\x9b31m, [2J"}
