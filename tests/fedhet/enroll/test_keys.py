@@ -192,7 +192,7 @@ def test_keys_lie_encrypted_and_one_file_has_the_passphrase(cheap, tmp_path):
     after.rotate_root(NOW, "battery staple")
     assert in_the_clear(folder) == []
     (folder / "lock.json").write_bytes(b"{}")
-    refused("E306", Authority.load(folder).lock.open, "battery staple")
+    refused("E324", Authority.load(folder).lock.open, "battery staple")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
