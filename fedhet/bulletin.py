@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhet.record import read_rows
+from fedhet.shown import shown
 
 log = logging.getLogger("fedhet.run")
 NAME = "messages.jsonl"
@@ -32,7 +33,7 @@ class Bulletin:
 
     def say(self, text: str) -> None:
         """Tell something, in the file and on standard output, which is the run's log."""
-        text = printable(text)[:LONGEST]
+        text = shown(text)[:LONGEST]
         print(text, flush=True)
         try:
             with (self.folder / NAME).open("a", encoding="utf-8") as file:
@@ -61,8 +62,3 @@ class Reader:
         rows = read_rows(path) if path.is_file() else []
         new, self._seen = rows[self._seen :], len(rows)
         return [str(row["text"]) for row in new]
-
-
-def printable(text: str) -> str:
-    """A text whose control, formatting and direction characters are spelled out as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -12,8 +12,8 @@ from flwr.serverapp import ServerApp
 
 from fedhet import build, config, flower_project
 from fedhet import simulate as simulation
-from fedhet.seeding import seeded
 from fedhet.shown import shown
+from fedhet.streams import seeded
 
 
 def simulate(

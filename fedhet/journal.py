@@ -11,12 +11,10 @@ counts twice, for a job can end once.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import secrets
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any, Protocol
 from fedhet import durable, wire
 from fedhet.durable import OR_ANEW, DamagedError
 from fedhet.gate import Gate
+from fedhet.locks import acquired
 from fedhet.server import Send, Server
 from fedhet.types import ClientId, Job, JobId, Update
 
@@ -52,15 +51,8 @@ def alone(folder: Path) -> Iterator[None]:
     """One server process a run folder; a killed one lets go of it. Raises JournalError while another works on it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        end = time.monotonic() + LOOK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:  # somebody may just be looking
-                if time.monotonic() > end:
-                    raise JournalError(f"another server works on {folder}") from None
-                time.sleep(0.02)
+        if not acquired(file.fileno(), LOOK_S):  # somebody may just be looking
+            raise JournalError(f"another server works on {folder}")
         yield
 
 
@@ -69,11 +61,7 @@ def occupied(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     with (folder / LOCK).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not acquired(file.fileno(), 0.0, shared=True)
 
 
 def accepted(folder: Path) -> int:

@@ -6,9 +6,7 @@ config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from omegaconf import DictConfig
 from fedhet import checkpoint, config, record, run_config
 from fedhet.durable import DamagedError
 from fedhet.experiment import Experiment, Progress
+from fedhet.locks import acquired
 from fedhet.report import write_report
 from fedhet.result import Result
 
@@ -132,16 +131,8 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises RunFolderError while another process works on the folder.
     """
     with (folder / "config.yaml").open("r+b" if os.access(folder / "config.yaml", os.W_OK) else "rb") as file:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    told = "another process works on this run; wait for it, or stop it first"
-                    raise RunFolderError(f"{folder}: {told}") from None
-                time.sleep(0.05)
+        if not acquired(file.fileno(), LOCK_SECONDS):
+            raise RunFolderError(f"{folder}: another process works on this run; wait for it, or stop it first")
         yield
 
 

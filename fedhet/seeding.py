@@ -7,35 +7,12 @@ else drew, nor on the process it was drawn in.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from flwr.app import Context, Message
 
 from fedhet.grids.worker import App
-from fedhet.streams import number
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed all three with this number, as `random.seed(seed)` and its like do; put them back afterwards."""
-    python, array = random.getstate(), np.random.get_state()
-    # of a device nothing is asked that has not been used: asking would set it up, and a process with it cannot fork
-    ready = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if ready else ()
-    with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed % (1 << 32))
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
+from fedhet.streams import number, seeded
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.record import Lines
 from fedhet.roster import Clients
-from fedhet.seeding import Seeded, seeded
-from fedhet.streams import stream
+from fedhet.seeding import Seeded
+from fedhet.streams import seeded, stream
 from fedhet.transports import FIRST_NODE, one_thread
 
 __all__ = ["AppError", "Summary", "load_app", "parse_run_config", "simulate"]

@@ -35,12 +35,16 @@ def number(seed: int, purpose: str, *keys: int) -> int:
 
 @contextlib.contextmanager
 def seeded(lots: int, *, libraries: bool = True) -> Iterator[None]:
-    """The global streams that code of others draws from, seeded with a number of `number`, and put back at the end:
-    torch's, and unless `libraries` is False also those of numpy and Python's `random`."""
+    """The global streams that code of others draws from, seeded with a number such as one of `number`, and put back at
+    the end: torch's, and unless `libraries` is False also those of numpy and Python's `random`."""
     # (torch.manual_seed and fork_rng walk all accelerators and cost more than a small job.)
     before = torch.default_generator.get_state()
     others = (np.random.get_state(), random.getstate()) if libraries else None
+    # of a device nothing is asked that has not been used: asking would set it up, and a process with it cannot fork
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     torch.default_generator.manual_seed(lots)
+    if devices:
+        torch.cuda.manual_seed_all(lots)
     if others:
         np.random.seed(lots % (1 << 32))
         random.seed(lots)
@@ -48,6 +52,8 @@ def seeded(lots: int, *, libraries: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
         if others:
             np.random.set_state(others[0])
             random.setstate(others[1])

@@ -7,18 +7,14 @@ only tells whoever comes second who was first.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedhet.enroll.errors import EnrollError
-
-PEEK_S = 0.05
-"""Seconds between tries to get a lock."""
+from fedhet.locks import acquired
 
 
 @contextlib.contextmanager
@@ -29,25 +25,14 @@ def alone(path: Path, doing: str, patience_s: float = 0.5) -> Iterator[None]:
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        end = time.monotonic() + patience_s
-        while not _taken(handle):
-            if time.monotonic() > end:
-                holder = _holder(handle)
-                told = f"process {holder[0]} {holder[1]}" if holder else "another process uses it"
-                raise EnrollError("E320", f"{path.parent}: {told}", **({"pid": holder[0]} if holder else {}))
-            time.sleep(PEEK_S)
+        if not acquired(handle, patience_s):
+            holder = _holder(handle)
+            told = f"process {holder[0]} {holder[1]}" if holder else "another process uses it"
+            raise EnrollError("E320", f"{path.parent}: {told}", **({"pid": holder[0]} if holder else {}))
         _sign(handle, doing)
         yield
     finally:
         os.close(handle)
-
-
-def _taken(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _sign(handle: int, doing: str) -> None:

@@ -13,7 +13,6 @@ registry together shows nothing wrong. For both, keep a head elsewhere and hold 
 
 from __future__ import annotations
 
-import fcntl
 import hmac
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any, TypeAlias
 from fedhet.enroll import files
 from fedhet.enroll.canonical import canonical, digest
 from fedhet.enroll.errors import EnrollError
+from fedhet.locks import acquired
 
 DOMAIN = "fedhet.audit.v1"
 START = "0" * 64
@@ -107,7 +107,7 @@ class Audit:
         if not self.path.exists():
             return Verdict(0, START, *((1, "the log is gone, its head is there") if self._head.exists() else ()))
         with self.path.open("rb") as file:
-            _lock(file.fileno(), fcntl.LOCK_SH, self.path)  # log and head belong together
+            _lock(file.fileno(), self.path, shared=True)  # log and head belong together
             content = file.read()
             return self._judged(content, head)
 
@@ -209,23 +209,16 @@ class Audit:
     def _locked(self) -> Iterator[int]:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _lock(handle, fcntl.LOCK_EX, self.path)
+            _lock(handle, self.path)
             yield handle
         finally:
             os.close(handle)
 
 
-def _lock(handle: int, kind: int, path: Path) -> None:
+def _lock(handle: int, path: Path, *, shared: bool = False) -> None:
     """Raises EnrollError E320 if another process, which may be stopped, keeps the log locked for `LOCK_S`."""
-    end = time.monotonic() + LOCK_S
-    while True:
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise EnrollError("E320", f"{path} was locked for {LOCK_S:g} s") from None
-            time.sleep(0.005)
+    if not acquired(handle, LOCK_S, shared=shared):
+        raise EnrollError("E320", f"{path} was locked for {LOCK_S:g} s")
 
 
 def _end_of(handle: int) -> tuple[_Row | None, _Row | None, bytes]:

@@ -214,5 +214,5 @@ def test_messages_are_told_once_or_again_after_a_time_and_in_plain_characters(tm
     made.repeat("a", "two", 10.0)
     second[0] = 10.0
     made.repeat("a", "two", 10.0)
-    assert read() == ["c\\x1b[31m2\\u202e is here\\n", "one", "two", "two"] and read() == []
-    assert capsys.readouterr().out.splitlines() == ["c\\x1b[31m2\\u202e is here\\n", "one", "two", "two"]
+    assert read() == ["c\\x1b[31m2\\u202e is here\\x0a", "one", "two", "two"] and read() == []
+    assert capsys.readouterr().out.splitlines() == ["c\\x1b[31m2\\u202e is here\\x0a", "one", "two", "two"]
