@@ -243,9 +243,9 @@ def test_an_agent_works_on_although_nothing_can_be_written(door, disk, monkeypat
 
         return turn
 
-    def five_days_on():
+    def six_days_on():  # of seven: past every certificate's time, which its serial number moves by some hours
         disk.fill()
-        door.clock.ahead = 5 * 86_400
+        door.clock.ahead = 6 * 86_400
 
     def room_again():
         disk.empty()
@@ -254,6 +254,6 @@ def test_an_agent_works_on_although_nothing_can_be_written(door, disk, monkeypat
     def a_while():
         door.clock.ahead += 1000
 
-    naps = [later(five_days_on), later(a_while), later(room_again), later(a_while)]
+    naps = [later(six_days_on), later(a_while), later(room_again), later(a_while)]
     module.working(device, monkeypatch, disk.folder, naps=naps).run()
     assert seen[:3] == [first] * 3 and seen[-1] != first
