@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fedhet.enroll import certificates, files, identity, signer
 from fedhet.enroll.certificates import DAY, Leaf
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.lock import Lock, is_sealed, seal, unseal
+from fedhet.enroll.lock import Lock, check, is_sealed, seal, unseal
 
 ROOT_DAYS, ISSUING_DAYS, SERVER_DAYS = 3650.0, 90.0, 30.0
 NOTICE_DAYS = 30.0
@@ -38,6 +38,8 @@ EXPIRING = (
 )
 ROOT_DEPTH = 4
 """Authorities below a root: the issuing key, and up to three roots after it."""
+MOST_NAME = 56
+"""Bytes of a federation's name: with " issuing" after it, as many as an X.509 common name may have."""
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 T = TypeVar("T")
 
@@ -67,24 +69,46 @@ class Authority:
         cls, folder: Path, federation: str, endpoint: str, hosts: Sequence[str], now: float, *, passphrase: str = "",
         root: Path | None = None, command: Sequence[str] = (),
     ) -> Authority:  # fmt: skip
-        """Make root, issuing and server certificates; or, given a foreign root and a signer command, the server's."""
-        files.private_folder(folder)
+        """Make root, issuing and server certificates; or, given a foreign root and a signer command, the server's.
+
+        Nothing is written for what `check_new` refuses, and nothing stays of what fails later, as a signer may.
+        """
+        cls.check_new(folder, federation, hosts, passphrase=passphrase, root=root, command=command)
+        with files.all_or_none(folder):
+            made = cls(folder)
+            if passphrase:
+                made.lock.write(passphrase)
+            if root is not None:
+                files.write_file(folder / "root.pem", certificates.text([_foreign_root(root)]))
+            else:
+                made._make_root(federation, passphrase, now)
+            about = About(federation, endpoint, tuple(hosts), tuple(command))
+            made._renew_server(about, now)
+            files.write_file(folder / "ca.json", json.dumps(asdict(about), indent=1) + "\n")
+        return made
+
+    @staticmethod
+    def check_new(
+        folder: Path, federation: str, hosts: Sequence[str], *, passphrase: str = "", root: Path | None = None,
+        command: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """What `create` needs, before anything is written. Raises EnrollError E306, E319 or E323, and OSError for a
+        root file that cannot be read."""
         if (folder / "ca.json").exists():
             raise EnrollError("E306", f"{folder} holds an authority already")
         if bool(root) != bool(command):
             raise EnrollError("E306", "a root file and a signer command go together")
-        made = cls(folder)
+        if (size := len(federation.encode())) > MOST_NAME:
+            raise EnrollError("E319", f"--federation has {size} bytes, at most {MOST_NAME}")
+        try:
+            certificates.host_names(hosts)
+        except ValueError:
+            bad = next(host for host in hosts if not host.isascii())
+            raise EnrollError("E319", f"the server's name {bad!r} is not ASCII: give its xn-- form") from None
         if passphrase:
-            made.lock.write(passphrase)
+            check(passphrase)
         if root is not None:
-            foreign = x509.load_pem_x509_certificate(root.read_bytes())
-            files.write_file(folder / "root.pem", certificates.text([foreign]))
-        else:
-            made._make_root(federation, passphrase, now)
-        about = About(federation, endpoint, tuple(hosts), tuple(command))
-        made._renew_server(about, now)
-        files.write_file(folder / "ca.json", json.dumps(asdict(about), indent=1) + "\n")
-        return made
+            _foreign_root(root)
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
@@ -329,6 +353,14 @@ class Authority:
 
 def _root_key(key: ec.EllipticCurvePrivateKey, passphrase: str) -> bytes:
     return seal(identity.pem(key), passphrase) if passphrase else identity.pem(key)
+
+
+def _foreign_root(path: Path) -> x509.Certificate:
+    """The root certificate in a file that the operator names. Raises EnrollError E319."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise EnrollError("E319", f"--root {path} holds no certificate in PEM form") from None
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

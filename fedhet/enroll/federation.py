@@ -73,12 +73,13 @@ class Federation:
         host, _, port = endpoint.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise EnrollError("E319", f"the endpoint {endpoint!r} is not of the form host:port")
-        files.private_folder(folder)
         names = list(dict.fromkeys([host.strip("[]"), *hosts]))
-        authority = Authority.create(
-            folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root, command=signer
-        )
-        (policy or Policy()).save(folder / "policy.yaml")
+        Authority.check_new(folder / "ca", federation, names, passphrase=passphrase, root=root, command=signer)
+        with files.all_or_none(folder):
+            (policy or Policy()).save(folder / "policy.yaml")
+            authority = Authority.create(
+                folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root, command=signer
+            )
         made = cls(folder, clock)
         made.authority = authority  # its lock is open
         operator_key.ensure(made.authority)

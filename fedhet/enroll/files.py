@@ -25,6 +25,24 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def all_or_none(path: Path) -> Iterator[None]:
+    """Around making the first files of a private folder: if that fails, they are gone again, and so is the folder if
+    it is new. Raises EnrollError E305."""
+    before = set(path.iterdir()) if path.exists() else None
+    private_folder(path)
+    try:
+        yield
+    except BaseException:
+        for made in set(path.iterdir()) - (before or set()):
+            if made.is_file():
+                made.unlink()
+        if before is None:
+            with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                path.rmdir()
+        raise
+
+
 def write_file(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     """Write by temporary file, fsync and rename; a reader sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content

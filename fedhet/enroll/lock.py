@@ -73,10 +73,15 @@ class Lock:
         return self.folder / "lock.json"
 
 
-def seal(secret: bytes, passphrase: str) -> bytes:
-    """Encrypt with a passphrase. Raises EnrollError E323 for one that is too short."""
+def check(passphrase: str) -> None:
+    """Raises EnrollError E323 for a passphrase that is too short."""
     if len(passphrase) < LEAST:
         raise EnrollError("E323", f"it must have at least {LEAST} characters")
+
+
+def seal(secret: bytes, passphrase: str) -> bytes:
+    """Encrypt with a passphrase. Raises EnrollError E323 for one that is too short."""
+    check(passphrase)
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
     box = AESGCM(_key(passphrase, salt, COST)).encrypt(nonce, secret, DOMAIN)
     told = {"sealed": 1, "cost": COST, "salt": b64(salt), "nonce": b64(nonce), "box": b64(box)}

@@ -12,10 +12,11 @@ import zipfile
 
 import pytest
 import typer
+from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from fedhet import cli_enroll
-from fedhet.enroll import certificates, device_commands, identity, lock, rows
+from fedhet.enroll import certificates, device_commands, files, identity, lock, rows
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.identity import Identity
@@ -52,6 +53,34 @@ def test_a_federation_is_founded_once(fedhet, tmp_path):
     assert code_of(fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9", "--json", code=again)) == "E306"
     wrong = EnrollError("E319").exit_code
     assert code_of(fedhet("ca", "init", "--no-passphrase", "--endpoint", "nowhere", "--json", code=wrong)) == "E319"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "why"),
+    [
+        (["--passphrase-file", "short"], "E323", "at least 8 characters"),
+        (["--root", "short"], "E306", "go together"),
+        (["--root", "short", "--signer", "false"], "E319", "short holds no certificate"),
+        (["--root", "none", "--signer", "false"], "E317", "none: No such file"),
+        (["--root", "foreign", "--signer", "false"], "E309", "false ended with 1"),
+        (["--federation", "x" * 57], "E319", "--federation has 57 bytes, at most 56"),
+        (["--host", "kühn.example"], "E319", "is not ASCII"),
+    ],
+)
+def test_a_federation_that_cannot_be_founded_leaves_nothing_behind(fedhet, tmp_path, monkeypatch, options, code, why):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lock, "COST", 4)
+    files.write_file(tmp_path / "short", "horse")
+    key = ec.generate_private_key(ec.SECP384R1())
+    files.write_file(tmp_path / "foreign", certificates.text([certificates.authority("root", key, 9.0, 1.8e9, 1)]))
+    kind = () if "--passphrase-file" in options else ("--no-passphrase",)
+    init = ("ca", "init", "--endpoint", "localhost:9", "--json")
+    for _ in range(2):
+        refused = fedhet(*init, *kind, *options, code=EnrollError(code).exit_code)["error"]
+        assert refused["code"] == code and why in refused["detail"]
+        assert not (tmp_path / "op").exists()
+    files.write_file(tmp_path / "words", "horse battery")
+    fedhet(*init, "--passphrase-file", "words")
 
 
 def test_commands_without_a_federation_or_a_client_say_so(fedhet):
