@@ -42,6 +42,8 @@ PassphraseFile = Annotated[
     ),
 ]
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether it is meant.")]
+
 HOME = Path("~/.fedhet/federation")
 
 ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
@@ -264,6 +266,19 @@ def audit_verify(
     from fedhet.enroll import commands
 
     commands.audit_verify(home, head, json)
+
+
+@audit.command("rekey")
+def audit_rekey(
+    reason: Annotated[str, typer.Option("--reason", help="Why the key is lost; kept in the log.")] = "",
+    yes: Yes = False,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Go on with a new key after audit.key was lost or damaged; says what is found, and what is not proved any more."""
+    from fedhet.enroll import commands
+
+    commands.audit_rekey(home, reason, yes, json)
 
 
 @audit.command("show")

@@ -7,6 +7,7 @@ one without the other.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from fedhet.enroll.audit import Audit
+from fedhet.enroll.audit import Audit, mark
 from fedhet.enroll.canonical import canonical, digest
 from fedhet.enroll.tables import INVITED, CertificateRow, ClientRow, TokenRow, WaitingLineRow
 
@@ -57,9 +58,11 @@ def settle(session: Session, audit: Audit) -> None:
         session.execute(delete(WaitingLineRow).where(WaitingLineRow.id <= found[-1].id))
 
 
-def differences(session: Session, audit: Audit) -> list[str]:
-    """What the registry says otherwise than the log and the lines that wait, a sentence each."""
-    waiting = [_line(audit, row) for row in session.scalars(select(WaitingLineRow).order_by(WaitingLineRow.id))]
+def differences(session: Session, audit: Audit, *, proved: bool = True) -> list[str]:
+    """What the registry says otherwise than the log and the lines that wait, a sentence each; `proved`: only lines that
+    the key proves wait, which is to be False if it is lost."""
+    rows = session.scalars(select(WaitingLineRow).order_by(WaitingLineRow.id))
+    waiting = [_line(audit, row, proved=proved) for row in rows]
     logged: dict[int, tuple[str, Mapping[str, Any]]] = {}
     compared = False
     for place, line in _told(audit.rows(), waiting):
@@ -69,6 +72,14 @@ def differences(session: Session, audit: Audit) -> list[str]:
     if not compared:
         return []  # nothing was written about a client by a version that says enough
     return list(_compared(session, logged))
+
+
+def rekey(session: Session, key: bytes) -> int:
+    """Mark the lines that wait with a new key, for the one that marked them is lost; how many there are."""
+    rows = list(session.scalars(select(WaitingLineRow)))
+    for row in rows:
+        row.mac = mark(key, row.content)
+    return len(rows)
 
 
 def _compared(session: Session, logged: dict[int, tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
@@ -104,9 +115,14 @@ def _wait(session: Session, audit: Audit, line: Mapping[str, Any]) -> None:
     session.add(WaitingLineRow(content=content, mac=audit.sign(content)))
 
 
-def _line(audit: Audit, row: WaitingLineRow) -> dict[str, Any]:
-    """A line that waited; one that nobody with the key put there says so instead."""
-    if hmac.compare_digest(row.mac, audit.sign(row.content)):
+def _line(audit: Audit, row: WaitingLineRow, *, proved: bool = True) -> dict[str, Any]:
+    """A line that waited; one that nobody with the key put there, or without `proved` one that is none, says so
+    instead."""
+    if not proved:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            told = dict(json.loads(row.content))
+            return {**told, "ref": str(told["ref"]), "detail": dict(told["detail"]), "action": str(told["action"])}
+    elif hmac.compare_digest(row.mac, audit.sign(row.content)):
         return dict(json.loads(row.content))
     return audit.line("audit", "altered", why=f"a line that waited in the registry ({row.id}) was not written by us")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import secrets
 import shlex
 import signal
 import sys
@@ -17,10 +18,10 @@ from typing import Any
 
 from fedhet.enroll import agree, desk, files, offline, profiles, tables
 from fedhet.enroll.alone import alone
-from fedhet.enroll.audit import Audit
+from fedhet.enroll.audit import KEY_BYTES, Audit
 from fedhet.enroll.errors import EnrollError, unwritable
 from fedhet.enroll.federation import Federation, me
-from fedhet.enroll.output import cells, put, say, spoken, table_of
+from fedhet.enroll.output import cells, confirm, put, say, spoken, table_of
 from fedhet.enroll.passphrase import obtain
 from fedhet.enroll.processes import close_memory
 from fedhet.enroll.registry import Client, Registry
@@ -30,6 +31,11 @@ from fedhet.shown import log_to_terminal, shown
 UNENCRYPTED = """NOT ENCRYPTED: the keys in %s
   Any program of this account, a backup or a stolen disk gives them away, and who has them lets devices in and
   poses as this server. To encrypt them: fedhet ca passphrase"""
+
+
+UNPROVED = (
+    "lines 1 to %d are no longer proved by the key: the log was keyed anew in line %d; they are as they were then"
+)
 
 
 @contextlib.contextmanager
@@ -256,10 +262,35 @@ def audit_verify(home: Path, head: str, as_json: bool) -> None:
         if differ:
             more = f"; and {len(differ) - 1} more: --json" if len(differ) > 1 else ""
             raise EnrollError("E340", differ[0] + more, differences=differ)
-        told = {"lines": verdict.lines, "head": verdict.head, "broken_off": verdict.torn}
+        told = {"lines": verdict.lines, "head": verdict.head, "broken_off": verdict.torn, "unproved": verdict.unproved}
+        anew = [UNPROVED % (verdict.unproved, verdict.unproved + 1)] if verdict.unproved else []
         torn = ["an append was broken off at the end; the next one takes its rest away"] if verdict.torn else []
-        say(as_json, told, f"{verdict.lines} lines, all in order, and the registry says the same", *torn,
+        say(as_json, told, f"{verdict.lines} lines, all in order, and the registry says the same", *anew, *torn,
             f"head {verdict.head}")  # fmt: skip
+
+
+def audit_rekey(home: Path, reason: str, yes: bool, as_json: bool) -> None:
+    """Key a log anew whose key is lost or damaged, so that the federation can be changed again."""
+    with spoken(as_json):
+        audit, registry = _log(home), Registry(home / "registry.db")
+        with contextlib.closing(registry):
+            verdict, why = audit.unkeyed()
+            with registry.transaction() as session:
+                differ = agree.differences(session, audit, proved=False)
+            faults = [f"line {verdict.bad}: {verdict.why}"] if verdict.bad else []
+            confirm(
+                yes, as_json, f"{why}; {verdict.lines} lines are in the log",
+                *(f"found without the key: {fault}" for fault in faults + differ),
+                *([] if faults or differ else ["without the key all is in order, and the registry says the same"]),
+                "from now on nothing proves these lines but a head that you kept elsewhere",
+            )  # fmt: skip
+            key = secrets.token_bytes(KEY_BYTES)
+            with registry.transaction() as session:  # first: if this is broken off, it is done again
+                waiting = agree.rekey(session, key)
+            head = audit.rekey(key, me(), why=why, reason=reason, faults=faults + differ, waiting=waiting)
+        told = {"unproved": verdict.lines, "faults": faults + differ, "head": head}
+        say(as_json, told, f"the log is keyed anew: line {verdict.lines + 1} says so",
+            UNPROVED % (verdict.lines, verdict.lines + 1), f"head {head}")  # fmt: skip
 
 
 def audit_show(home: Path, as_json: bool) -> None:

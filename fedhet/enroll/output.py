@@ -57,6 +57,21 @@ def say(as_json: bool, value: Any, *lines: str) -> None:
         print("\n".join(map(shown, lines)))
 
 
+def confirm(yes: bool, as_json: bool, *lines: str) -> None:
+    """Say on standard error what is about to be done, and ask whether it is meant, unless `yes` says so.
+
+    Raises EnrollError E319 if the answer is no, or if there is no terminal to ask at.
+    """
+    if not as_json:
+        print("\n".join(map(shown, lines)), file=sys.stderr)
+    if yes:
+        return
+    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise EnrollError("E319", "nothing is done without --yes: " + "; ".join(lines), lines=list(lines))
+    if not typer.confirm("Go on?", err=True):
+        raise EnrollError("E319", "nothing is done: the answer was no")
+
+
 def table_of(*columns: str) -> Table:
     """An empty table as commands print one; its cells are to be made by `cells`."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
