@@ -119,6 +119,26 @@ def ca_rotate(
     commands.ca_rotate(home, root, compromised, days, passphrase_file, passphrase, json)
 
 
+@ca.command("rotate-operator")
+def ca_rotate_operator(
+    compromised: Annotated[
+        bool,
+        typer.Option("--compromised", help="The present key was stolen or lost: root.key names the new one."),
+    ] = False,
+    passphrase_file: PassphraseFile = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="root.key has another one: ask, or take FEDHET_ROOT_PASSPHRASE.")
+    ] = False,
+    yes: Yes = False,
+    home: Home = HOME,
+    json: Json = False,
+) -> None:
+    """Replace the key that signs what devices build; they follow from the present key, or from the root, to the new."""
+    from fedhet.enroll import commands
+
+    commands.ca_rotate_operator(home, compromised, passphrase_file, passphrase, yes, json)
+
+
 @ca.command("export-crl")
 def ca_crl(
     out: Annotated[Path, typer.Option("--out", "-o")],

@@ -200,6 +200,11 @@ class Audit:
             key = self._key_for(_end_of(handle)[0])
         return mark(key, content)
 
+    def ready(self) -> None:
+        """Before something is done that a line is to tell of afterwards: raises what would keep the line out."""
+        with self._locked() as handle:
+            self._key_for(_end_of(handle)[0])
+
     @property
     def is_keyed(self) -> bool:
         """Whether there is a key: the log of an earlier version gets one with its next line."""

@@ -197,7 +197,7 @@ class Authority:
         old = _certificates(self.folder / "issuing.pem")[0]
         files.write_file(self.folder / f"issuing.{old.serial_number:x}.pem", certificates.text([old]))
         federation = self.about.federation
-        root = self._root_pair(passphrase)
+        root = self.root_pair(passphrase)
         made = self._make_issuing(federation, root, now, days)
         self._renew_server(self.about, now)
         if compromised:
@@ -211,7 +211,7 @@ class Authority:
         """
         if self.about.signer:
             raise EnrollError("E306", "the root is the outside authority's")
-        old, old_key = self._root_pair(passphrase)
+        old, old_key = self.root_pair(passphrase)
         depth = old.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length or 0
         if depth < ROOT_DEPTH or len(self.crosses()) >= ROOT_DEPTH - 1:
             raise EnrollError("E306", "devices would not follow to yet another root: found a new federation")
@@ -309,7 +309,8 @@ class Authority:
         with files.sound(path):
             return x509.load_pem_x509_certificate(data), identity.load_ec_key(data, password)
 
-    def _root_pair(self, passphrase: str) -> Pair:
+    def root_pair(self, passphrase: str) -> Pair:
+        """The root and its key, which may have a passphrase of its own. Raises EnrollError E306 or E323."""
         root = self.root
         for name in ("root.key", "root.key.new"):  # the second if a change of the root was interrupted
             if (self.folder / name).exists():

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhet.enroll import agree, desk, files, offline, profiles, tables
+from fedhet.enroll import agree, desk, files, offline, operator_key, profiles, tables
 from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import KEY_BYTES, Audit
 from fedhet.enroll.errors import EnrollError, unwritable
@@ -33,6 +33,10 @@ UNENCRYPTED = """NOT ENCRYPTED: the keys in %s
   poses as this server. To encrypt them: fedhet ca passphrase"""
 
 
+FOLLOWED = (
+    "devices follow with their next job or the server's next answer, and then refuse orders of the key before: "
+    "sign runs that go on again with fedhet submit --resume RUN_DIR"
+)
 UNPROVED = (
     "lines 1 to %d are no longer proved by the key: the log was keyed anew in line %d; they are as they were then"
 )
@@ -80,6 +84,7 @@ def ca_passphrase(home: Path, passphrase: Path | None, new: Path | None, as_json
     """Encrypt the keys, or give them another passphrase."""
     with _opened(home, as_json) as federation:
         authority, clear = federation.authority, not federation.authority.lock.exists
+        federation.audit.ready()
         old = obtain(passphrase, what="The present passphrase") if authority.asks else ""
         given = obtain(new, what="The new passphrase", again=True, variable="FEDHET_NEW_PASSPHRASE")
         done = authority.encrypt(old, given)
@@ -91,15 +96,20 @@ def ca_passphrase(home: Path, passphrase: Path | None, new: Path | None, as_json
                "restart fedhet serve, which cannot read them now"] if clear else []))  # fmt: skip
 
 
+def _of_root(own: bool, opener: str) -> str:
+    """The passphrase of root.key: its own, or that of the other keys."""
+    return obtain(None, what="Passphrase of root.key", variable="FEDHET_ROOT_PASSPHRASE") if own else opener
+
+
 def ca_rotate(
     home: Path, root: bool, compromised: bool, days: float, passphrase: Path | None, own: bool, as_json: bool
 ) -> None:
     """Replace the issuing key, or root and issuing key; have devices refuse the earlier ones if they were stolen."""
     with _opened(home, as_json) as federation:
+        federation.audit.ready()
         opener = obtain(passphrase) if federation.authority.asks else ""
         federation.authority.lock.ask = lambda: opener
-        variable = "FEDHET_ROOT_PASSPHRASE"
-        secret = obtain(None, what="Passphrase of root.key", variable=variable) if own else opener
+        secret = _of_root(own, opener)
         if root:
             federation.authority.rotate_root(time.time(), secret, compromised=compromised)
             mark = federation.authority.fingerprint
@@ -116,6 +126,24 @@ def ca_rotate(
                 ] if compromised else []  # fmt: skip
         say(as_json, {"serial": serial, "not_after": until, "compromised": compromised},
             f"new issuing key, good until {until}", *told)  # fmt: skip
+
+
+def ca_rotate_operator(
+    home: Path, compromised: bool, passphrase: Path | None, own: bool, yes: bool, as_json: bool
+) -> None:
+    """Replace the key that signs what devices build; if it was stolen or lost, the root names the new one."""
+    with _opened(home, as_json) as federation:
+        authority = federation.authority
+        federation.audit.ready()
+        by = "the root, in a new term: devices refuse what the earlier keys sign" if compromised else "the present one"
+        confirm(yes, as_json, f"a new operator key, named by {by}", FOLLOWED)
+        opener = obtain(passphrase) if (authority.asks if compromised else authority.lock.exists) else ""
+        authority.lock.ask = lambda: opener
+        root = authority.root_pair(_of_root(own, opener)) if compromised else None
+        newest = operator_key.replace(authority, root)[-1]
+        told = {"key_sha256": newest.fingerprint, "term": newest.term, "by": newest.by}
+        federation.audit.append(me(), "rotate", "operator", **told, compromised=compromised)
+        say(as_json, told, f"new operator key; SHA-256 {newest.fingerprint}", *([] if not yes else [FOLLOWED]))
 
 
 def ca_crl(home: Path, out: Path, passphrase: Path | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ the keys of an earlier one have signed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 DOMAIN = "fedhet.operator.v1"
 KEY, NEXT, LINE = "operator.key", "operator.key.new", "operator.json"
+LOCK = "operator.lock"
+BY_ROOT = "fedhet ca rotate-operator --compromised"
+"""The command by which the root names a new key."""
 MOST = 64
 """Successions in a line that a device reads."""
 
@@ -47,6 +51,11 @@ class Succession:
     term: int = 0
     by: str = "first"
     signature: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the key's DER form, in hexadecimal."""
+        return hashlib.sha256(unb64(self.public)).hexdigest()
 
     def signed(self) -> bytes:
         """What whoever names a key signs."""
@@ -64,7 +73,7 @@ def ensure(authority: Authority) -> tuple[Succession, ...]:
     """
     folder = authority.folder
     if not (folder / LINE).exists():
-        with alone(folder / "operator.lock", "makes the operator key", 30.0):
+        with alone(folder / LOCK, "makes the operator key", 30.0):
             if not (folder / LINE).exists():  # a key without it is an interrupted call's, and nobody has heard of it
                 key = ec.generate_private_key(ec.SECP384R1())
                 _keep(authority, key, KEY)
@@ -86,24 +95,30 @@ def load(authority: Authority) -> ec.EllipticCurvePrivateKey:
             key = identity.load_ec_key(files.read_private(authority.folder / name), authority.lock.password)
             if public_text(key.public_key()) == newest.public:
                 return key
-    raise EnrollError("E306", f"{authority.folder} does not hold the operator key that {LINE} names: bring it back")
+    raise EnrollError(
+        "E306", f"{authority.folder} does not hold the operator key that {LINE} names: bring it back, or {BY_ROOT}"
+    )
 
 
 def replace(authority: Authority, root: Pair | None = None) -> tuple[Succession, ...]:
     """A new operator key, named by the one before it; or, if that was stolen or lost, by the root, in a new term.
 
     Runs that the old key signed are refused from then on: `fedhet submit --resume` signs them again. Raises EnrollError
-    E306.
+    E306, also if the line is as long as devices read one: the root begins a short one.
     """
-    before = ensure(authority)
+    ensure(authority)
     key = ec.generate_private_key(ec.SECP384R1())
-    term, by = (before[-1].term, "operator") if root is None else (before[-1].term + 1, "root")
-    named = Succession(public_text(key.public_key()), term, by)
-    signed = replaced(named, signature=sign(load(authority) if root is None else root[1], DOMAIN, named.signed()))
-    _keep(authority, key, NEXT)
-    _write(authority.folder, (*before, signed) if root is None else (before[0], signed))
-    (authority.folder / NEXT).replace(authority.folder / KEY)
-    return line(authority.folder)
+    with alone(authority.folder / LOCK, "makes the operator key", 30.0):
+        before = line(authority.folder)
+        if root is None and len(before) >= MOST:
+            raise EnrollError("E306", f"{LINE} has {MOST} keys, and devices read no more: {BY_ROOT} begins a new line")
+        term, by = (before[-1].term, "operator") if root is None else (before[-1].term + 1, "root")
+        named = Succession(public_text(key.public_key()), term, by)
+        signed = replaced(named, signature=sign(load(authority) if root is None else root[1], DOMAIN, named.signed()))
+        _keep(authority, key, NEXT)
+        _write(authority.folder, (*before, signed) if root is None else (before[0], signed))
+        (authority.folder / NEXT).replace(authority.folder / KEY)
+        return line(authority.folder)
 
 
 def parse(text: str) -> tuple[Succession, ...]:

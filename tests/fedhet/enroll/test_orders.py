@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
+from typer.testing import CliRunner
 
-from fedhet import app, config, message, wire
+from fedhet import app, cli, config, message, wire
 from fedhet.enroll import files, offline, operator_key, orders
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.device import OPERATOR
@@ -107,6 +108,62 @@ def test_devices_follow_to_the_key_that_the_one_they_know_has_named(door, refuse
     assert guard(late).device.operator == device.operator == operator_key.line(authority.folder)[-1]
 
 
+def rotate(door, *more, code=""):
+    words = ["ca", "rotate-operator", "--home", str(door.federation.folder), "--json", *more]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == (EnrollError(code).exit_code if code else 0), result.output
+    return json.loads(result.stdout)
+
+
+def test_an_operator_replaces_the_key_by_command_and_devices_follow(door, refused):
+    authority, device, asks = door.federation.authority, door.member("a"), door.member("b")
+    old, first = give(door), device.operator
+    guard(device).check(CONFIG, old.sent)
+    told = rotate(door, code="E319")["error"]
+    assert "--yes" in told["detail"] and "submit --resume" in told["detail"]
+    assert operator_key.line(authority.folder) == (first,), "nothing is done without it"
+
+    told = rotate(door, "--yes")
+    newest = operator_key.line(authority.folder)[-1]
+    assert told == {"key_sha256": newest.fingerprint, "term": 0, "by": "operator"}
+    guard(device).check(CONFIG, give(door).sent)  # by the job
+    asks.ask("whoami")  # by the server's answer
+    assert device.operator == asks.operator == newest != first
+    refused("E215", guard(device).check, CONFIG, old.sent)
+    assert Order.by(give(door), newest), "fedhet submit signs with it"
+
+    (authority.folder / operator_key.KEY).unlink()  # lost: nobody can name the next one but the root
+    assert operator_key.BY_ROOT in rotate(door, "--yes", code="E306")["error"]["detail"]
+    assert rotate(door, "--yes", "--compromised")["term"] == 1
+    guard(device).check(CONFIG, give(door).sent)
+    (authority.folder / "root.key").rename(authority.folder.parent / "root.key")
+    assert "bring it back" in rotate(door, "--yes", "--compromised", code="E306")["error"]["detail"]
+    kept = [row["detail"] for row in door.federation.audit.rows() if row["subject"] == "operator"]
+    assert [(row["term"], row["by"], row["compromised"]) for row in kept] == [(0, "operator", False), (1, "root", True)]
+    assert kept[0]["key_sha256"] == newest.fingerprint and door.federation.audit.check().lines
+
+
+def test_nothing_is_replaced_that_the_audit_log_could_not_tell_of(door):
+    authority = door.federation.authority
+    (door.federation.folder / "audit.key").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in authority.folder.iterdir()}
+    rotate(door, "--yes", code="E324")
+    for words in (["rotate"], ["passphrase"]):
+        result = CliRunner().invoke(cli.app, ["ca", *words, "--home", str(door.federation.folder)])
+        assert result.exit_code == EnrollError("E324").exit_code and "audit.key: it is empty" in result.output
+    assert {path.name: path.read_bytes() for path in authority.folder.iterdir()} == before
+
+
+def test_a_line_grows_no_longer_than_devices_read_it(door, monkeypatch):
+    monkeypatch.setattr(operator_key, "MOST", 2)
+    device = door.member("a")
+    rotate(door, "--yes")
+    assert operator_key.BY_ROOT in rotate(door, "--yes", code="E306")["error"]["detail"]
+    guard(device).check(CONFIG, give(door).sent)
+    rotate(door, "--yes", "--compromised")
+    guard(device).check(CONFIG, give(door).sent)
+
+
 def test_the_root_ends_a_stolen_key_and_all_that_it_named(door, tmp_path, refused):
     authority, device, late = door.federation.authority, door.member("a"), door.member("b")
     thief = Federation.create(tmp_path / "thief", "thief", "127.0.0.1:1").authority
@@ -116,7 +173,7 @@ def test_the_root_ends_a_stolen_key_and_all_that_it_named(door, tmp_path, refuse
     stolen = Order.give(thief, CONFIG, 1.0, door.clock())
     assert "another federation" in str(refused("E215", guard(device).check, CONFIG, stolen.sent))
     assert device.operator == operator_key.line(thief.folder)[-1], "it followed the stolen key"
-    operator_key.replace(authority, authority._root_pair(""))
+    operator_key.replace(authority, authority.root_pair(""))
     for each in (device, late):
         guard(each).check(CONFIG, give(door).sent)
         refused("E215", guard(each).check, CONFIG, stolen.sent)
@@ -131,7 +188,7 @@ def test_a_root_of_another_federation_names_no_key(door, tmp_path):
     device = door.member("a")
     other = Federation.create(tmp_path / "other", "other", "127.0.0.1:1").authority
     known = device.operator
-    device.learn_operator(operator_key.replace(other, other._root_pair("")))
+    device.learn_operator(operator_key.replace(other, other.root_pair("")))
     device.learn({"operator": operator_key.tell(operator_key.line(other.folder))})
     assert device.operator == known
 
@@ -202,7 +259,7 @@ def test_a_run_goes_on_with_the_order_it_has_and_is_signed_anew_if_it_is_the_sam
     replace(kept, signature=kept.signature[:-8] + "AAAAAAA=").keep(tmp_path)
     refused("E217", renew)
     old.keep(tmp_path)
-    operator_key.replace(authority, authority._root_pair(""))
+    operator_key.replace(authority, authority.root_pair(""))
     refused("E217", renew)
 
 

@@ -295,7 +295,7 @@ def test_a_thief_has_a_device_that_hears_nothing_no_longer_than_the_issuing_cert
 ):
     device, authority, now = door.member("a"), door.federation.authority, time.time()
     assert authority.left(door.clock()) <= ISSUING_DAYS <= 90
-    root, key = authority._root_pair(""), ec.generate_private_key(ec.SECP384R1())
+    root, key = authority.root_pair(""), ec.generate_private_key(ec.SECP384R1())
     name = authority._issuing()[0].subject.rfc4514_string().removeprefix("CN=")
     gone = certificates.authority(name, key, ISSUING_DAYS, now - (ISSUING_DAYS + 1) * DAY, 0, root)
     lasting = certificates.authority(name, key, ISSUING_DAYS, now, 0, root)
