@@ -146,7 +146,7 @@ def docstrings(module: str) -> Mapping[str, str]:
         if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
             return {}
         path = Path(spec.origin)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = origin.parsed(path.read_bytes())
     found = {"": ast.get_docstring(tree) or ""}
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):

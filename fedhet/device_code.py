@@ -168,7 +168,7 @@ def _statements(node: ast.AST, deep: bool) -> Iterator[ast.AST]:
 
 
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes(), str(path))
+    return origin.parsed(path.read_bytes(), str(path))
 
 
 @lru_cache(maxsize=4096)
@@ -187,7 +187,7 @@ def _hash(name: str, running: bool) -> str:
 def hash_source(source: bytes | str) -> str:
     """A hash of what a module does: comments, docstrings and layout do not count, the version of Python neither."""
     total = hashlib.sha256()
-    for word in _words(ast.parse(source)):
+    for word in _words(origin.parsed(source)):
         total.update(word.encode("utf-8", "surrogatepass") + b"\0")
     return total.hexdigest()[:32]
 

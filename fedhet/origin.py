@@ -6,9 +6,11 @@ folder `_root` inside this package (so that no generic name reaches site-package
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import sys
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from fedhet.errors import OriginError
 
 PACKAGES = ("fedhet", "strategies", "clients")
 _HERE = Path(__file__).resolve().parent
+_PARSING = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -89,6 +92,16 @@ def source_of(module: str) -> Path | None:
         if not rest and place.is_dir():
             return place
     return None
+
+
+def parsed(source: bytes | str, name: str = "<unknown>") -> ast.Module:
+    """The syntax tree of a module's source; `name` is its file, for what is said of errors. Raises SyntaxError.
+
+    One at a time: Python 3.11 counts the depth of a tree in one place for all threads, and two that build trees at once
+    end with a SystemError now and then (CPython issue 106905).
+    """
+    with _PARSING:
+        return ast.parse(source, name)
 
 
 @lru_cache(maxsize=1)

@@ -193,7 +193,7 @@ def _definition(source: Path, name: str) -> ast.ClassDef | ast.FunctionDef | Non
     if not source.is_file():
         return None
     try:
-        body = ast.parse(source.read_bytes()).body
+        body = origin.parsed(source.read_bytes()).body
     except (SyntaxError, ValueError):
         return None
     return next((n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name), None)

@@ -1,7 +1,11 @@
 """One code tree, found wherever it is installed, and its fingerprint."""
 
+import ast
+import gc
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,21 @@ def test_the_hash_sees_every_change(tmp_path, change):
 def test_the_hash_sees_which_package_a_file_is_in(tmp_path):
     tree = _tree(tmp_path, a="x = 1\n")
     assert origin.hash_code({"fedhet": tree}) != origin.hash_code({"clients": tree})
+
+
+def test_sources_are_parsed_in_several_threads_at_once():
+    """Whatever runs between two nodes of a tree, such as a garbage collector's callback, lets other threads in."""
+    source, threshold = "x = [" + ", ".join(f"({n}, -{n})" for n in range(300)) + "]\n", gc.get_threshold()
+
+    def others_first(*_):
+        time.sleep(1e-4)
+
+    gc.set_threshold(100)
+    gc.callbacks.append(others_first)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            trees = list(pool.map(lambda _: origin.parsed(source), range(16)))
+    finally:
+        gc.callbacks.remove(others_first)
+        gc.set_threshold(*threshold)
+    assert {ast.dump(tree) for tree in trees} == {ast.dump(ast.parse(source))}
