@@ -26,7 +26,7 @@ from fedhet.enroll.passphrase import obtain
 from fedhet.enroll.policy import Policy
 from fedhet.enroll.submit import Crowd, Submission
 from fedhet.errors import InputError
-from fedhet.journal import occupied
+from fedhet.locks import occupied
 from fedhet.progress import Bar
 from fedhet.shown import shown_lines
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from fedhet import durable, wire
 from fedhet.durable import OR_ANEW, DamagedError
 from fedhet.gate import Gate
-from fedhet.locks import acquired
+from fedhet.locks import RUN, acquired
 from fedhet.server import Send, Server
 from fedhet.types import ClientId, Job, JobId, Update
 
@@ -36,8 +36,6 @@ CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
 """
 
 
-LOCK = "journal.lock"
-"""Held by the server process that works on a run folder."""
 LOOK_S = 0.5
 """Seconds for which a lock is asked for that somebody else may just be looking at."""
 
@@ -50,30 +48,10 @@ class JournalError(RuntimeError):
 def alone(folder: Path) -> Iterator[None]:
     """One server process a run folder; a killed one lets go of it. Raises JournalError while another works on it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with (folder / RUN).open("w") as file:
         if not acquired(file.fileno(), LOOK_S):  # somebody may just be looking
             raise JournalError(f"another server works on {folder}")
         yield
-
-
-def occupied(folder: Path) -> bool:
-    """Whether a living server process works on a run folder of this machine."""
-    if not (folder / LOCK).exists():
-        return False
-    with (folder / LOCK).open() as file:
-        return not acquired(file.fileno(), 0.0, shared=True)
-
-
-def accepted(folder: Path) -> int:
-    """How many answers the journal of a run folder holds; 0 if it has none."""
-    if not (folder / "journal.db").exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(folder / "journal.db", timeout=30.0)) as db:
-        try:
-            (count,) = db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone()
-        except sqlite3.OperationalError:  # killed before there was a table
-            return 0
-    return int(count)
 
 
 class Inputs(Protocol):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import time
+from pathlib import Path
 
+RUN = "journal.lock"
+"""In a run folder: held by the server process that works on it."""
 LOOK_S = 0.02
 """Seconds between tries to get a lock."""
 
@@ -23,3 +26,11 @@ def acquired(handle: int, seconds: float, *, shared: bool = False) -> bool:
             if time.monotonic() >= end:
                 return False
             time.sleep(LOOK_S)
+
+
+def occupied(folder: Path) -> bool:
+    """Whether a living server process works on a run folder of this machine."""
+    if not (folder / RUN).exists():
+        return False
+    with (folder / RUN).open() as file:
+        return not acquired(file.fileno(), 0.0, shared=True)

@@ -6,10 +6,12 @@ A resumed run cuts the files back to its checkpoint and goes on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,3 +147,15 @@ def write_new(path: Path, text: str) -> None:
     finally:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def accepted(folder: Path) -> int:
+    """How many answers the journal of a run folder holds; 0 if it has none."""
+    if not (folder / "journal.db").exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(folder / "journal.db", timeout=30.0)) as db:
+        try:
+            (count,) = db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone()
+        except sqlite3.OperationalError:  # killed before there was a table
+            return 0
+    return int(count)

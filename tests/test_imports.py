@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,10 @@ def test_every_public_name_is_there() -> None:
     import fedhet
 
     assert all(getattr(fedhet, name) is not None for name in fedhet.__all__)
+
+
+def test_what_operates_a_federation_and_looks_after_it_does_not_load_torch() -> None:
+    """`fedhet serve`, an agent and most commands train nothing, and loading torch takes longer than what they do."""
+    modules = ["commands", "device_commands", "agent", "serve", "runs", "submit", "doctor"]
+    code = "".join(f"import fedhet.enroll.{name}\n" for name in modules) + "import fedhet.cli_submit, sys\n"
+    subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], cwd=origin.root(), check=True)

@@ -18,7 +18,8 @@ from fedhet.ending import GIVEN_UP, Ending
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.submit import LAST_WORDS_S, Submission
-from fedhet.journal import accepted, occupied
+from fedhet.locks import occupied
+from fedhet.record import accepted
 
 log = logging.getLogger("fedhet.enroll")
 ASK_S = 15.0

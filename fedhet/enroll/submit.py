@@ -20,7 +20,7 @@ from fedhet.enroll import files, tables
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.flower import NAME, SuperLink
 from fedhet.enroll.registry import Registry
-from fedhet.journal import occupied
+from fedhet.locks import occupied
 from fedhet.record import read_rows, write_atomic
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ import pytest
 
 from fedhet import ending, flower_replies
 from fedhet.ending import FAILED, Ending
-from fedhet.journal import alone, occupied
+from fedhet.journal import alone
+from fedhet.locks import occupied
 
 
 def test_what_a_run_raises_is_kept_with_its_trace(tmp_path):

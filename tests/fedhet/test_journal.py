@@ -14,9 +14,10 @@ from flwr.app import Message, RecordDict
 from fedhet import wire
 from fedhet.flower_compat import claim_identity
 from fedhet.gate import Gate
-from fedhet.journal import Journal, Journaled, JournalError, alone, occupied, replay
+from fedhet.journal import Journal, Journaled, JournalError, alone, replay
 from fedhet.limits import Limits
 from fedhet.live import live
+from fedhet.locks import occupied
 from fedhet.record import read_rows
 from fedhet.session import Session
 from fedhet.types import Budget, Job, Update
