@@ -120,7 +120,9 @@ class Target:
         return 0
 
     def _online(self) -> int:
-        return sum(row["status"] == "online" for row in self.superlink.nodes())
+        """Clients that went online, by their own word: asking the SuperLink starts a program each time."""
+        logs = self.folder.glob("client*/work/supernode.log")
+        return sum("online as" in log.read_text(errors="replace") for log in logs)
 
     def _sweep(self) -> None:
         """Whatever a killed parent left behind."""

@@ -86,8 +86,14 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         node = until(lambda: federation.registry.client("st-mary").flower_node, 30, "the registration")
 
         agent = start("agent", "client", "run")
-        until(lambda: nodes(superlink).get(node) == "online" or agent.poll() is not None, 40, "the SuperNode")
+        heard = state / "work" / "supernode.log"  # asking the SuperLink starts a program each time
+
+        def online():
+            return heard.is_file() and "online as" in heard.read_text()
+
+        until(lambda: online() or agent.poll() is not None, 40, "the SuperNode")
         assert agent.poll() is None, log("agent")
+        assert nodes(superlink)[node] == "online"
 
         trust = link.trusting((home / "ca" / "root.pem").read_bytes())
         with httpx.Client(verify=trust, trust_env=False, base_url=f"https://127.0.0.1:{port}") as outside:

@@ -1,5 +1,5 @@
-"""Three enrolled clients with TLS on loopback: one is frozen as a run begins; FedAvg; FedCompass, and one is revoked; a
-run that is stopped."""
+"""Three enrolled clients with TLS on loopback: one is frozen as a run begins that is stopped later; FedAvg; FedCompass,
+and one is revoked."""
 
 import contextlib
 import importlib.util
@@ -42,7 +42,8 @@ def frozen_client(made):
     assert len(pids) == 2
     send(pids, signal.SIGSTOP)
     try:
-        made.fedhet("submit", "--detach", *SMALL, "stop.versions=100000", "--out", folder)
+        begun = made.fedhet("submit", "--detach", *SMALL, "stop.versions=100000", "--out", folder)
+        assert begun["state"] == "running"
         told, events = Reader(folder), folder / "events.jsonl"
 
         def happened(event, client=None):
@@ -57,6 +58,7 @@ def frozen_client(made):
         send(pids, signal.SIGCONT)
     living.until(lambda: happened("arrived", 2), 90, "the thawed client's first update")
     assert made.fedhet("stop", folder)["state"] == "stopped"
+    assert made.fedhet("stop", folder, code=85)["error"]["code"] == "E315"
 
 
 def too_few_clients(made):
@@ -165,8 +167,3 @@ def test_enrolled_clients_run_methods_and_the_revoked_one_is_out_at_once(tmp_pat
             assert client["declared"]["partition"] == int(name[-1]) and client["measured"]["step_us"] == 900
             assert client["observed"]["sec_per_step"] > 0 and client["observed"]["finished"] > 0
         assert listed["client2"]["state"] == "revoked"
-
-        long = made.fedhet("submit", "--detach", "stop.versions=100000", "--out", tmp_path / "long")
-        assert long["state"] == "running"
-        assert made.fedhet("stop", tmp_path / "long")["state"] == "stopped"
-        assert made.fedhet("stop", tmp_path / "long", code=85)["error"]["code"] == "E315"
