@@ -37,6 +37,8 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     ),
     "E119": (409, "the invitation is for another name", "join without --name, or ask the operator to invite that name"),
     "E118": (409, "the owner has as many clients as one may have", "revoke one of them, or see most_per_owner"),
+    "E120": (404, "there is nothing at this path", "use the same version of fedhet on both sides"),
+    "E121": (405, "this path does not take this method", "use the same version of fedhet on both sides"),
     "E201": (401, "the certificate has expired", "renew it: fedhet client renew"),
     "E202": (403, "the client is revoked", "ask the operator; a revoked device joins anew with new keys"),
     "E203": (401, "the clocks differ too much", "set this machine's clock, best by NTP"),

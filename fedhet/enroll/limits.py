@@ -19,7 +19,7 @@ from fedhet.enroll.policy import Policy
 FAILURES = frozenset(
     {
         *("E102", "E106", "E107", "E111", "E205", "E208", "E210"),  # guesses
-        *("E110", "E113", "E115", "E117", "E119", "E303"),  # what no device of ours sends
+        *("E110", "E113", "E115", "E117", "E119", "E120", "E121", "E303"),  # what no device of ours sends
     }
 )
 """Refusals that count as failed attempts."""

@@ -21,8 +21,10 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -55,11 +57,11 @@ PATIENCE = httpx.Timeout(60.0, connect=5.0)
 
 
 def door(
-    federation: Federation, service: ASGIApp, url: str, trust: ssl.SSLContext, *, socket: Path | None = None,
+    federation: Federation, service: FastAPI, url: str, trust: ssl.SSLContext, *, socket: Path | None = None,
     most_bytes: int = 64 << 20,
 ) -> Starlette:  # fmt: skip
     """The public application. `url` is the SuperLink's and `socket` its file, if it has one; `most_bytes` is the
-    largest request that is forwarded."""
+    largest request that is forwarded. What no path takes is refused, and counted, by the service."""
 
     messages = Window(federation.policy.messages_per_minute, 60.0)
     under_way: Counter[str] = Counter()
@@ -112,14 +114,17 @@ def door(
         back = {k: v for k, v in answer.headers.items() if k not in HOP}
         return StreamingResponse(_relayed(answer), answer.status_code, back)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
             Route("/v1/fleet/{name:str}", fleet, methods=["POST"]),
             Mount("/v1/enroll", _whole_path(service)),
         ],
         lifespan=lifespan,
+        exception_handlers={HTTPException: service.state.astray},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 @lru_cache(maxsize=4096)

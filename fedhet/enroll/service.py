@@ -19,8 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 import fedhet
 from fedhet.enroll import admission, canonical, certificates, guard
@@ -38,13 +40,16 @@ BLOCKS_PER_HOUR = 200
 """Such requests a client may make."""
 LARGE_AT_ONCE = 16
 """Such requests that are in memory at a time."""
+ASTRAY = {404: "E120", 405: "E121"}
+"""What routing refuses with."""
 LET_RUN_S = 2.0
 """Seconds for which a body that is refused is read."""
 
 
 def service(federation: Federation) -> FastAPI:
     """The API for one federation."""
-    app = FastAPI(title="fedhet enrolment", version=fedhet.__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="fedhet enrolment", version=fedhet.__version__, docs_url=None, redoc_url=None, openapi_url=None,
+                  redirect_slashes=False)  # fmt: skip
     limits, large = Limits(federation.policy, federation.ticks), Places(LARGE_AT_ONCE)
     blocks = Window(BLOCKS_PER_HOUR, 3600.0)
 
@@ -90,6 +95,24 @@ def service(federation: Federation) -> FastAPI:
 
     async def open_to_all(request: Request, work: Callable[[bytes], Any], guarded: bool = True) -> Response:
         return await answered(request, work, Asker(limits, _address(request), guarded=guarded))
+
+    async def astray(request: Request, error: Exception) -> Response:
+        """A request that no route takes, here or at the door: an attempt of its address that failed."""
+        asked = f"{request.method} {request.url.path}"[:120]
+        if isinstance(error, RequestValidationError):
+            refusal = EnrollError("E115", f"{asked} does not have the form of a request")
+        else:
+            assert isinstance(error, HTTPException)
+            refusal = EnrollError(ASTRAY.get(error.status_code, "E115"), asked)
+
+        def refuse(_: bytes) -> Any:
+            raise refusal
+
+        return await open_to_all(request, refuse)
+
+    app.add_exception_handler(HTTPException, astray)
+    app.add_exception_handler(RequestValidationError, astray)
+    app.state.astray = astray
 
     @app.get("/v1/enroll/root")
     async def root(request: Request) -> Response:

@@ -93,6 +93,11 @@ def test_control_and_runtime_do_not_exist_outside(door, behind):
         "/openapi.json",
         "/",
         "/v1",
+        "/v1/enroll",
+        "/v1/enroll/",
+        "/v1/enroll/root/",
+        "/v1/enroll/nothing",
+        "/health/",
     ]
     closed += [
         "/v1/fleet/",
@@ -101,8 +106,16 @@ def test_control_and_runtime_do_not_exist_outside(door, behind):
         "/v1/fleet/%2e%2e/control/list-runs",
     ]
     for path in closed:
-        assert behind.post(path, device).status_code in (404, 405), path
-    assert behind.client.get("/v1/fleet/pull-messages").status_code == 405
+        answer = behind.post(path, device)
+        assert (answer.status_code, answer.json()["code"]) == (404, "E120"), path
+    assert "POST /v1/control/list-runs" in behind.post(closed[0], device).json()["detail"]
+    answers = [
+        behind.client.get("/v1/fleet/pull-messages"),
+        behind.client.delete("/health"),
+        behind.client.put("/v1/enroll/root"),
+        behind.client.get("/v1/enroll/join"),
+    ]
+    assert [(each.status_code, each.json()["code"]) for each in answers] == [(405, "E121")] * 4
     assert behind.seen == []
 
 

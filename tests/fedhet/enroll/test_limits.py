@@ -59,6 +59,24 @@ def test_malformed_requests_count_as_failures_of_their_address(make_door, refuse
     refused("E112", door.begin, "dev", line)
 
 
+def test_requests_that_no_path_takes_count_as_failures_of_their_address(make_door, refused):
+    door = make_door(failures_per_hour=4)
+    device, (_, line) = door.member("a"), door.invite("b")
+    url = f"https://127.0.0.1:{door.port}/"
+    with httpx.Client(verify=trusting((door.federation.folder / "ca" / "root.pem").read_bytes())) as client:
+        sent = [("GET", "wp-login.php"), ("POST", "v1/enroll/nothing"), ("PUT", "v1/enroll/join")]
+        answers = [client.request(*each) for each in [(method, url + path) for method, path in sent]]
+        answers.append(client.post(url + "v1/enroll/speed/many"))
+        again = client.get(url)
+    assert [(each.status_code, each.json()["code"]) for each in answers] == [
+        *((404, "E120"), (404, "E120"), (405, "E121"), (400, "E115"))
+    ]
+    assert all(each.headers["connection"] == "close" and each.json()["remedy"] for each in answers)
+    assert (again.status_code, again.json()["code"]) == (429, "E112")
+    refused("E112", door.begin, "dev", line)
+    assert device.ask("whoami")["state"] == "active", "an enrolled device behind it goes on"
+
+
 def test_a_body_that_somebody_else_sealed_counts_for_the_address_not_the_client(make_door, refused):
     door = make_door(failures_per_hour=2)
     device = door.member("a")
