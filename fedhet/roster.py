@@ -6,8 +6,9 @@ and drawing idle ones where clients come and go or most are busy: one pass over 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,18 @@ class Clients(Mapping[ClientId, Profile]):
         return cls(len(profiles), columns)
 
     def _check(self) -> None:
-        """Build the profiles with the extreme values of each column: a bad number shows before anything starts."""
+        """Build the profiles with the extreme values of each array, and one of all that are alike in every list but
+        that of names: a bad value shows before anything starts."""
         suspects = {0, self._n - 1}
         for column in self.columns.values():
             if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
                 bad = np.flatnonzero(~np.isfinite(column.astype(np.float64)))
                 suspects |= {int(column.argmin()), int(column.argmax()), *map(int, bad[:1])}
-            elif isinstance(column, list):
-                suspects |= set(range(self._n))
+        lists = [column for key, column in self.columns.items() if isinstance(column, list) and key != "name"]
+        first: dict[tuple[Any, ...], ClientId] = {}
+        for client, row in enumerate(zip(*lists, strict=True)):
+            first.setdefault(row, client)
+        suspects |= set(first.values())
         for client in sorted(suspects):
             try:
                 self[client]
@@ -77,7 +82,7 @@ class Clients(Mapping[ClientId, Profile]):
         if not isinstance(windows, list) and not isinstance(periods, (np.ndarray, list)):
             return [calendar(windows, periods)], None
         numbers: dict[tuple[Any, Any], int] = {}
-        pairs = ((_cell(windows, c), _cell(periods, c)) for c in range(self._n))
+        pairs = zip(_cells(windows, self._n), _cells(periods, self._n), strict=True)
         of = np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int32, self._n)
         return [calendar(*pair) for pair in numbers], of
 
@@ -172,6 +177,13 @@ def _cell(column: Any, client: ClientId) -> Any:
     if isinstance(column, np.ndarray):
         return column[client].item()
     return column[client] if isinstance(column, list) else column
+
+
+def _cells(column: Any, n: int) -> Iterable[Any]:
+    """The cells of a column of `n` clients one after another."""
+    if isinstance(column, np.ndarray):
+        return list(column.tolist())
+    return column if isinstance(column, list) else repeat(column, n)
 
 
 class IdleClients:

@@ -45,17 +45,25 @@ class Unlike:
 
     def build(self, seed: int) -> Clients:
         """The roster; `seed` changes nothing, the table is fixed."""
-        return Clients.from_profiles([self._profile(n) for n in range(self.clients)])
+        table = Clients.from_profiles([self._profile(n) for n in range(min(self.clients, len(TABLE)))])
+        if self.clients <= len(TABLE):
+            return table
+        laps = -(-self.clients // len(TABLE))  # columns and no profiles: there may be millions of clients
+        columns = {
+            key: (column * laps)[: self.clients] if isinstance(column, list) else column
+            for key, column in table.columns.items()
+        }
+        columns["name"] = [_name(n) for n in range(self.clients)]
+        return Clients.from_columns(self.clients, columns)
 
     def report(self, seed: int) -> str:
         """What of this seed's draws was cut off or drawn again: there are none."""
         return "nothing is drawn: the table is fixed"
 
     def _profile(self, number: int) -> Profile:
-        name, kind, step, up, down, latency, online, dropout, memory = TABLE[number % len(TABLE)]
-        lap = number // len(TABLE)
+        _, kind, step, up, down, latency, online, dropout, memory = TABLE[number]
         return Profile(
-            name=f"{name}-{lap + 1}" if lap else name,
+            name=_name(number),
             device_class=kind,
             sec_per_step=step * self.slower,
             compute_jitter=Jitter("normal", self.jitter_cv),
@@ -67,3 +75,8 @@ class Unlike:
             availability_period_s=60.0 if online else None,
             dropout_prob=dropout,
         )
+
+
+def _name(number: int) -> str:
+    lap, at = divmod(number, len(TABLE))
+    return f"{TABLE[at][0]}-{lap + 1}" if lap else TABLE[at][0]

@@ -42,6 +42,16 @@ def test_columns_and_profiles_are_the_same_clients():
     [
         ({"sec_per_step": np.array([1.0, 0.0, 1.0])}, "client 1: sec_per_step=0.0"),
         ({"sec_per_step": np.array([1.0, np.nan, 1.0])}, "client 1"),
+        ({"sec_per_step": [1.0, 1.0, -1.0]}, "client 2: sec_per_step=-1.0"),
+        (
+            {
+                "sec_per_step": 1.0,
+                "device_class": ["a", "a", "b"],
+                "silent": [False, True, True],
+                "offline_policy": ["pause", "stop", "pause"],
+            },
+            "client 1: offline_policy='stop'",
+        ),
         ({"sec_per_step": np.ones(2)}, "2 values for 3 clients"),
         ({"sec_per_stp": 1.0}, "no field 'sec_per_stp'"),
     ],

@@ -1,6 +1,7 @@
 """Fleets follow their laws, repeat by their seed, and say what is wrong in a file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,17 @@ def test_the_default_fleet_is_not_alike():
     )
     again = Unlike(clients=30, slower=2.0).build(0)
     assert again[12].name == f"{TABLE[0][0]}-2" and again[12].sec_per_step == 2 * steps[0]
+    table = Unlike(slower=2.0).build(0)
+    laps = [f"-{n // 12 + 1}" if n >= 12 else "" for n in range(30)]
+    assert list(again.values()) == [replace(table[n % 12], name=table[n % 12].name + laps[n]) for n in range(30)]
+    assert [again.online(n, 50.0) for n in range(30)] == [table.online(n % 12, 50.0) for n in range(30)]
+
+
+def test_a_large_default_fleet_is_columns_and_no_profile_for_each_client(monkeypatch):
+    made, check = [], Profile.__post_init__
+    monkeypatch.setattr(Profile, "__post_init__", lambda self: (made.append(self.name), check(self)))
+    fleet = Unlike(clients=50_000).build(0).with_examples(np.ones(50_000, np.int64))
+    assert len(made) < 100 and fleet[49_999].name == f"{TABLE[7][0]}-4167"
 
 
 @pytest.mark.parametrize(
