@@ -16,7 +16,7 @@ import click
 import typer
 
 from fedhet import cli_enroll, origin
-from fedhet.shown import shown_lines
+from fedhet.shown import shown_lines, shown_traceback
 
 
 def _groups() -> str:
@@ -267,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if debug:
+            sys.excepthook = shown_traceback
             raise
         from fedhet.errors import Interrupted, RunFailed
 

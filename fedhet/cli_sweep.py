@@ -19,6 +19,7 @@ from fedhet.cli_compare import conclude, same_run
 from fedhet.cli_run import new_folder, resume_in, run_in
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.record import write_atomic
+from fedhet.shown import shown_lines
 
 MEMORY = "sweep.json"
 """In a sweep's folder: what it runs."""
@@ -152,7 +153,7 @@ def sweep_job(cfg: DictConfig) -> float | None:
         raise KeyboardInterrupt from None  # Hydra takes any other exception for the job's own
     except Exception as error:
         told = str(error) or type(error).__name__
-        print(f"error: {out.name} ({' '.join(texts)}): {told}", file=sys.stderr, flush=True)
+        print(shown_lines(f"error: {out.name} ({' '.join(texts)}): {told}"), file=sys.stderr, flush=True)
         return float("nan")
     return None if accuracy is None else float(accuracy)
 

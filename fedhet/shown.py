@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import traceback
+from types import TracebackType
 from typing import Any
 
 
@@ -48,6 +51,11 @@ def log_to_terminal() -> None:
     handler.setFormatter(ShownFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def shown_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An `excepthook`: a message may hold the end of a log that other programs wrote."""
+    print(shown_lines("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _escaped(character: str) -> str:

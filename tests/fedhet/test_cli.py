@@ -103,6 +103,21 @@ def test_debug_shows_the_traceback(fedhet):
         fedhet("run", "seed=abc", "--debug")
 
 
+@pytest.mark.parametrize("how", ["plain", "debug", "sweep"])
+def test_what_steers_a_display_is_spelled_out_in_every_error(fedhet, capsys, monkeypatch, how):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    words = ["run", "fleet=trace", "fleet.path='\x1b]0;owned\x07.json'"]
+    if how == "debug":
+        with pytest.raises(Exception, match="owned") as caught:
+            fedhet(*words, "--debug")
+        sys.excepthook(caught.type, caught.value, caught.tb)
+        err = capsys.readouterr().err
+        assert "Traceback" in err and "\n" in err
+    else:
+        _, _, err = fedhet(*words, *(["-m", "seed=1"] if how == "sweep" else []))
+    assert "\\x1b]0;owned\\x07" in err and "\x1b" not in err and "\x07" not in err
+
+
 def test_a_configuration_is_printed_and_nothing_run(fedhet, tmp_path):
     code, out, _ = fedhet("run", "strategy=fedbuff", "--cfg", "job")
     assert code == 0 and "strategy: fedbuff" in out and "${" in out
