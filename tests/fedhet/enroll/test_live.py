@@ -95,12 +95,13 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         assert agent.poll() is None, log("agent")
         assert nodes(superlink)[node] == "online"
 
-        trust = link.trusting((home / "ca" / "root.pem").read_bytes())
+        root = (home / "ca" / "root.pem").read_bytes()
+        trust, old = link.trusting(root), link.trusting(root)
         with httpx.Client(verify=trust, trust_env=False, base_url=f"https://127.0.0.1:{port}") as outside:
             assert outside.get("/health").status_code == 200
-            trust.maximum_version, trust.minimum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2
+            old.maximum_version, old.minimum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2
             with pytest.raises(httpx.ConnectError):
-                httpx.get(f"https://127.0.0.1:{port}/health", verify=trust, trust_env=False)
+                httpx.get(f"https://127.0.0.1:{port}/health", verify=old, trust_env=False)
             for path in ("/v1/control/list-nodes", "/v1/control/start-run", "/v1/runtime/acquire-task"):
                 assert outside.post(path).status_code == 404
 
