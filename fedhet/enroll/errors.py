@@ -88,6 +88,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     ),
     "E323": (403, "this passphrase does not do", "try again; it is the one of fedhet ca init or fedhet ca passphrase"),
     "E324": (500, "a file of this folder is damaged", "put it back from a copy; a device may also join anew"),
+    "E325": (409, "nothing is done: it was not confirmed", "say --yes if it is meant"),
     "E340": (
         409,
         "the registry does not say what the audit log says",

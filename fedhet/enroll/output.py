@@ -60,16 +60,16 @@ def say(as_json: bool, value: Any, *lines: str) -> None:
 def confirm(yes: bool, as_json: bool, *lines: str) -> None:
     """Say on standard error what is about to be done, and ask whether it is meant, unless `yes` says so.
 
-    Raises EnrollError E319 if the answer is no, or if there is no terminal to ask at.
+    Raises EnrollError E325 if the answer is no, or if there is no terminal to ask at.
     """
     if not as_json:
         print("\n".join(map(shown, lines)), file=sys.stderr)
     if yes:
         return
     if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise EnrollError("E319", "nothing is done without --yes: " + "; ".join(lines), lines=list(lines))
+        raise EnrollError("E325", "; ".join(lines) if as_json else "there is no terminal to ask at", lines=list(lines))
     if not typer.confirm("Go on?", err=True):
-        raise EnrollError("E319", "nothing is done: the answer was no")
+        raise EnrollError("E325", "the answer was no")
 
 
 def table_of(*columns: str) -> Table:

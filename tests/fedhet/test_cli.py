@@ -67,6 +67,7 @@ def test_help_of_run_lists_the_axes_and_their_options(fedhet):
         (["run", "strategy=flora", "budget=by_memory", "budget.max_rank=64"], ["above space.rank=8"]),
         (["run", "seed=1,2"], ["--multirun"]),
         (["run", "data=mnist"], ["data.path="]),
+        (["run", "fleet.clients=100000"], ["100000 clients cannot share 1437 samples", "fleet.clients to 1 to 1437"]),
         (["run", "--multirun", "seed=1,2", "strategy=fedavg,nope"], ["strategy=nope"]),
         (["run", "--multirun", "work.lr=interval(0.1,1)"], ["no finite list"]),
         (["run", "--nope"], ["--nope", "--help"]),
@@ -103,7 +104,7 @@ def test_debug_shows_the_traceback(fedhet):
         fedhet("run", "seed=abc", "--debug")
 
 
-@pytest.mark.parametrize("how", ["plain", "debug", "sweep"])
+@pytest.mark.parametrize("how", ["plain", "debug"])
 def test_what_steers_a_display_is_spelled_out_in_every_error(fedhet, capsys, monkeypatch, how):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     words = ["run", "fleet=trace", "fleet.path='\x1b]0;owned\x07.json'"]
@@ -114,7 +115,7 @@ def test_what_steers_a_display_is_spelled_out_in_every_error(fedhet, capsys, mon
         err = capsys.readouterr().err
         assert "Traceback" in err and "\n" in err
     else:
-        _, _, err = fedhet(*words, *(["-m", "seed=1"] if how == "sweep" else []))
+        _, _, err = fedhet(*words)
     assert "\\x1b]0;owned\\x07" in err and "\x1b" not in err and "\x07" not in err
 
 

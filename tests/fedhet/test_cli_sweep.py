@@ -25,6 +25,11 @@ def test_a_sweep_lies_below_out_and_says_in_one_line_which_of_its_runs_failed(fe
     assert "fedavg · fleet.dropout_prob=0" in out and "fedavg · fleet.dropout_prob=1e-09" in out
 
 
+def test_what_steers_a_display_is_spelled_out_in_what_a_failed_run_says(fedhet):
+    code, _, err = fedhet("run", "--multirun", *QUICK, "seed=1", "fleet.dropout_prob=1.0", "--out", "mine\x1b[2J")
+    assert code == 1 and "error: 0 (" in err and "mine\\x1b[2J/0: " in err and "\x1b" not in err
+
+
 @pytest.mark.parametrize("told", [["--out", "mine"], ["hydra.sweep.dir=mine"]])
 def test_a_sweep_goes_where_it_is_told_and_keeps_what_is_finished(fedhet, told):
     assert fedhet("run", "--multirun", *QUICK, "seed=1,2", *told)[0] == 0

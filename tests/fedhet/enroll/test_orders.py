@@ -119,8 +119,8 @@ def test_an_operator_replaces_the_key_by_command_and_devices_follow(door, refuse
     authority, device, asks = door.federation.authority, door.member("a"), door.member("b")
     old, first = give(door), device.operator
     guard(device).check(CONFIG, old.sent)
-    told = rotate(door, code="E319")["error"]
-    assert "--yes" in told["detail"] and "submit --resume" in told["detail"]
+    told = rotate(door, code="E325")["error"]
+    assert "--yes" in told["remedy"] and "submit --resume" in told["detail"]
     assert operator_key.line(authority.folder) == (first,), "nothing is done without it"
 
     told = rotate(door, "--yes")

@@ -51,7 +51,7 @@ def test_a_damaged_or_missing_key_is_named_and_replaced(home, damage, why):
     for words in (["audit", "verify"], ["enroll", "invite"], ["clients", "revoke", "st-anna", "--reason", "x"]):
         detail = fedhet(home, *words, code="E324")["detail"]
         assert str(key) in detail and why in detail and "fedhet audit rekey" in detail
-    asked = fedhet(home, "audit", "rekey", code="E319")["data"]["lines"]
+    asked = fedhet(home, "audit", "rekey", code="E325")["data"]["lines"]
     assert why in asked[0] and "all is in order" in asked[1]
     assert (home / "audit.jsonl").read_bytes() == before and key.exists() == (damage is not None)
 
@@ -102,7 +102,7 @@ def test_what_is_found_without_the_key_is_said_and_kept(home):
         registry.execute("UPDATE clients SET state = 'active'")
     rows = (home / "audit.jsonl").read_bytes().splitlines(keepends=True)
     (home / "audit.jsonl").write_bytes(rows[1])
-    found = fedhet(home, "audit", "rekey", code="E319")["data"]["lines"]
+    found = fedhet(home, "audit", "rekey", code="E325")["data"]["lines"]
     assert "another one's" in found[0] and "line 1: it is numbered 2" in found[1]
     (home / "audit.jsonl").write_bytes(b"".join(rows))
     faults = fedhet(home, "audit", "rekey", "--yes")["faults"]
