@@ -17,11 +17,11 @@ from clients.data.partition import Partition
 from clients.data.shard import ClientShard
 from clients.models.build import build
 from clients.models.flops import forward_flops
-from fedhet.build import Scores
 from fedhet.model import Model
 from fedhet.protocols import Shard
 from fedhet.tree import accumulator
 from fedhet.types import ClientId
+from fedhet.world import Scores
 
 BATCH = 2048
 """Test samples evaluated at a time."""

@@ -1,41 +1,37 @@
-"""The Flower half of fedhet: a ClientApp that does jobs on a device, and the ServerApp that `flwr run` starts.
+"""Message handlers of a client: a ClientApp around a device, for one across a network and for simulated ones.
 
-A device builds its half of the method from the configuration inside the first job it gets and keeps it for as long as
-its process lives. Its plug-ins' memories live on its own disk where it has a place for them (`state` in the node's
-configuration), and in Flower's `Context.state` where it does not. An enrolled device signs every update.
+Plug-ins' memories live on the device's own disk where it has a place for them (`state` in the node's configuration),
+and in Flower's `Context.state` where it does not.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 
 from fedhet import device_code, origin, wire
 from fedhet import message as records
 from fedhet.chores import Pondering
 from fedhet.client import Device, Memories
-from fedhet.grids.worker import Brief
+from fedhet.job_batch import Brief
 from fedhet.message import Sign
 from fedhet.types import Job, Memory
-
-if TYPE_CHECKING:
-    from fedhet.enroll.fence import Fence
 
 PRIVATE = frozenset({"data", "state"})
 """Of a node's configuration: paths on the device, which nobody else is told."""
 
 
-def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientApp:
+def client_app(
+    device_of: Callable[[Message], Device], *, seal: bool, signer: Callable[[str], Sign | None] = lambda run: None,
+    tells: Callable[[str], bool] = lambda module: True,
+) -> ClientApp:  # fmt: skip
     """A ClientApp around a way to get the device. `seal` is for a device across a network: every answer has a SHA-256,
-    and what it is asked is checked."""
+    and what it is asked is checked. `signer` gives what signs the updates of a run; `tells` says whether a server may
+    know which version of a module this process has."""
     app = ClientApp()
 
     @app.train()
@@ -88,7 +84,7 @@ def client_app(device_of: Callable[[Message], Device], *, seal: bool) -> ClientA
         for name, value in context.node_config.items():
             if name not in PRIVATE:
                 record[name] = value
-        return Message(RecordDict({"profile": record, "fedhet": own_code(message)}), reply_to=message)
+        return Message(RecordDict({"profile": record, "fedhet": own_code(message, tells)}), reply_to=message)
 
     return app
 
@@ -100,12 +96,12 @@ def code_of(message: Message) -> str:
     return device_code.digest(world) if world else origin.fingerprint()
 
 
-def own_code(message: Message) -> ConfigRecord:
+def own_code(message: Message, tells: Callable[[str], bool]) -> ConfigRecord:
     """This process's protocol, and its hashes of the modules that a query asks for."""
     asked: Mapping[str, object] = message.content.config_records.get("fedhet") or {}
     names = json.loads(str(asked.get("modules", "[]")))
     names = [name for name in names[: device_code.MOST] if isinstance(name, str)]
-    hashes = {n: device_code.CLOSED for n in names} | device_code.hashes([n for n in names if _told(n)])
+    hashes = {n: device_code.CLOSED for n in names} | device_code.hashes([n for n in names if tells(n)])
     return ConfigRecord({"protocol": device_code.PROTOCOL, "code": json.dumps(hashes)})
 
 
@@ -143,19 +139,6 @@ class DeviceApp:
         return Message(records.compose_answer(answer.text, answer.payload), reply_to=message)
 
 
-@lru_cache(maxsize=2)
-def signer(run: str) -> Sign | None:
-    """How this process signs its updates of a run: with the identity of the device that `fedhet client run` named, or
-    not at all where there is none."""
-    state = os.environ.get("FEDHET_STATE", "")
-    if not state:
-        return None
-    from fedhet.enroll.identity import Identity
-    from fedhet.enroll.vouch import Signer
-
-    return Signer(Identity.load(Path(state)), run)
-
-
 def recall(context: Context) -> Memories:
     """The plug-ins' memories a client's context holds."""
     memories: Memories = {}
@@ -172,56 +155,3 @@ def remember(context: Context, memories: Memories) -> None:
         del context.state[name]
     for name, memory in sorted(memories.items()):
         context.state["memory." + name] = records.parcel(wire.encode(memory))
-
-
-def _told(module: str) -> bool:
-    """Whether a server may know which version of a module this process has: of fedhet's, and of what jobs may use."""
-    state = os.environ.get("FEDHET_STATE", "")
-    inside = (*origin.PACKAGES, *(_fence(state).packages if state else [module]))
-    return any(f"{module}.".startswith(f"{package}.") or package.startswith(f"{module}.") for package in inside)
-
-
-@lru_cache(maxsize=2)
-def _fence(state: str) -> Fence:
-    """What the owner of the client in this folder allows; a process takes it as it was when it began."""
-    from fedhet.enroll.device import Device as Client
-    from fedhet.enroll.fence import Fence
-
-    return Fence.of(Client(Path(state)).about)
-
-
-@lru_cache(maxsize=2)
-def _device(world: str, state: str) -> Device:
-    """The device of a configuration; where its owner has a say (`state` is a client's folder), of one that is allowed.
-
-    Raises EnrollError E213 or E214, and what building raises.
-    """
-    from fedhet import build
-
-    return build.device(_fence(state).admit(world) if state else json.loads(world))
-
-
-def _from_message(message: Message) -> Device:
-    world = records.read_world(message.content)
-    if not world:
-        raise ValueError("the job carries no configuration; was it sent by a server of another transport?")
-    state = os.environ.get("FEDHET_STATE", "")
-    if state:
-        from fedhet.enroll.device import Device as Client
-        from fedhet.enroll.orders import Guard
-
-        Guard(Client(Path(state))).check(world, records.read_order(message.content))
-    return _device(world, state)
-
-
-client = client_app(_from_message, seal=True)
-
-server = ServerApp()
-
-
-@server.main()
-def main(grid: Grid, context: Context) -> None:
-    """`flwr run .`: compose the configuration from the run's `overrides` and drive this grid."""
-    from fedhet import live
-
-    live.serve(grid, context)

@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
 
 from fedhet import config
 from fedhet.aggregation import Aggregation, Flat
 from fedhet.client import Device
 from fedhet.compose import ONION, Method
-from fedhet.model import Model
-from fedhet.protocols import Layer, Shard, View
+from fedhet.protocols import Layer, View
 from fedhet.roster import Clients
 from fedhet.types import ClientId
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """One evaluation of one model: shares in [0, 1], loss in nats, `clients` the accuracy each client would see."""
-
-    accuracy: float
-    loss: float
-    clients: np.ndarray
-
-    def without(self, absent: Collection[int]) -> Scores:
-        """The same with nothing known of these clients."""
-        if not absent:
-            return self
-        clients = np.array(self.clients, dtype=np.float64)
-        clients[sorted(absent)] = np.nan
-        return replace(self, clients=clients)
-
-    @property
-    def worst_decile(self) -> float:
-        """Mean accuracy of the worst tenth of the clients that have test data (at least one client)."""
-        known = np.sort(self.clients[np.isfinite(self.clients)])
-        return float(known[: max(1, len(known) // 10)].mean()) if len(known) else float("nan")
-
-
-class World(Protocol):
-    """Data, its partition, and models that fit it."""
-
-    clients: int
-
-    def examples(self) -> np.ndarray:
-        """Training samples per client, int64 (clients,)."""
-        ...
-
-    def model(self) -> Model: ...
-    def shard(self, client: ClientId, turn: int) -> Shard: ...
-    def evaluate(self, model: Model) -> Scores: ...
-    def flops(self) -> float:
-        """Forward floating-point operations per sample."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """What is known of the data by name; under "notices", what whoever runs it should hear."""
-        ...
+from fedhet.world import World
 
 
 def method(cfg: Mapping[str, Any]) -> Method:
@@ -135,6 +88,11 @@ def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
     """Where updates are combined; with the server for configurations written before there was a choice."""
     built: Aggregation = config.instantiate(cfg["aggregation"], "aggregation") if "aggregation" in cfg else Flat()
     return built
+
+
+def transport(node: Mapping[str, Any]) -> Any:
+    """What carries a run, from its node of the configuration."""
+    return config.instantiate(node, "transport")
 
 
 def device(cfg: Mapping[str, Any]) -> Device:

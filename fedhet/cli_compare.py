@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedhet import config, origin, overrides
-from fedhet.cli_run import new_folder, notice, put, resume_in, run_in
+from fedhet.cli_common import new_folder, notice, put, resume_in, run_in
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.record import write_atomic
 from fedhet.shown import shown_lines

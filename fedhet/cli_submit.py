@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from omegaconf import DictConfig, OmegaConf
 
-from fedhet import cli_run, config, overrides, run_config
+from fedhet import cli_common, config, overrides, run_config
 from fedhet.bulletin import Reader
 from fedhet.ending import FAILED
 from fedhet.enroll import operator_key, orders
@@ -94,20 +94,20 @@ def stop(folder: Path, as_json: bool) -> None:
 
 def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: Crowd) -> Path:
     """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
-    from fedhet.experiment import Experiment
+    from fedhet.experiment import ON_GRID, Experiment
 
     given = {one.key_or_group for one in overrides.parse(list(texts))}
     cfg = config.compose(texts, folder)
     if "fleet.clients" not in given and "clients" in cfg["fleet"]:
         cfg = config.compose([*texts, f"fleet.clients={there.expected}"], folder)
     resolved = config.resolved(cfg)
-    experiment = Experiment.of({**resolved, "transport": {"name": "flower"}})
+    experiment = Experiment.of({**resolved, "transport": ON_GRID})
     waits = running.opens(getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there)
     experiment.check()
-    path = (out or cli_run.new_folder(cfg)).resolve()
+    path = (out or cli_common.new_folder(cfg)).resolve()
     running.prepare(path, resolved)
     for notice in [*experiment.notices, *([waits] if waits else [])]:
-        cli_run.notice(notice)
+        cli_common.notice(notice)
     return path
 
 
@@ -182,7 +182,7 @@ def _end(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**result.row, "folder": str(folder)}, indent=1))
     else:
-        cli_run.tell(result, False)
+        cli_common.tell(result, False)
 
 
 def _known(on_interrupt: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedhet import config, origin, overrides
+from fedhet.cli_common import new_folder, resume_in, run_in
 from fedhet.cli_compare import conclude, same_run
-from fedhet.cli_run import new_folder, resume_in, run_in
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.record import write_atomic
 from fedhet.shown import shown_lines

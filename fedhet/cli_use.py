@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedhet.cli_run import put
+from fedhet.cli_common import put
 from fedhet.errors import InputError
 from fedhet.finished import Finished
 

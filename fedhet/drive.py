@@ -19,7 +19,7 @@ from fedhet import wire
 from fedhet.flower_compat import ErrorCode
 from fedhet.flower_replies import allow
 from fedhet.gate import Gate, Rejected
-from fedhet.journal import Inputs
+from fedhet.inputs import Inputs
 from fedhet.protocols import Clock
 from fedhet.server import Send, Server
 from fedhet.tree import Schema

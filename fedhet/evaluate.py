@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedhet.build import Scores, World
 from fedhet.drive import Drive
 from fedhet.model import Model
 from fedhet.record import Record
 from fedhet.server import Server
+from fedhet.world import Scores, World
 
 
 @dataclass(frozen=True)

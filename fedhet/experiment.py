@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from fedhet import build
 from fedhet.aggregation import Aggregation, Flat
-from fedhet.build import World
 from fedhet.compose import Method
 from fedhet.errors import ConfigError
 from fedhet.evaluate import check_rhythm
@@ -19,9 +18,34 @@ from fedhet.limits import Limits
 from fedhet.protocols import NeedsClients
 from fedhet.result import Result
 from fedhet.roster import Clients
+from fedhet.world import World
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""
+
+
+VIRTUAL = {"_target_": "fedhet.transports.VirtualTime"}
+"""The transport of an experiment that names none. Transports stand above this module, which knows none of them."""
+ON_GRID = {"_target_": "fedhet.live.OnGrid"}
+"""The transport of a run inside of a ServerApp."""
+
+
+class Transport(Protocol):
+    """What carries a run: simulated clients in virtual time, or Flower's processes and messages in real time.
+
+    The method is the same object on every transport. A transport of your own is a class and a YAML with its `_target_`.
+    """
+
+    name: ClassVar[str]
+    """What results call it."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Before anything is written: raises Misfit for what the run would lack."""
+        ...
+
+    def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+        """Run to the end, or go on with what the folder holds; the folder then holds the whole record."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,7 @@ class Experiment:
     checkpoint_every: float = 15.0
     max_weight: float | None = None
     gate: Mapping[str, Any] = field(default_factory=dict)
-    transport: str = "virtual"
+    transport: Transport = field(default_factory=lambda: build.transport(VIRTUAL))
     aggregation: Aggregation = field(default_factory=Flat)
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,7 +108,7 @@ class Experiment:
             checkpoint_every=float(cfg["checkpoint"]["every_seconds"]),
             max_weight=cfg["max_weight"],
             gate=cfg.get("gate", {}),
-            transport=str(cfg["transport"]["name"]),
+            transport=build.transport(cfg["transport"]),
             aggregation=build.aggregation(cfg),
             config=cfg,
         )
@@ -109,10 +133,8 @@ class Experiment:
         return for_devices(self.config, len(self.clients))
 
     def run(self, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Result:
-        """Run on this experiment's transport; the folder holds the whole record. See `fedhet.transports`."""
-        from fedhet import transports
-
-        return transports.carry_out(self, Path(folder), resume=resume, progress=progress)
+        """Run on this experiment's transport; the folder holds the whole record."""
+        return self.transport.run(self, Path(folder), resume=resume, progress=progress)
 
 
 def for_devices(cfg: Mapping[str, Any], clients: int) -> str:

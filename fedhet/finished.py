@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedhet import build, config, overrides
-from fedhet.build import Scores, World
 from fedhet.errors import InputError
 from fedhet.model import Model
 from fedhet.result import Result
+from fedhet.world import Scores, World
 
 AXES = ("data", "partition")
 """What a finished model may be given that differs from its run."""
@@ -67,7 +67,7 @@ class Finished:
 
     def evaluate(self, world: World) -> Scores:
         """The final model's scores, on one thread as in the run: on the run's data they are the run's, bit for bit."""
-        from fedhet.transports import one_thread
+        from fedhet.threads import one_thread
 
         with one_thread():
             return world.evaluate(self.model(world))

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from fedhet import tree, wire
+from fedhet.answer import Answer
 from fedhet.limits import BLAMELESS
-from fedhet.message import Answer
 from fedhet.roster import Clients
 from fedhet.tree import Schema
 from fedhet.types import KEPT_RANK, ClientId, Job, JobId, Update

@@ -6,31 +6,22 @@ with the same folder. In a federation (fedhet/enroll) the registry says who may 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import shlex
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from flwr.app import Context
 from flwr.serverapp import Grid
 
-from fedhet import config, device_code, ending, flower_replies, record, run_config
+from fedhet import device_code, flower_replies
 from fedhet.aside import Aside
 from fedhet.bulletin import Bulletin
 from fedhet.chores import Own
 from fedhet.clock import WallClock
-from fedhet.enroll import orders
-from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.members import Members
-from fedhet.enroll.orders import Order
 from fedhet.enroll.vouch import Registered
 from fedhet.experiment import Experiment, Progress
-from fedhet.journal import alone
 from fedhet.keep import CannotWrite
 from fedhet.limits import Hopeless
 from fedhet.nodes import NoClients, Nodes
@@ -113,6 +104,32 @@ def live(
         result = session.go(dict, dict)
     crowd.note_speeds()
     return result
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """The transport of a ServerApp: the grid that Flower gave it, in real time. Without a grid it only names itself:
+    what is submitted is checked before there is one. Arguments are those of `live`."""
+
+    name: ClassVar[str] = "flower"
+    grid: Grid | None = None
+    wanted: int = 1
+    least: int | None = None
+    poll: float = 0.2
+    members: Members | None = None
+    order: str = ""
+
+    def check(self, experiment: Experiment) -> None:
+        """Who is there shows when the run begins."""
+
+    def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+        """Run to the end. Raises ValueError without a grid, and what `live` raises."""
+        if self.grid is None:
+            raise ValueError("transport=flower runs inside a ServerApp: use `flwr run` or `fedhet submit`")
+        return live(
+            experiment, folder, self.grid, wanted=self.wanted, least=self.least, poll=self.poll, resume=resume,
+            progress=progress, members=self.members, order=self.order,
+        )  # fmt: skip
 
 
 @dataclass
@@ -338,53 +355,3 @@ class _Crowd:
 
     def _missing(self) -> set[ClientId]:
         return {job.client for job in self.session.server.inflight.values()} - set(self.nodes.of_client)
-
-
-def serve(grid: Grid, context: Context) -> None:
-    """What our ServerApp does. Run configuration: `config` names a resolved YAML file, else `overrides` are composed;
-    `folder` is where the run folder goes (default: runs/flower-<run id>)."""
-    given: dict[str, Any] = dict(context.run_config)
-    folder = Path(str(given.get("folder") or f"runs/flower-{context.run_id}"))
-    with alone(folder), ending.recorded(folder, flower_replies.lost):
-        result = _carried_out(grid, folder, given)
-    print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
-    print(result.path.resolve())
-
-
-def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
-    if given.get("config"):
-        resolved = run_config.read(Path(str(given["config"])), strict=False)
-    else:
-        resolved = config.resolved(config.compose(shlex.split(str(given.get("overrides", "")))))
-    experiment = Experiment.of({**resolved, "transport": {**resolved["transport"], "name": "flower"}})
-    if not (folder / "config.yaml").exists():
-        record.write_atomic(folder / "config.yaml", run_config.text(resolved))
-    asked = int(given.get("wanted") or 0)
-    wanted = asked or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
-    least = int(given.get("least") or 0) or asked or 1
-    poll = float(given.get("poll") or 0.2)
-    members = Members.here()
-    order = Order.of(folder)
-    if order is not None and not order.is_for(experiment.for_devices()):
-        raise EnrollError("E217", f"{folder / 'config.yaml'} is not what {folder / orders.NAME} is about")
-    if order is None and members is not None:
-        raise EnrollError("E215", f"there is no {folder / orders.NAME}, and clients of a federation do nothing without")
-    with contextlib.closing(members) if members is not None else contextlib.nullcontext():
-        return live(
-            experiment, folder, grid, wanted=wanted, least=least, poll=poll, resume=True, progress=_Lines(),
-            members=members, order="" if order is None else order.sent,
-        )  # fmt: skip
-
-
-class _Lines:
-    """One line of progress per version: a ServerApp's output is a log."""
-
-    def __init__(self) -> None:
-        self._version = -1
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        if row["version"] == self._version:
-            return
-        self._version = row["version"]
-        accuracy = "" if row["accuracy"] is None else f"  accuracy {row['accuracy']:.3f}"
-        print(f"t {row['t']:.1f} s  version {row['version']}  tasks {row['tasks']}{accuracy}", flush=True)

@@ -15,34 +15,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedhet import wire
+from fedhet.answer import Answer
 from fedhet.types import Budget, Job, Update
 from fedhet.wire import MalformedUpdate
 
 STYPE = "fedhet.safetensors"
 METRICS = 64
 """Most metrics an answer may carry."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as it came, before anything in it is believed."""
-
-    job: int
-    client: int
-    version: int
-    weight: float
-    metrics: Mapping[str, float]
-    payload: bytes | memoryview
-    sha256: str
-    code: str
-    node: str = ""
-    signature: str = ""
 
 
 Sign = Callable[[Update, bytes | memoryview], Mapping[str, str]]

@@ -8,7 +8,6 @@ and thrown away, and random streams are keyed by name, so no bit of the run depe
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,9 +49,9 @@ class Checked(Protocol):
 
 def rehearse(experiment: Experiment) -> None:
     """Raises Misfit (or the part's own InputError) for a run that would fail in its first round."""
-    from fedhet.transports import one_thread
+    from fedhet.threads import one_thread
 
-    _carrier(experiment)
+    experiment.transport.check(experiment)
     named = _model_named(experiment)
     with one_thread():
         with _told(named):
@@ -149,26 +148,6 @@ def _combine(experiment: Experiment, server: Server, answers: Sequence[Update]) 
     rule = f"rule={_name(experiment.method.rule)} with schedule={_name(schedule)} of {many} updates at a time"
     with _told(rule):
         server.step_of(updates)
-
-
-def _carrier(experiment: Experiment) -> None:
-    """Raises Misfit for a transport that lacks its library or its other end."""
-    name, library = experiment.transport, "pip install 'flwr[simulation]==1.41.*'"
-    if name in ("cluster", "ray") and importlib.util.find_spec("ray") is None:
-        raise Misfit(f"transport={name} needs the package ray: {library}")
-    if name == "cluster" and experiment.config:
-        from fedhet.grids.cluster import reachable
-
-        address = str(experiment.config["transport"]["address"])
-        try:
-            reachable(address)
-        except OSError as error:
-            raise Misfit(f"transport.address={address}: {error}") from None
-    if name == "superlink":
-        from fedhet.superlink import MOST
-
-        if len(experiment.clients) > MOST:
-            raise Misfit(f"{len(experiment.clients)} SuperNodes are too many for one machine: fleet.clients={MOST}")
 
 
 def _fits_memory(experiment: Experiment, model: Model) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flwr.app import Context, Message
 
-from fedhet.grids.worker import App
+from fedhet.execution import App
 from fedhet.streams import number, seeded
 
 

@@ -237,7 +237,7 @@ class Session:
             "schema": SCHEMA,
             "strategy": self.experiment.method.name,
             "seed": self.experiment.seed,
-            "transport": self.experiment.transport,
+            "transport": self.experiment.transport.name,
             "clients": server.taking_part,
             "versions": server.version,
             "virtual_seconds": server.now,

@@ -30,7 +30,8 @@ from fedhet.record import Lines
 from fedhet.roster import Clients
 from fedhet.seeding import Seeded
 from fedhet.streams import seeded, stream
-from fedhet.transports import FIRST_NODE, one_thread
+from fedhet.threads import one_thread
+from fedhet.transports import FIRST_NODE
 
 __all__ = ["AppError", "Summary", "load_app", "parse_run_config", "simulate"]
 

@@ -19,9 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedhet import bundle, flower_socket, origin, run_config
+from fedhet.compose import Misfit
 from fedhet.experiment import Experiment, Progress
 from fedhet.record import read_rows, write_atomic
 from fedhet.result import Result
@@ -44,27 +47,37 @@ class SuperLinkError(RuntimeError):
     """Flower's processes did not do what was asked; the message names the log."""
 
 
-def superlink(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-    """Run on a SuperLink of its own. Raises SuperLinkError with the end of the log if the run fails there."""
-    clients = len(experiment.clients)
-    if clients > MOST:
-        raise ValueError(f"{clients} SuperNodes are too many for one machine: fleet.clients={MOST} at most")
-    if not resume and (folder / "checkpoint").exists():
-        raise ValueError(f"{folder} holds an earlier run")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        write_atomic(folder / "config.yaml", run_config.text(experiment.config))
-    with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
-        home = Path(temporary)
-        with _processes(home) as start:
-            start("flower-superlink", "--insecure", *_at(0), "--disable-runtime-dependency-installation")
-            _reachable(home)
-            for client in range(clients):
-                start("flower-supernode", "--insecure", "--superlink", flower_socket.address(0), *_at(1 + client),
-                      "--node-config", f"partition-id={client} num-partitions={clients}")  # fmt: skip
-            run_id = _submit(home, folder.resolve(), clients)
-            _follow(home, folder, run_id, progress)
-    return Result.read(folder)
+@dataclass(frozen=True)
+class LocalSuperLink:
+    """A SuperLink and one SuperNode a client on this machine, in real time."""
+
+    name: ClassVar[str] = "superlink"
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises Misfit for more clients than one machine has room for."""
+        if len(experiment.clients) > MOST:
+            raise Misfit(f"{len(experiment.clients)} SuperNodes are too many for one machine: fleet.clients={MOST}")
+
+    def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+        """Run on a SuperLink of its own. Raises SuperLinkError with the end of the log if the run fails there."""
+        self.check(experiment)
+        clients = len(experiment.clients)
+        if not resume and (folder / "checkpoint").exists():
+            raise ValueError(f"{folder} holds an earlier run")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").exists():
+            write_atomic(folder / "config.yaml", run_config.text(experiment.config))
+        with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
+            home = Path(temporary)
+            with _processes(home) as start:
+                start("flower-superlink", "--insecure", *_at(0), "--disable-runtime-dependency-installation")
+                _reachable(home)
+                for number in range(clients):
+                    start("flower-supernode", "--insecure", "--superlink", flower_socket.address(0), *_at(1 + number),
+                          "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
+                run_id = _submit(home, folder.resolve(), clients)
+                _follow(home, folder, run_id, progress)
+        return Result.read(folder)
 
 
 def _at(number: int) -> list[str]:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhet.build import Scores
 from fedhet.model import Model
 from fedhet.protocols import Idle, Layer, Normed, Observation, Rule, Shard, Space, Work
 from fedhet.roster import Clients, IdleClients
 from fedhet.streams import stream
 from fedhet.types import Budget, ClientId, Job, JobId, Memory, Tree, Update, Version
+from fedhet.world import Scores
 
 
 class Point(nn.Module):

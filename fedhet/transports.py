@@ -1,20 +1,17 @@
-"""What carries a run: virtual time on worker processes or a cluster, Flower's Ray simulation, a loopback SuperLink.
-
-The method is the same object on every transport.
-"""
+"""Transports in virtual time: simulated clients on the processors of this machine, or of a Ray cluster."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
@@ -23,6 +20,7 @@ from fedhet import message as records
 from fedhet.app import DeviceApp, client_app
 from fedhet.chores import Own
 from fedhet.client import Device
+from fedhet.compose import Misfit
 from fedhet.experiment import Experiment, Progress
 from fedhet.grids.executor import Executor
 from fedhet.grids.hands import PoolHands
@@ -33,53 +31,69 @@ from fedhet.result import Result
 from fedhet.roster import Clients
 from fedhet.session import Session
 from fedhet.streams import stream
+from fedhet.threads import one_thread
 from fedhet.types import ClientId, Job
 
+RAY = "pip install 'flwr[simulation]==1.41.*'"
 FIRST_NODE = 2
 """Node id of client 0 on the virtual grid; 1 is the server's."""
 
 
-def carry_out(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-    """Run an experiment on its transport. Raises ValueError for a transport that does not exist."""
-    match experiment.transport:
-        case "virtual":
-            return virtual(experiment, folder, resume=resume, progress=progress)
-        case "cluster":
-            return cluster(experiment, folder, resume=resume, progress=progress)
-        case "ray":
-            from fedhet.ray import ray
+@dataclass(frozen=True)
+class VirtualTime:
+    """Virtual time on worker processes of this machine, as many as the experiment's `workers` (0: in this process)."""
 
-            return ray(experiment, folder, resume=resume, progress=progress)
-        case "superlink":
-            from fedhet.superlink import superlink
+    name: ClassVar[str] = "virtual"
 
-            return superlink(experiment, folder, resume=resume, progress=progress)
-        case other:
-            raise ValueError(f"transport {other!r} does not exist: use virtual, cluster, ray or superlink")
+    def check(self, experiment: Experiment) -> None:
+        """Nothing can be missing."""
+
+    def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+        """Simulate it."""
+        device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
+        with one_thread(), Pool(DeviceApp(device), experiment.workers) as pool:
+            return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
 
-def virtual(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-    """Virtual time on a pool of worker processes."""
-    device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
-    with one_thread(), Pool(DeviceApp(device), experiment.workers) as pool:
-        return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
+@dataclass(frozen=True)
+class RayCluster:
+    """Virtual time on the processors of a Ray cluster: the same bits as on one machine of that make.
 
+    `address` is the cluster's head (host:port); "auto" is the cluster this machine belongs to, "" this machine alone.
+    `workers` processes run in the whole cluster; 0 is one on every processor. Machines build the experiment from its
+    configuration, so it needs one.
+    """
 
-def cluster(experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-    """Virtual time on the processors of a Ray cluster: the same bits as on one machine of that make."""
-    if not experiment.config:
-        raise ValueError(
-            "transport=cluster needs an experiment made from a configuration: other machines build from it"
-        )
-    try:
-        from fedhet.grids.cluster import Cluster
-    except ModuleNotFoundError as error:
-        raise ValueError(f"transport=cluster needs ray ({error}): pip install 'flwr[simulation]==1.41.*'") from None
+    name: ClassVar[str] = "cluster"
+    address: str = "auto"
+    workers: int = 0
 
-    asked = experiment.config["transport"]
-    make = partial(device_app, experiment.for_devices())
-    with one_thread(), Cluster(make, address=str(asked["address"]), workers=int(asked["workers"])) as pool:
-        return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
+    def check(self, experiment: Experiment) -> None:
+        """Raises Misfit without ray, or where nothing answers at the address."""
+        if importlib.util.find_spec("ray") is None:
+            raise Misfit(f"transport={self.name} needs the package ray: {RAY}")
+        if experiment.config:
+            from fedhet.grids.cluster import reachable
+
+            try:
+                reachable(self.address)
+            except OSError as error:
+                raise Misfit(f"transport.address={self.address}: {error}") from None
+
+    def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
+        """Simulate it. Raises ValueError for an experiment without a configuration."""
+        if not experiment.config:
+            raise ValueError(
+                "transport=cluster needs an experiment made from a configuration: other machines build from it"
+            )
+        try:
+            from fedhet.grids.cluster import Cluster
+        except ModuleNotFoundError as error:
+            raise ValueError(f"transport=cluster needs ray ({error}): {RAY}") from None
+
+        make = partial(device_app, experiment.for_devices())
+        with one_thread(), Cluster(make, address=self.address, workers=self.workers) as pool:
+            return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
 
 def device_app(world: str) -> ClientApp:
@@ -173,14 +187,3 @@ class Travel:
             width=self.last.budget.width,
             memory_bytes=self._model + len(payload) + 2 * carrier["bytes_up"],
         )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread while a run lasts: sums in one order, on any machine and in any process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -31,11 +31,11 @@ from safetensors.torch import load_file  # noqa: E402  # after the number of thr
 from clients.fleet.laws import LinearGrid  # noqa: E402
 from clients.work.sgd import Sgd  # noqa: E402
 from fedhet import Limits, build, config  # noqa: E402
-from fedhet.build import Scores  # noqa: E402
 from fedhet.experiment import Experiment  # noqa: E402
 from fedhet.model import Model  # noqa: E402
 from fedhet.record import write_atomic  # noqa: E402
 from fedhet.testing import QuadraticWorld  # noqa: E402
+from fedhet.world import Scores  # noqa: E402
 
 COUNT = 10
 TAUS = [1 - 0.8 * i / (COUNT - 1) for i in range(COUNT)]

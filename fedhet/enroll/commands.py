@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhet.enroll import agree, desk, files, offline, operator_key, profiles, tables
+from fedhet.enroll import agree, desk, files, offline_approval, operator_key, profiles, tables
 from fedhet.enroll.alone import alone
 from fedhet.enroll.audit import KEY_BYTES, Audit
 from fedhet.enroll.errors import EnrollError, unwritable
@@ -242,7 +242,7 @@ def sign(
 ) -> None:
     """Answer a request file."""
     with _opened(home, as_json, passphrase) as federation:
-        made = offline.answer(federation, request, out, name=name, device_class=device_class)
+        made = offline_approval.answer(federation, request, out, name=name, device_class=device_class)
         mark = federation.authority.fingerprint
         told = {"name": made, "file": str(out), "root_sha256": mark}
         say(as_json, told, f"{made}: carry {out} to the device and run there", f"  fedhet client import {out.name} "

@@ -27,8 +27,9 @@ from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import Leaf
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import ROTATION, Identity
-from fedhet.enroll.link import Link, trusting
+from fedhet.enroll.link import Link
 from fedhet.enroll.operator_key import Succession
+from fedhet.enroll.tls import trusting
 from fedhet.enroll.trust import Trust
 
 OPERATOR = "operator.json"

@@ -12,12 +12,13 @@ from typing import Any
 from cryptography import x509
 
 import fedhet
-from fedhet.enroll import benchmark, files, profiles, seal
+from fedhet.enroll import benchmark, claims, files, seal
 from fedhet.enroll.canonical import b64
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.identity import Identity
-from fedhet.enroll.link import Link, fetch_root, trusting
+from fedhet.enroll.link import Link, fetch_root
+from fedhet.enroll.tls import trusting
 from fedhet.enroll.tokens import Token
 
 
@@ -82,7 +83,7 @@ def prepare(folder: Path, data: Data, *, clock: Callable[[], float] = time.time)
 def application(device: Device, *, name: str, measured: Mapping[str, int]) -> dict[str, Any]:
     """Keys, request and claim of a device, unsigned and without token."""
     own = device.identity
-    claim = profiles.make(own, {**benchmark.hardware(), **device.about["declared"]}, measured, device.clock())
+    claim = claims.make(own, {**benchmark.hardware(), **device.about["declared"]}, measured, device.clock())
     files.write_file(device.folder / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
     keys = {"public": b64(own.public), "flower_public": own.flower_public, "csr": device.request().decode()}
     return {**keys, "name": name, "profile": claim, "version": fedhet.__version__}
@@ -91,7 +92,7 @@ def application(device: Device, *, name: str, measured: Mapping[str, int]) -> di
 def tell(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict[str, Any]:
     """Make a new claim from what was measured now over what was measured before, and tell the server."""
     declared = {**benchmark.hardware(), **device.about["declared"]}
-    claim = profiles.make(device.identity, declared, {**measured(device), **found}, device.clock())
+    claim = claims.make(device.identity, declared, {**measured(device), **found}, device.clock())
     if send:
         device.ask("profile", claim)
     files.write_file(device.folder / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")

@@ -10,20 +10,18 @@ import hmac
 import json
 import ssl
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 from cryptography import x509
 
-from fedhet.enroll import certificates, files
+from fedhet.enroll import certificates
 from fedhet.enroll.errors import EnrollError
+from fedhet.enroll.tls import is_loopback, trusting
 
 SECONDS = 20.0
 """How long one request may take."""
-TLS = ssl.TLSVersion.TLSv1_3
-"""The oldest TLS that either side speaks."""
 MOST_ROOTS = 8
 """Earlier roots that are looked at."""
 MOST = 1 << 20
@@ -101,30 +99,6 @@ class Link:
                 raise EnrollError("E311", f"status {answer.status_code}") from None
         if len(answer.content) != size:
             raise EnrollError("E311", f"{len(answer.content)} bytes, not {size}")
-
-
-def trusting(root: bytes | Path) -> ssl.SSLContext:
-    """A client context of TLS 1.3 that checks names and trusts one root, or what a device's file says (trust.py)."""
-    if isinstance(root, Path):
-        files.read_private(root)
-        context = ssl.create_default_context(cafile=str(root))
-    else:
-        context = ssl.create_default_context(cadata=root.decode("ascii"))
-    context.minimum_version = TLS
-    return context
-
-
-def serving(certificate: Path, password: str = "") -> ssl.SSLContext:
-    """A server's context of TLS 1.3 with the chain and key in one PEM file, which may be encrypted."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = TLS
-    context.load_cert_chain(certificate, password=lambda: password)  # else OpenSSL asks for it at the terminal
-    return context
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    return host == "localhost" or host.strip("[]") == "::1" or host.startswith("127.")
 
 
 def _named(error: httpx.HTTPError, url: str) -> EnrollError:

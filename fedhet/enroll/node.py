@@ -27,8 +27,8 @@ from flwr.app import Context, Message, RecordDict
 from fedhet.enroll import files
 from fedhet.enroll.device import Device
 from fedhet.enroll.errors import unwritable
+from fedhet.execution import App, execute
 from fedhet.flower_fleet import fleet, forget
-from fedhet.grids.worker import App, execute
 from fedhet.shown import log_to_terminal
 
 log = logging.getLogger("fedhet.node")
@@ -102,7 +102,7 @@ def pause(idle: float, took: float = 0.0) -> float:
 
 def run(device: Device) -> None:
     """Go online and work until SIGTERM or SIGINT. An earlier life that was killed is ended first."""
-    from fedhet.app import client
+    from fedhet.clientapp import client
 
     work = device.folder / "work"
     address, root = str(device.about["endpoint"]), str(device.folder / "root.pem")

@@ -11,32 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhet.enroll import seal
+from fedhet.enroll.claims import check_fields
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.identity import Identity
 from fedhet.enroll.registry import Client
 from fedhet.profile import Profile
 
-DECLARED = frozenset(
-    {
-        *("cores", "memory_bytes", "gpu", "gpu_memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s"),
-        *("examples", "partition", "partitions", "labels", "max_rank", "software"),
-    }
-)
-LINK = ("uplink_bytes_per_s", "downlink_bytes_per_s", "latency_us")
-MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy", *LINK})
-TEXT = frozenset({"gpu", "software"})
-LABELS = 4096
-"""Most labels a histogram may have."""
-LABEL_CHARACTERS = 100
 DISAGREE = 3.0
 """A measured speed that differs from the observed one by more than this factor is flagged."""
-
-
-def make(own: Identity, declared: Mapping[str, Any], measured: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """A signed claim. Raises EnrollError E303 for fields that a claim does not have."""
-    claim = {"node": own.node_id, "declared": dict(declared), "measured": dict(measured)}
-    _check(claim)
-    return seal.sign_body(own, "profile", claim, now)
 
 
 def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -44,7 +25,7 @@ def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tupl
     if not isinstance(claim, Mapping) or claim.get("node") != node:
         raise EnrollError("E303", "it is not about this node")
     nonce = seal.check_body(public, "profile", claim, now, skew, "E303")
-    _check(claim)
+    check_fields(claim)
     return dict(claim["declared"]), dict(claim["measured"]), nonce
 
 
@@ -81,27 +62,3 @@ def doubtful(client: Client) -> str:
     if seen and said and not 1 / DISAGREE <= seen / said <= DISAGREE:
         return f"observed {seen:.3g} s a step, measured {said:.3g}"
     return ""
-
-
-def _check(claim: Mapping[str, Any]) -> None:
-    for name, known in (("declared", DECLARED), ("measured", MEASURED)):
-        column = claim.get(name)
-        if not isinstance(column, Mapping) or not set(column) <= known:
-            raise EnrollError("E303", f"{name}: the fields are {', '.join(sorted(known))}")
-        for key, value in column.items():
-            if key == "labels":
-                _labels(value)
-            elif key in TEXT:
-                if not isinstance(value, str) or len(value) > 200:
-                    raise EnrollError("E303", f"{key} must be a text of at most 200 characters")
-            elif type(value) is not int or not 0 <= value < 2**53:
-                raise EnrollError("E303", f"{key}={value!r:.40} must be an integer from 0 to 2^53")
-
-
-def _labels(value: Any) -> None:
-    if not isinstance(value, Mapping) or len(value) > LABELS:
-        raise EnrollError("E303", f"labels must be at most {LABELS} counts")
-    if not all(type(count) is int and 0 <= count < 2**53 for count in value.values()):
-        raise EnrollError("E303", "labels must be counts")
-    if any(len(name) > LABEL_CHARACTERS for name in value):
-        raise EnrollError("E303", f"a label's name has at most {LABEL_CHARACTERS} characters")

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from fedhet.enroll import flower, link, operator_key, proxy
+from fedhet.enroll import flower, operator_key, proxy, tls
 from fedhet.enroll.ca import EXPIRING, NOTICE_DAYS
 from fedhet.enroll.desk import Desk
 from fedhet.enroll.errors import EnrollError, unwritable
@@ -73,7 +73,7 @@ class Server:
     _fault: Exception | None = None
 
     def __post_init__(self) -> None:
-        if self.insecure and not link.is_loopback(self.host):
+        if self.insecure and not tls.is_loopback(self.host):
             raise EnrollError("E304", f"the address {self.host} can be reached from outside")
         self.proxies = Proxies.parse(self.trusted)
         self.superlink = SuperLink(self.federation.folder / "flower")
@@ -84,7 +84,7 @@ class Server:
         return self.federation.folder / "ca" / "server.pem"
 
     def _tls(self) -> ssl.SSLContext:
-        return link.serving(self._certificate, self.federation.authority.lock.password)
+        return tls.serving(self._certificate, self.federation.authority.lock.password)
 
     def check_port(self) -> None:
         """Raises EnrollError E318 unless the port can be listened on."""
@@ -104,13 +104,13 @@ class Server:
         self.superlink.prepare(now)
         self.supervisor = Supervisor(self.superlink.programs())
         app = proxy.door(self.federation, service(self.federation), f"https://{flower.ADDRESS}",
-                         link.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
-        tls, policy = None if self.insecure else self._tls(), self.federation.policy
-        guards = Guards(app, tls, policy.connections_per_address, open_files(policy.connections), self.proxies)
+                         tls.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
+        context, policy = None if self.insecure else self._tls(), self.federation.policy
+        guards = Guards(app, context, policy.connections_per_address, open_files(policy.connections), self.proxies)
         config = guards.config(host=self.host, port=self.port, log_level="error", timeout_graceful_shutdown=5)
         self.federation.audit.append("server", "serve", f"{self.host}:{self.port}")
         server = uvicorn.Server(config)
-        keeper = threading.Thread(target=self._keep, args=(server, tls), name="keeper")
+        keeper = threading.Thread(target=self._keep, args=(server, context), name="keeper")
         keeper.start()
         try:
             with Desk(self.federation.folder, self._hear):
@@ -125,7 +125,7 @@ class Server:
         if self._fault is not None:
             raise self._fault
 
-    def _keep(self, server: uvicorn.Server, tls: ssl.SSLContext | None) -> None:
+    def _keep(self, server: uvicorn.Server, context: ssl.SSLContext | None) -> None:
         """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
         looked = due = noting = self.federation.ticks()
         shown = self._certificate.stat().st_mtime_ns
@@ -145,7 +145,7 @@ class Server:
                 replaced = self._certificate.stat().st_mtime_ns != shown  # by `fedhet ca rotate`
                 if set_by or replaced or now > looked + HOUSEKEEPING_S:
                     looked = now
-                    self._try(partial(self._renew, self.federation.clock(), tls))
+                    self._try(partial(self._renew, self.federation.clock(), context))
                     shown = self._certificate.stat().st_mtime_ns
         except Exception as error:
             self._fault = error  # raised where the server is run

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedhet.enroll import identity
+from fedhet.enroll.identity import Identity
+from fedhet.types import Update
 
 DOMAIN = "fedhet.update.v1"
 
@@ -75,3 +77,16 @@ def verify(public: bytes, statement: Statement, signature: bytes) -> bool:
 
 def _float(value: float) -> bytes:
     return struct.pack("<d", value)
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Signs a device's updates of one run."""
+
+    own: Identity
+    run: str
+
+    def __call__(self, update: Update, payload: bytes | memoryview) -> Mapping[str, str]:
+        job, node = update.job, self.own.node_id
+        told = about(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
+        return {"node": node, "signature": sign(self.own, told).hex()}

@@ -269,7 +269,9 @@ def prepare(folder: Path, resolved: Mapping[str, Any]) -> None:
         raise EnrollError("E306", f"{folder} is not empty: choose another with --out, or go on with --resume {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)  # what devices sent is nobody else's on this machine
-    plain = {**resolved, "transport": {"name": "flower"}}
+    from fedhet.experiment import ON_GRID
+
+    plain = {**resolved, "transport": ON_GRID}
     write_atomic(folder / "config.yaml", run_config.text(plain))
 
 

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedhet.answer import Answer
 from fedhet.enroll import sign
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.identity import Identity
 from fedhet.enroll.members import Members
 from fedhet.gate import Rejected
-from fedhet.message import Answer
-from fedhet.types import Update
 
 CODES = {"E201": "member", "E202": "member", "E205": "signature"}
 """A member's refusal as the gate's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signer:
-    """Signs a device's updates of one run."""
-
-    own: Identity
-    run: str
-
-    def __call__(self, update: Update, payload: bytes | memoryview) -> Mapping[str, str]:
-        job, node = update.job, self.own.node_id
-        told = sign.about(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
-        return {"node": node, "signature": sign.sign(self.own, told).hex()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,12 @@ from flwr.app import Context, Error, Message
 from ray.exceptions import RayActorError
 
 from fedhet import origin
+from fedhet.execution import App, Outcome, execute
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids import pulse
 from fedhet.grids.parcel import pack, unpack
 from fedhet.grids.pool import DEPTH
 from fedhet.grids.pulse import Pulse
-from fedhet.grids.worker import App, Outcome, execute
 
 PATIENCE = 120.0
 """Seconds to wait for a first worker: machines may be starting."""

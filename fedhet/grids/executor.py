@@ -11,7 +11,7 @@ from typing import Protocol
 
 from flwr.app import Context, Message
 
-from fedhet.grids.worker import Outcome
+from fedhet.execution import Outcome
 
 
 class Executor(Protocol):

@@ -24,13 +24,15 @@ from typing import Any
 from flwr.app import Context, Error, Message
 
 from fedhet import heap
+from fedhet.execution import App, Outcome, execute
 from fedhet.flower_compat import ErrorCode
 from fedhet.grids import pulse
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.line import Line
 from fedhet.grids.parcel import Place, pack, unpack
 from fedhet.grids.pulse import Pulse
-from fedhet.grids.worker import SHARES, App, Brief, Briefed, Outcome, Short, Whole, execute, serve
+from fedhet.grids.worker import SHARES, Short, Whole, serve
+from fedhet.job_batch import Brief, Briefed
 
 log = logging.getLogger("fedhet.pool")
 

@@ -22,10 +22,10 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedhet.execution import Outcome
 from fedhet.flower_compat import ErrorCode, Run, claim_identity, empty_run, set_message_id
 from fedhet.grids.crew import Crew
 from fedhet.grids.executor import Executor
-from fedhet.grids.worker import Outcome
 from fedhet.profile import Trip
 
 log = logging.getLogger("fedhet.simulate")

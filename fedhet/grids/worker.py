@@ -12,60 +12,21 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
 
-from fedhet.flower_compat import ErrorCode
+from fedhet.execution import App, execute
 from fedhet.grids import line
 from fedhet.grids.arena import Arena, Slot
 from fedhet.grids.line import Line
 from fedhet.grids.parcel import Place, pack, unpack
+from fedhet.job_batch import Brief, Briefed
 
 SHARES = 5
 """An answer's slot is as many times as large as what the task brings: once where the answer is made, the rest for what
 is copied there afterwards, such as the client's state."""
-
-App = Callable[[Message, Context], Message]
-
-
-class Brief(NamedTuple):
-    """What an app needs of a message or makes of it."""
-
-    text: str
-    payload: Any
-    """Bytes, or a view of them."""
-
-
-@runtime_checkable
-class Briefed(Protocol):
-    """An app that can answer several messages at once, from what it needs of them alone."""
-
-    def __call__(self, message: Message, context: Context) -> Message: ...
-
-    def brief(self, message: Message, context: Context) -> Brief | None:
-        """What `together` needs of a message; None if it is for a call, such as for a client with a state."""
-        ...
-
-    def together(self, briefs: Sequence[Brief], rooms: Sequence[memoryview | None]) -> Sequence[Brief] | None:
-        """What `reply` needs, in order; None if these are for one call each. An answer's payload may be written into
-        its room, from where it need not be copied."""
-        ...
-
-    def reply(self, message: Message, answer: Brief) -> Message:
-        """What the app would have answered to the message if it had been called."""
-        ...
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The reply (an error reply if the client raised or its worker died) and the client's state after it."""
-
-    reply: Message
-    state: RecordDict
 
 
 class Whole(NamedTuple):
@@ -85,17 +46,6 @@ class Short(NamedTuple):
     text: str | None
     payload: Place | bytes
     slot: Slot | None = None
-
-
-def execute(app: App, message: Message, context: Context) -> Outcome:
-    """Run one message. A client that raises keeps the state it had: its half-done changes are thrown away."""
-    before = RecordDict(dict(context.state))
-    try:
-        reply = app(message, context)
-    except Exception as error:  # the client's own failure, reported to the server as Flower does
-        reason = f"{type(error).__name__}: {error}"
-        return Outcome(Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message), before)
-    return Outcome(reply, context.state)
 
 
 def serve(app: App, pipe: socket.socket, inherited: Sequence[Line], arena: Arena) -> None:

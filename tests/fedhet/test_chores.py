@@ -16,9 +16,9 @@ from fedhet.aside import Aside
 from fedhet.bases import AbstractLayer
 from fedhet.chores import Chore, Own
 from fedhet.compose import Method
+from fedhet.execution import Outcome
 from fedhet.flower_compat import claim_identity
 from fedhet.grids.hands import PoolHands
-from fedhet.grids.worker import Outcome
 from fedhet.limits import Limits
 from fedhet.protocols import View
 from fedhet.server import Send, Server

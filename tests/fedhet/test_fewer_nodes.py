@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedhet.build import Scores
 from fedhet.flower_compat import claim_identity
 from fedhet.live import live
 from fedhet.record import read_rows
+from fedhet.world import Scores
 from strategies.schedules.sync import Sync
 
 found = importlib.util.spec_from_file_location("small_grid", Path(__file__).with_name("small_grid.py"))

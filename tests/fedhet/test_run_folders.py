@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhet import cli_run, config, launch, origin, record
+from fedhet import cli_common, config, launch, origin, record
 
 QUICK = ["debug=quick", "fleet=homogeneous", "fleet.clients=3", "model=softmax", "stop.versions=1"]
 
@@ -56,7 +56,7 @@ def test_bad_input_leaves_no_folder(fedhet, tmp_path):
 def test_a_name_that_is_taken_gets_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = config.compose(QUICK)
-    first, second = (cli_run.new_folder(cfg, "sweep") for _ in range(2))
+    first, second = (cli_common.new_folder(cfg, "sweep") for _ in range(2))
     assert first != second and first.is_dir() and second.is_dir()
 
 

@@ -15,9 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fedhet import config
+from fedhet.execution import Outcome
 from fedhet.experiment import Experiment
 from fedhet.flower_compat import ErrorCode, claim_identity
-from fedhet.grids.worker import Outcome
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.transport

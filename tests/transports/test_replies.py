@@ -21,7 +21,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from fedhet import app, config
+from fedhet import clientapp, config
 from fedhet import message as records
 from fedhet.drive import _reason
 from fedhet.enroll import node
@@ -370,7 +370,7 @@ class Worker(threading.Thread):
         with http_request_response(self.link.address, True) as (number, receive, send, _, _, pull, put, confirm):
             self.node_id, self._whole = number, FleetNode(number, receive, send, pull, put, confirm)
             with contextlib.suppress(InterruptedError):
-                node.Node(app.client, {"partition-id": self.number}, nap=self.nap).work(self)
+                node.Node(clientapp.client, {"partition-id": self.number}, nap=self.nap).work(self)
 
     def nap(self, seconds):
         if self.over.wait(0.02):

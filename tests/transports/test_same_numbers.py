@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedhet import app, config, origin, superlink
+from fedhet import clientapp, config, origin, superlink
 from fedhet.experiment import Experiment
 from fedhet.flower import MethodStrategy
 from fedhet.grids.pool import Pool
@@ -18,7 +18,7 @@ from fedhet.grids.virtual import VirtualGrid
 from fedhet.profile import Trip
 from fedhet.record import read_rows
 from fedhet.simulate import simulate
-from fedhet.transports import one_thread
+from fedhet.threads import one_thread
 from fedhet.wire import digest, encode
 
 SMALL = [
@@ -125,7 +125,7 @@ def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, vir
         strategy = MethodStrategy(e, clock=grid)
         out.append(strategy.start(grid, initial, num_rounds=2, evaluate_fn=lambda v, arrays: evaluated.append(v)))
 
-    with one_thread(), Pool(app.client, 0) as pool:
+    with one_thread(), Pool(clientapp.client, 0) as pool:
         grid = VirtualGrid(
             pool,
             range(2, 4),
@@ -149,6 +149,6 @@ def test_a_method_in_a_simulated_flower_app_runs_in_virtual_time():
         model.load_state_dict(result.arrays.to_torch_state_dict())
         seen.append(digest(encode(dict(model.state_dict()))))
 
-    runs = [simulate(app_of_ours, app.client, e.clients, workers=workers, steps=1000) for workers in (0, 1)]
+    runs = [simulate(app_of_ours, clientapp.client, e.clients, workers=workers, steps=1000) for workers in (0, 1)]
     assert runs[0] == runs[1] and seen[0] == seen[1]
     assert runs[0].virtual_seconds > 2 * 1000 * 0.001, "the server's clock is the grid's"

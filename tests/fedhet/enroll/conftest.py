@@ -8,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from fedhet.enroll import join, link
+from fedhet.enroll import join, tls
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.guard import Guards
@@ -53,7 +53,7 @@ def _guarded(app, certificate, lifespan="off", **given):
     """Serve an app as `fedhet serve` does, with TLS and its limits of connections; yields the port and the guards."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        guards = Guards(app, link.serving(certificate), **given)
+        guards = Guards(app, tls.serving(certificate), **given)
         server = uvicorn.Server(guards.config(log_level="error", lifespan=lifespan))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

@@ -9,9 +9,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedhet.enroll import admission, identity, join, link, seal
+from fedhet.enroll import admission, identity, join, seal, tls
 from fedhet.enroll.canonical import b64
-from fedhet.enroll.link import Link, trusting
+from fedhet.enroll.link import Link
+from fedhet.enroll.tls import trusting
 
 ANYBODY = bytes([1]) + bytes(63)
 """A signature that low-order keys accept over many messages, made without any key."""
@@ -93,7 +94,7 @@ def test_a_self_made_certificate_ends_in_the_registry_whatever_it_says(door, ref
 
 
 def test_old_tls_is_refused(door):
-    context = link.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
+    context = tls.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection(("127.0.0.1", door.port)) as sock, pytest.raises((ssl.SSLError, OSError)):
         context.wrap_socket(sock, server_hostname="127.0.0.1")

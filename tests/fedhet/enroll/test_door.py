@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from fedhet.enroll import link, proxy
+from fedhet.enroll import link, proxy, tls
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.flower import SuperLink
 from fedhet.enroll.service import service
@@ -37,7 +37,7 @@ class Behind:
     def __init__(self, federation, port, root):
         self.federation, self.seen = federation, []
         self.url = f"https://127.0.0.1:{port}"
-        self.client = httpx.Client(verify=link.trusting(root), trust_env=False, base_url=self.url)
+        self.client = httpx.Client(verify=tls.trusting(root), trust_env=False, base_url=self.url)
 
     def post(self, path, device=None, content=b"protobuf", **headers):
         if device is not None:
@@ -62,7 +62,7 @@ def behind(door, listening, tmp_path):
     upstream = Starlette(routes=[Route("/{path:path}", anything, methods=["GET", "POST"])])
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(listening(upstream, link_.folder / "loopback.pem"))
-        trust = link.trusting(link_.root.read_bytes())
+        trust = tls.trusting(link_.root.read_bytes())
         app = proxy.door(
             door.federation, service(door.federation), f"https://127.0.0.1:{port}", trust, most_bytes=10_000
         )
@@ -172,7 +172,7 @@ def test_enrolment_answers_at_the_same_door(door, behind):
 
 def test_a_superlink_that_is_down_is_a_503_for_the_node_to_try_again(door, listening, tmp_path):
     device = door.member("a")
-    trust = link.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
+    trust = tls.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
     app = proxy.door(door.federation, service(door.federation), "https://127.0.0.1:1", trust)
     root = (door.federation.folder / "ca" / "root.pem").read_bytes()
     with listening(app, door.federation.folder / "ca" / "server.pem", lifespan="on") as port:
@@ -195,7 +195,7 @@ class Slow:
     """Raw TLS connections that send the head of a message and then, at most, a byte now and then."""
 
     def __init__(self, behind, root):
-        self.context, self.open = link.trusting(root), []
+        self.context, self.open = tls.trusting(root), []
         self.port = int(behind.url.rpartition(":")[2])
 
     def __call__(self, head, body=b"x"):

@@ -22,7 +22,7 @@ from fedhet.enroll.desk import Desk, ask
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.serve import Server
-from fedhet.grids.worker import execute
+from fedhet.execution import execute
 from fedhet.keep import CannotWrite, Keep
 
 found = importlib.util.spec_from_file_location("live_members", Path(__file__).with_name("test_live_members.py"))

@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from fedhet.enroll import guard, link, service
+from fedhet.enroll import guard, link, service, tls
 
 HEAD = b"POST /v1/enroll/join HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
 
@@ -18,7 +18,7 @@ class Crowd:
     """Raw connections to a door."""
 
     def __init__(self, door):
-        self.tls = link.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
+        self.tls = tls.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
         self.port, self.open = door.port, []
 
     def tcp(self, address="127.0.0.1"):
@@ -62,7 +62,7 @@ def ended(connection, within=60.0):
 def served(device, address):
     """Whether a device is answered that asks over a connection of its own from this address."""
     body = b"{}"
-    trust = link.trusting((device.folder / "root.pem").read_bytes())
+    trust = tls.trusting((device.folder / "root.pem").read_bytes())
     with httpx.Client(transport=httpx.HTTPTransport(verify=trust, local_address=address), timeout=10) as client:
         answer = client.post(
             f"{device.url}/v1/enroll/whoami",
@@ -89,7 +89,7 @@ def test_hundreds_of_idle_connections_of_one_address_hold_no_device_up(make_door
 def test_room_is_made_by_the_oldest_idle_stranger_and_never_by_a_client_at_work(make_door, crowd):
     door = make_door({"per_address": 3, "total": 4})
     device, others = door.member("a"), crowd(door)
-    trust = link.trusting((device.folder / "root.pem").read_bytes())
+    trust = tls.trusting((device.folder / "root.pem").read_bytes())
     with link.Link(device.url, trust) as client:
         sealed = device.sealed("POST", "/v1/enroll/whoami", b"{}")
         client.call("POST", "/v1/enroll/whoami", b"{}", sealed)

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from fedhet.enroll import certificates, join, link
+from fedhet.enroll import certificates, join, link, tls
 from fedhet.enroll.ca import Authority
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.join import Data
@@ -314,7 +314,7 @@ def test_large_and_malformed_bodies_get_a_code(door, refused):
             yield b"x" * 1000
 
     url = f"https://127.0.0.1:{door.port}/v1/enroll/join"
-    with httpx.Client(verify=link.trusting(root), trust_env=False) as client:
+    with httpx.Client(verify=tls.trusting(root), trust_env=False) as client:
         assert client.post(url, content=endless()).json()["code"] == "E113"
 
 

@@ -8,8 +8,8 @@ import pytest
 from fedhet.enroll import join, limits, seal
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.limits import Window
-from fedhet.enroll.link import trusting
 from fedhet.enroll.peers import Proxies, bucket
+from fedhet.enroll.tls import trusting
 from fedhet.enroll.tokens import Token
 
 

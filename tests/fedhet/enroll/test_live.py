@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedhet.enroll import link
+from fedhet.enroll import tls
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.flower import SuperLink
@@ -96,7 +96,7 @@ def test_a_device_joins_works_is_revoked_and_is_gone(tmp_path):
         assert nodes(superlink)[node] == "online"
 
         root = (home / "ca" / "root.pem").read_bytes()
-        trust, old = link.trusting(root), link.trusting(root)
+        trust, old = tls.trusting(root), tls.trusting(root)
         with httpx.Client(verify=trust, trust_env=False, base_url=f"https://127.0.0.1:{port}") as outside:
             assert outside.get("/health").status_code == 200
             old.maximum_version, old.minimum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedhet.app import signer
+from fedhet.clientapp import signer
 from fedhet.enroll.join import Data
 from fedhet.enroll.members import Members
 from fedhet.flower_compat import claim_identity

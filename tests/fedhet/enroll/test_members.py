@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedhet.enroll import admission, certificates, identity, profiles, seal
+from fedhet.enroll import admission, certificates, claims, identity, profiles, seal
 from fedhet.enroll.certificates import DAY, URN
 
 
@@ -144,13 +144,13 @@ def test_old_and_new_certificates_hold_through_a_change_of_the_issuing_key(door)
 
 def test_a_claim_is_replaced_by_its_own_device_only(door, refused):
     device, other = door.member("a"), door.member("b")
-    claim = profiles.make(device.identity, {"examples": 7}, {"step_us": 5}, door.clock())
+    claim = claims.make(device.identity, {"examples": 7}, {"step_us": 5}, door.clock())
     refused("E303", other.ask, "profile", claim)
     refused("E303", device.ask, "profile", {**claim, "declared": {"examples": 8}})
     device.ask("profile", claim)
     refused("E204", device.ask, "profile", claim)
     assert door.federation.registry.client("a").declared == {"examples": 7}
-    future = profiles.make(device.identity, {"examples": 9}, {}, door.clock() + 120)
+    future = claims.make(device.identity, {"examples": 9}, {}, door.clock() + 120)
     refused("E203", device.ask, "profile", future)
 
 
@@ -163,7 +163,7 @@ BAD_COLUMNS = [
 @pytest.mark.parametrize("column", BAD_COLUMNS)
 def test_a_claim_of_other_fields_or_kinds_is_refused(door, tmp_path, refused, column):
     own = identity.Identity.create(tmp_path / "own")
-    refused("E303", profiles.make, own, column, {}, 0)
+    refused("E303", claims.make, own, column, {}, 0)
 
 
 def test_the_scheduler_believes_observation_over_measurement(door):

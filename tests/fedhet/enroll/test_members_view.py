@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedhet.enroll import profiles, sign
+from fedhet.enroll import claims, sign
 from fedhet.enroll.join import Data
 from fedhet.enroll.members import Members
 from fedhet.enroll.sign import Statement
@@ -36,7 +36,7 @@ def test_a_claim_of_nothing_is_no_claim(door, members):
     device = door.member("a")
     link = {"uplink_bytes_per_s": 0, "downlink_bytes_per_s": 0}
     declared, measured = {"memory_bytes": 0, **link}, {"step_us": 5, "latency_us": 0, **link}
-    device.ask("profile", profiles.make(device.identity, declared, measured, door.clock()))
+    device.ask("profile", claims.make(device.identity, declared, measured, door.clock()))
     told = members.now()[0].profile
     assert told.memory_bytes == told.uplink_bytes_per_s == told.downlink_bytes_per_s == float("inf")
     assert told.sec_per_step == 5e-6

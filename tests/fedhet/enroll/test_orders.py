@@ -7,17 +7,17 @@ import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from typer.testing import CliRunner
 
-from fedhet import app, cli, config, message, wire
-from fedhet.enroll import files, offline, operator_key, orders
+from fedhet import cli, clientapp, config, message, wire
+from fedhet.enroll import files, offline, offline_approval, operator_key, orders
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.device import OPERATOR
 from fedhet.enroll.errors import EnrollError
 from fedhet.enroll.federation import Federation
 from fedhet.enroll.join import Data
 from fedhet.enroll.orders import Guard, Order
+from fedhet.execution import execute
 from fedhet.experiment import Experiment
 from fedhet.flower_compat import claim_identity, set_message_id
-from fedhet.grids.worker import execute
 from fedhet.types import Budget, Job
 
 CONFIG = '{"work": "some"}'
@@ -227,7 +227,7 @@ def test_the_key_lies_encrypted_where_there_is_a_passphrase(door, refused):
 
 def test_a_device_that_joins_by_files_learns_it_too(door, tmp_path):
     device = offline.request(tmp_path / "dev", tmp_path / "r.zip", Data(), name="far", measured={}, clock=door.clock)
-    offline.answer(door.federation, tmp_path / "r.zip", tmp_path / "a.zip")
+    offline_approval.answer(door.federation, tmp_path / "r.zip", tmp_path / "a.zip")
     offline.accept(device, tmp_path / "a.zip", door.federation.authority.fingerprint)
     guard(device).check(CONFIG, give(door).sent)
 
@@ -295,7 +295,7 @@ def test_a_job_is_done_for_an_order_alone_and_the_next_one_is_done(door, world, 
         )
         asked = Message(content, 10, "train")
         set_message_id(asked, f"m{number}")
-        return execute(app.client, asked, Context(1, 10, {"partition-id": 0}, RecordDict(), {})).reply
+        return execute(clientapp.client, asked, Context(1, 10, {"partition-id": 0}, RecordDict(), {})).reply
 
     refusals = [reply(0, text, ""), reply(1, text.replace('"seed": 0', '"seed": 1'), give(door, text).sent)]
     hostile = text.replace("strategies.rules.mean.Mean", "subprocess.Popen")
@@ -325,7 +325,7 @@ def test_a_device_does_no_work_of_the_servers(door, world, monkeypatch):
     claim_identity(1)
     asked = Message(RecordDict(), 10, "query.chore")
     set_message_id(asked, "m")
-    assert execute(app.client, asked, Context(1, 10, {}, RecordDict(), {})).reply.has_error()
+    assert execute(clientapp.client, asked, Context(1, 10, {}, RecordDict(), {})).reply.has_error()
 
 
 def test_a_server_hears_of_no_code_but_fedhets_and_what_jobs_may_use(door, monkeypatch):
@@ -334,11 +334,11 @@ def test_a_server_hears_of_no_code_but_fedhets_and_what_jobs_may_use(door, monke
     device = door.member("a")
     monkeypatch.setenv("FEDHET_STATE", str(device.folder))
     claim_identity(1)
-    app._fence.cache_clear()
+    clientapp._fence.cache_clear()
     names = ["fedhet.wire", "strategies.rules.mean", "json", "cryptography.x509", "fedhetx"]
     asked = Message(RecordDict({"fedhet": ConfigRecord({"modules": json.dumps(names)})}), 10, "query.profile")
     set_message_id(asked, "m")
-    reply = execute(app.client, asked, Context(1, 10, {}, RecordDict(), {})).reply
+    reply = execute(clientapp.client, asked, Context(1, 10, {}, RecordDict(), {})).reply
     code = json.loads(reply.content["fedhet"]["code"])
     assert [name for name in names if code[name] != "closed"] == names[:2]
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from fedhet import flower_socket
-from fedhet.enroll import admission, certificates, flower, identity, join, link, offline, seal
+from fedhet.enroll import admission, certificates, flower, identity, join, offline, offline_approval, seal, tls
 from fedhet.enroll.ca import ISSUING_DAYS, Authority
 from fedhet.enroll.canonical import b64
 from fedhet.enroll.certificates import DAY
@@ -334,7 +334,7 @@ def test_an_answer_by_file_tells_of_it_and_one_that_the_old_key_signed_is_refuse
     def answered(name):
         device = offline.request(tmp_path / name, tmp_path / f"{name}.zip", join.Data(), name=name,
                                  measured={}, clock=door.clock)  # fmt: skip
-        offline.answer(federation, tmp_path / f"{name}.zip", tmp_path / f"{name}-answer.zip", name=name)
+        offline_approval.answer(federation, tmp_path / f"{name}.zip", tmp_path / f"{name}-answer.zip", name=name)
         offline.accept(device, tmp_path / f"{name}-answer.zip", mark)
         return device
 
@@ -374,7 +374,7 @@ def test_a_node_that_floods_the_door_is_slowed_down_and_others_are_not(make_door
     door = make_door(messages_per_minute=3)
     a, b = door.member("a"), door.member("b")
     root = (door.federation.folder / "ca" / "root.pem").read_bytes()
-    app = proxy.door(door.federation, service(door.federation), "https://127.0.0.1:1", link.trusting(root))
+    app = proxy.door(door.federation, service(door.federation), "https://127.0.0.1:1", tls.trusting(root))
     with listening(app, door.federation.folder / "ca" / "server.pem", lifespan="on") as port:
 
         def status(device):
@@ -384,7 +384,7 @@ def test_a_node_that_floods_the_door_is_slowed_down_and_others_are_not(make_door
 
             pem = device.identity.node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             headers = {proxy.KEY_HEADER: b64encode(pem).decode()}
-            with httpx.Client(verify=link.trusting(root), trust_env=False) as client:
+            with httpx.Client(verify=tls.trusting(root), trust_env=False) as client:
                 return client.post(f"https://127.0.0.1:{port}/v1/fleet/pull-messages", headers=headers).status_code
 
         assert [status(a) for _ in range(4)] == [503, 503, 503, 429], "503: no SuperLink is behind this door"

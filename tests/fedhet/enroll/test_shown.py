@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fedhet import cli, shown
 from fedhet.enroll import join
 from fedhet.enroll.errors import EnrollError
-from fedhet.enroll.link import trusting
+from fedhet.enroll.tls import trusting
 from fedhet.progress import Bar
 from fedhet.report import summary_table
 from fedhet.report.markup import tag

@@ -6,11 +6,12 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from fedhet import app, wire
+from fedhet import clientapp, wire
 from fedhet import message as records
 from fedhet.enroll.certificates import DAY
 from fedhet.enroll.members import Members
-from fedhet.enroll.vouch import Registered, Signer
+from fedhet.enroll.sign import Signer
+from fedhet.enroll.vouch import Registered
 from fedhet.gate import Gate, Rejected
 from fedhet.testing import QuadraticWorld, equal_clients
 from fedhet.tree import flatten
@@ -105,12 +106,12 @@ def test_who_may_not_take_part_now_is_refused_whatever_it_signed(door, members):
 def test_a_device_signs_where_it_has_an_identity_and_nowhere_else(door, members, monkeypatch):
     a = door.member("a")
     monkeypatch.delenv("FEDHET_STATE", raising=False)
-    app.signer.cache_clear()
-    assert app.signer(RUN) is None
+    clientapp.signer.cache_clear()
+    assert clientapp.signer(RUN) is None
     monkeypatch.setenv("FEDHET_STATE", str(a.folder))
-    app.signer.cache_clear()
-    assert code(judged(members, sent(app.signer(RUN)))) == "accepted"
-    app.signer.cache_clear()
+    clientapp.signer.cache_clear()
+    assert code(judged(members, sent(clientapp.signer(RUN)))) == "accepted"
+    clientapp.signer.cache_clear()
 
 
 def test_a_signature_that_is_no_text_is_no_signature(door, members):

@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from fedhet.flower_compat import ErrorCode, claim_identity
 from fedhet.grids.arena import Arena
 from fedhet.grids.pool import UNDONE, Pool
-from fedhet.grids.worker import SHARES, Brief, Filler
+from fedhet.grids.worker import SHARES, Filler
+from fedhet.job_batch import Brief
 
 app = ClientApp()
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from clients.work.sgd import Sgd
 from fedhet import wire
+from fedhet.answer import Answer
 from fedhet.client import Device
 from fedhet.compose import Method
 from fedhet.gate import Gate, Rejected
 from fedhet.limits import Limits
-from fedhet.message import Answer
 from fedhet.model import Model
 from fedhet.roster import Clients
 from fedhet.server import Server

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedhet.answer import Answer
 from fedhet.compose import Method, Misfit
-from fedhet.message import Answer
 from fedhet.types import Budget, Job
 from fedhet.wire import decode, encode
 from strategies.budgets.fixed import Fixed

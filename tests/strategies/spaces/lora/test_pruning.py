@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.message import Answer
+from fedhet.answer import Answer
 from fedhet.types import KEPT_RANK, Budget, Job
 from fedhet.wire import encode
 from strategies.spaces.full import Full
