@@ -54,8 +54,6 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One word to the server. `at` is the run's clock in seconds; `payload` is the update's bytes, if it has any."""
