@@ -17,9 +17,9 @@ from clients.data.partition import Partition
 from clients.data.shard import ClientShard
 from clients.models.build import build
 from clients.models.flops import forward_flops
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import accumulator
 from fedhet.protocols import Shard
-from fedhet.tree import accumulator
 from fedhet.types import ClientId
 from fedhet.world import Scores
 

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clients.models.vision import lenet, mlp
-from fedhet.model import Model
-from fedhet.tree import FlatTree
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import FlatTree
 from strategies.staleness.inversion_chain import Chain
 from strategies.staleness.inversion_local import Path as Steps
 from strategies.staleness.inversion_local import soft_cross_entropy

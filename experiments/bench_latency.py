@@ -33,10 +33,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fedhet.enroll import identity  # noqa: E402
-from fedhet.enroll.flower import ADDRESS, SuperLink  # noqa: E402
-from fedhet.enroll.identity import Identity  # noqa: E402
-from fedhet.flower_socket import command as flower_command  # noqa: E402
+from fedhet.federation.pki import identity  # noqa: E402
+from fedhet.federation.pki.identity import Identity  # noqa: E402
+from fedhet.federation.server.superlink import ADDRESS, SuperLink  # noqa: E402
+from fedhet.flower.socket_files import command as flower_command  # noqa: E402
 
 NODES = 3
 APP = """[project]

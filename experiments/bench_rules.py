@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from fedhet import kernel, tree
 from fedhet.bench.turns import Cost, in_turns
-from fedhet.streams import stream
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.native import weighted_sum
+from fedhet.numerics import tree
+from fedhet.numerics.rng import stream
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Tree, Update
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing
@@ -166,7 +167,7 @@ def flower(
     from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.serverapp import strategy
 
-    from fedhet.flower_compat import claim_identity
+    from fedhet.flower.compat import claim_identity
 
     claim_identity(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -294,7 +295,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"# Cost of combination rules\n\n`{' '.join(['python', *sys.argv])}`\n\n{versions()}\n")
-    print(f"Large sums: {kernel.status()}.")
+    print(f"Large sums: {weighted_sum.status()}.")
     print("Medians of", given.repeats, "turns. Rivals: how many times our processor time, theirs, and their memory.")
     sizes = SIZES if given.size is None else SIZES[given.size :][:1]
     for n, d in QUICK if given.quick else sizes:

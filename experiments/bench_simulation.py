@@ -37,10 +37,10 @@ def hand2(w: dict) -> dict:
 
     import torch
 
-    from fedhet import build, config
+    from fedhet.config import composition, factory
 
-    cfg = config.resolved(config.compose(overrides(w, 0)))
-    world = build.world(cfg, w["clients"])
+    cfg = composition.resolved(composition.compose(overrides(w, 0)))
+    world = factory.world(cfg, w["clients"])
     model = world.model().module
     torch.set_num_threads(1)
     fork = multiprocessing.get_context("fork")
@@ -109,10 +109,10 @@ def ray(w: dict) -> dict:
             import sys as system
 
             system.path.insert(0, str(ROOT))
-            from fedhet import build, config
+            from fedhet.config import composition, factory
 
             torch.set_num_threads(1)
-            held["world"] = build.world(config.resolved(config.compose(more)), w["clients"])
+            held["world"] = factory.world(composition.resolved(composition.compose(more)), w["clients"])
             held["model"] = held["world"].model().module
         world, model = held["world"], held["model"]
         index = torch.from_numpy(world.partition.indices(context.node_config["partition-id"]).astype("int64"))
@@ -129,9 +129,9 @@ def ray(w: dict) -> dict:
 
     @server.main()
     def main(grid, context):
-        from fedhet import build, config
+        from fedhet.config import composition, factory
 
-        model = build.world(config.resolved(config.compose(more)), w["clients"]).model().module
+        model = factory.world(composition.resolved(composition.compose(more)), w["clients"]).model().module
         fraction = w["per_round"] / w["clients"]
         FedAvg(fraction_train=fraction, fraction_evaluate=0.0).start(
             grid,

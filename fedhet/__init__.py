@@ -7,20 +7,28 @@ importable too. `fedhet.Method`, `fedhet.Experiment` and `fedhet.Limits` are loa
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedhet import origin
+from fedhet import former_names
+from fedhet.provenance import source_tree
 
 if TYPE_CHECKING:
-    from fedhet.compose import Method, Misfit
-    from fedhet.experiment import Experiment
-    from fedhet.limits import Limits
-    from fedhet.result import Result
+    from fedhet.engine.method import Method, Misfit
+    from fedhet.engine.stopping import Limits
+    from fedhet.runs.experiment import Experiment
+    from fedhet.runs.result import Result
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "Limits", "Method", "Misfit", "Result", "__version__"]
 
-_HOMES = {"Experiment": "experiment", "Limits": "limits", "Method": "compose", "Misfit": "compose", "Result": "result"}
+_HOMES = {
+    "Experiment": "runs.experiment",
+    "Limits": "engine.stopping",
+    "Method": "engine.method",
+    "Misfit": "engine.method",
+    "Result": "runs.result",
+}
 
-origin.on_path()
+source_tree.on_path()
+former_names.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,6 @@
 
 import sys
 
-from fedhet.cli import main
+from fedhet.cli.main import main
 
 sys.exit(main())

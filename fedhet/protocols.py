@@ -20,25 +20,14 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from fedhet.types import (
-    Budget,
-    ClientId,
-    Command,
-    Event,
-    Job,
-    JobId,
-    Memory,
-    Tree,
-    Update,
-    Version,
-)
+from fedhet.types import Budget, ClientId, Command, Event, Job, JobId, Memory, Tree, Update, Version
 
 if TYPE_CHECKING:
-    from fedhet.batched import Batched
-    from fedhet.descent import Picked
-    from fedhet.model import Model
-    from fedhet.profile import Profile
-    from fedhet.tree import Schema
+    from fedhet.engine.batched_training import Batched
+    from fedhet.model.flat_model import Model
+    from fedhet.native.mlp_sgd import Picked
+    from fedhet.numerics.tree import Schema
+    from fedhet.population.profile import Profile
 
 
 class Roster(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard
 from fedhet.types import ClientId
 

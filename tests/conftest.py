@@ -65,7 +65,7 @@ def _guard(sock: socket.socket, address: Any) -> None:
     raise NetworkUsed(f"a test tried to connect to {address!r}: tests run on loopback only")
 
 
-FEDERATIONS = tuple(f"tests/fedhet/enroll/test_{name}.py" for name in ("live_runs", "killed", "live"))
+FEDERATIONS = tuple(f"tests/fedhet/federation/test_{name}.py" for name in ("live_runs", "killed", "live"))
 """Federations of real processes would wait for each other's processors and run into their time limits."""
 
 
@@ -148,6 +148,6 @@ def no_network() -> Iterator[None]:
 @pytest.fixture
 def conf() -> Path:
     """The folder of the configuration groups."""
-    from fedhet import origin
+    from fedhet.provenance import source_tree
 
-    return origin.conf()
+    return source_tree.conf()

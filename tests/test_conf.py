@@ -10,16 +10,19 @@ from importlib import import_module
 import pytest
 from omegaconf import OmegaConf
 
-from fedhet import build, config, origin, overrides
-from fedhet.compose import ONION
+from fedhet.config import composition, factory, overrides
+from fedhet.engine.method import ONION
+from fedhet.provenance import source_tree
 
-FILES = sorted(p.relative_to(origin.conf()).with_suffix("").as_posix() for p in origin.conf().glob("*/**/*.yaml"))
+FILES = sorted(
+    p.relative_to(source_tree.conf()).with_suffix("").as_posix() for p in source_tree.conf().glob("*/**/*.yaml")
+)
 TOP = {"config", "demo", "bibliography"}
 
 
 def missing(name: str) -> list[str]:
     """Keys without a default: folders of data, which the user has to name."""
-    node = OmegaConf.load(origin.conf() / f"{name}.yaml")
+    node = OmegaConf.load(source_tree.conf() / f"{name}.yaml")
     return [str(key) for key in node if OmegaConf.is_missing(node, key)]
 
 
@@ -27,7 +30,7 @@ def missing(name: str) -> list[str]:
 def company() -> dict[str, str]:
     """For options that only some preset chooses: the first one that does."""
     found: dict[str, str] = {}
-    for path in sorted((origin.conf() / "strategy").glob("*.yaml")):
+    for path in sorted((source_tree.conf() / "strategy").glob("*.yaml")):
         for item in OmegaConf.load(path).get("defaults", []):
             (group, option), *_ = item.items()
             found.setdefault(f"{group.removeprefix('override /')}/{option}", path.stem)
@@ -40,20 +43,20 @@ def test_every_option_composes_and_its_parts_can_be_built(name, tmp_path):
     preset = company().get(name)
     asked = [f"strategy={preset}"] if preset else []
     asked += [f"{group}={option}", *(f"{group}.{key}={tmp_path}" for key in missing(name))]
-    cfg = config.resolved(config.compose(asked))
+    cfg = composition.resolved(composition.compose(asked))
     assert cfg["strategy"] == (option if group == "strategy" else preset or "fedavg")
     if group not in ("data", "fleet", "partition", "model"):
-        assert build.method(cfg).name == cfg["strategy"]
+        assert factory.method(cfg).name == cfg["strategy"]
     node = cfg.get(group)
     if isinstance(node, Mapping) and "_target_" in node:
-        assert config.instantiate(node, group) is not None
+        assert composition.instantiate(node, group) is not None
     elif group in ONION:
-        assert all(part is not None for part in config.layers(node, group))
+        assert all(part is not None for part in composition.layers(node, group))
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if not f.startswith(("strategy/", "debug/", "transport/"))])
 def test_an_option_says_what_it_builds_or_nothing(name):
-    node = OmegaConf.to_container(OmegaConf.load(origin.conf() / f"{name}.yaml"))
+    node = OmegaConf.to_container(OmegaConf.load(source_tree.conf() / f"{name}.yaml"))
     assert isinstance(node, dict)
     inner = [v for v in node.values() if isinstance(v, dict)]
     assert node == {} or "_target_" in node or (inner and all("_target_" in v for v in inner))
@@ -61,7 +64,7 @@ def test_an_option_says_what_it_builds_or_nothing(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_option_spells_out_every_value_its_part_takes(name):
-    node = OmegaConf.to_container(OmegaConf.load(origin.conf() / f"{name}.yaml"))
+    node = OmegaConf.to_container(OmegaConf.load(source_tree.conf() / f"{name}.yaml"))
     for part in (node, *(inner for inner in node.values() if isinstance(inner, dict))):
         if "_target_" not in part:
             continue
@@ -84,16 +87,16 @@ def test_an_option_spells_out_every_value_its_part_takes(name):
 
 def test_optional_axes_have_an_option_none():
     for group in (*ONION, "attack"):
-        assert "none" in config.options()[group]
-        assert OmegaConf.load(origin.conf() / group / "none.yaml") == {}
+        assert "none" in composition.options()[group]
+        assert OmegaConf.load(source_tree.conf() / group / "none.yaml") == {}
 
 
 def test_no_file_lies_beside_the_groups_unnoticed():
-    assert {p.stem for p in origin.conf().glob("*.yaml")} == TOP
-    assert [p for p in origin.conf().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
+    assert {p.stem for p in source_tree.conf().glob("*.yaml")} == TOP
+    assert [p for p in source_tree.conf().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 
 
 def test_the_demo_composes():
-    demo = OmegaConf.load(origin.conf() / "demo.yaml").overrides
+    demo = OmegaConf.load(source_tree.conf() / "demo.yaml").overrides
     for combination in overrides.product([str(text) for text in demo]):
-        build.method(config.resolved(config.compose(combination)))
+        factory.method(composition.resolved(composition.compose(combination)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhet import origin
+from fedhet.provenance import source_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +58,7 @@ def test_a_wheel_runs_from_an_empty_folder_with_the_code_of_the_checkout(wheel, 
         return done.stdout
 
     told = fedhet("version")
-    assert f"in {site / 'fedhet' / '_root'}" in told and f"code {origin.fingerprint()}" in told
+    assert f"in {site / 'fedhet' / '_root'}" in told and f"code {source_tree.fingerprint()}" in told
     small = ["debug=quick", "fleet=homogeneous", "fleet.clients=3", "model=softmax", "--out", "run"]
     assert fedhet("run", *small).splitlines()[-1] == "run"
     assert {"result.json", "report.html"} <= {path.name for path in (empty / "run").iterdir()}

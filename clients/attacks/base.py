@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics.rng import stream
 from fedhet.protocols import Normed, Shard, Work
-from fedhet.streams import stream
 from fedhet.types import ClientId, Job, Memory
 
 PREFIX = "attack."

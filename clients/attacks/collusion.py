@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clients.attacks.base import AbstractAttack
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard, Work
 from fedhet.types import Job, Memory
 

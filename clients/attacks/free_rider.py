@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from clients.attacks.base import AbstractAttack
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard, Work
 from fedhet.types import Job, Memory
 

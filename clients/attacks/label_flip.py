@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.attacks.base import AbstractPoisoning, poison
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard, Work
 from fedhet.types import Job, Memory
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clients.attacks.base import AbstractAttack
 from fedhet.bases import AbstractLayer
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import flatten
 from fedhet.protocols import Shard, Work
-from fedhet.tree import flatten
 from fedhet.types import Job, Memory, Update
 
 KINDS = ("shape", "dtype", "names", "size")

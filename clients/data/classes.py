@@ -15,7 +15,7 @@ import numpy as np
 from clients.data.dataset import DataError, Dataset
 from clients.data.dealing import TRIES, at_ends, at_least, by_class, deal, enough
 from clients.data.partition import Partition
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 OWNED = {1: (10, 10), 2: (7, 8), 3: (6, 8), 4: (5, 7), 5: (5, 6), 6: (4, 6), 7: (4, 5)}
 """Least and most classes per client by number of clients; 8 and more: (3, 5)."""

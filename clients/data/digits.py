@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 
 from clients.data.dataset import Dataset, cached, classes_in_targets
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 
 @dataclass(frozen=True)

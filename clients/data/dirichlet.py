@@ -15,7 +15,7 @@ import numpy as np
 from clients.data.dataset import DataError, Dataset
 from clients.data.dealing import TINY, TRIES, at_ends, at_least, by_class, deal, enough, positive, rounded_down, top_up
 from clients.data.partition import Partition
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 
 @dataclass(frozen=True)

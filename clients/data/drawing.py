@@ -8,7 +8,7 @@ import colorsys
 import numpy as np
 
 from clients.data.partition import Partition
-from fedhet.report.markup import Html, tag
+from fedhet.report.html import Html, tag
 
 PALETTE = (
     "#5746e0", "#e8590c", "#0a9488", "#d6296b", "#2376d8", "#a87f00", "#9a32b8", "#2f8f3e", "#1f9cb8", "#77748f",

@@ -13,7 +13,7 @@ import numpy as np
 from clients.data.dataset import DataError, Dataset
 from clients.data.dealing import at_ends, at_least, deal, enough, positive
 from clients.data.partition import Drawn, Partition
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 
 @dataclass(frozen=True)

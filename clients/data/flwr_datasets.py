@@ -19,7 +19,7 @@ import numpy as np
 
 from clients.data.dataset import DataError, Dataset
 from clients.data.partition import NOBODY, Partition
-from fedhet.streams import number, stream
+from fedhet.numerics.rng import number, stream
 
 PACKAGE = "flwr_datasets.partitioner"
 SEEDS = 1 << 31

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from clients.data.dataset import DataError, Dataset
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 NOBODY = -1
 """Owner of a sample that no client uses."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.descent import Picked
-from fedhet.streams import stream
+from fedhet.native.mlp_sgd import Picked
+from fedhet.numerics.rng import stream
 
 FIRST, FETCH = 1 << 18, 1 << 21
 """Bytes of samples fetched at once, about: at first, and at most."""

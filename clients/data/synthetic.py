@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clients.data.dataset import DataError, Dataset, cached, classes_in_targets
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 
 
 @dataclass(frozen=True)

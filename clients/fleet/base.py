@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedhet.profile import Jitter
-from fedhet.roster import Clients
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
+from fedhet.population.profile import Jitter
+from fedhet.population.roster import Clients
 
 
 class Drawn(NamedTuple):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from clients.fleet.panels import Box, bars, online, scatter
 from clients.fleet.speed import away, per_second, picked, slowness, slownesses, speed_unit
-from fedhet.profile import Profile
-from fedhet.report import figures
-from fedhet.report.markup import Html, tag
-from fedhet.roster import Clients
+from fedhet.population.profile import Profile
+from fedhet.population.roster import Clients
+from fedhet.report import number_format
+from fedhet.report.html import Html, tag
 
 DRAWN, ROWS = 240, 16
 """Clients drawn at most, and rows of windows; of more, evenly many are picked."""
@@ -38,7 +38,7 @@ def picture(clients: Clients) -> str:
     for unit in units:
         some = {client: p for client, p in shown.items() if speed_unit(p) == unit}
         name = f"{unit}, from the fastest" + (f"; {clients.note}" if clients.note else "")
-        marks += bars(Box(LEFT, top, INNER, BARS), name, some, slowness, figures.figure, colors)
+        marks += bars(Box(LEFT, top, INNER, BARS), name, some, slowness, number_format.figure, colors)
         top += BARS + GAP
     lower = _lower(top, shown, units, colors, away(clients))
     return tag(
@@ -59,11 +59,11 @@ def picture(clients: Clients) -> str:
 def _head(shown: int, clients: Clients) -> str:
     """What holds for all clients, drawn or not."""
     count, slow = len(clients), slownesses(clients)
-    head = f"{shown} of {count:,} clients" if shown < count else figures.plural(count, "client")
+    head = f"{shown} of {count:,} clients" if shown < count else number_format.plural(count, "client")
     if len(slow) > 1:
         return f"{head}, speeds in {' and '.join(slow)}"
     (values,) = slow.values()
-    return f"{head}, the slowest {figures.figure(values.max() / values.min())} times as slow as the fastest"
+    return f"{head}, the slowest {number_format.figure(values.max() / values.min())} times as slow as the fastest"
 
 
 def _lower(
@@ -75,7 +75,7 @@ def _lower(
     left = Box(LEFT, top, 0.42 * INNER if gone else INNER, LOWER)
     marks = []
     if limited:
-        named, told = (units[0], "upload"), (figures.figure, per_second)
+        named, told = (units[0], "upload"), (number_format.figure, per_second)
         marks += scatter(left, named, shown, slowness, lambda p: p.uplink_bytes_per_s, told, colors)
     if gone:
         start = left.right + 130 if limited else LEFT + 26

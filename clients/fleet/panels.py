@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedhet.profile import Profile
-from fedhet.report import figures
-from fedhet.report.markup import Html, tag
+from fedhet.population.profile import Profile
+from fedhet.report import number_format
+from fedhet.report.html import Html, tag
 
 Told = Callable[[float], str]
 
@@ -114,15 +114,15 @@ def online(box: Box, name: str, shown: Mapping[int, Profile], colors: Mapping[st
         span = period or p.availability[-1][1]
         marks.append(tag("rect", cls="off", x=box.left, y=top, width=box.width, height=thick))
         for start, end in p.availability:
-            said = f"{_who(client, p)}: online from {figures.seconds(start)} to {figures.seconds(end)}"
-            said += f" of every {figures.seconds(period)}" if period else ", once"
+            said = f"{_who(client, p)}: online from {number_format.seconds(start)} to {number_format.seconds(end)}"
+            said += f" of every {number_format.seconds(period)}" if period else ", once"
             x, wide = box.left + box.width * start / span, box.width * (end - start) / span
             fill = colors[p.device_class]
             marks.append(tag("rect", tag("title", said), x=x, y=top, width=wide, height=thick, fill=fill))
         if step >= 12:
             middle = top + thick / 2 + 4
             marks.append(tag("text", _short(p.name), cls="end", x=box.left - 8, y=middle))
-            tells = figures.seconds(span) if period else f"{figures.seconds(span)}, once"
+            tells = number_format.seconds(span) if period else f"{number_format.seconds(span)}, once"
             marks.append(tag("text", tells, x=box.right + 8, y=middle))
     return marks
 

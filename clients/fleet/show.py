@@ -14,9 +14,9 @@ from rich.text import Text
 
 from clients.fleet.drawing import picture
 from clients.fleet.speed import away, numbers, picked, rate, slowness, slownesses, speed_unit
-from fedhet.profile import Profile
-from fedhet.report import figures
-from fedhet.roster import Clients
+from fedhet.population.profile import Profile
+from fedhet.population.roster import Clients
+from fedhet.report import number_format
 from fedhet.types import ClientId
 
 __all__ = ["describe", "online_share", "picture", "table"]
@@ -103,7 +103,7 @@ def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[Clie
 
 def _presence() -> list[Column]:
     return [
-        ("latency", "0 s", lambda p: figures.seconds(p.latency_s)),
+        ("latency", "0 s", lambda p: number_format.seconds(p.latency_s)),
         ("online", "100%", _online),
         ("dropout", "0%", lambda p: f"{p.dropout_prob:.0%}" if not p.silent else f"{p.dropout_prob:.0%} silent"),
     ]

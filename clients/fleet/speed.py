@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedhet.profile import Profile
-from fedhet.report import figures
-from fedhet.roster import Clients
+from fedhet.population.profile import Profile
+from fedhet.population.roster import Clients
+from fedhet.report import number_format
 
 UNITS = {"sec_per_step": "s/step", "sec_per_sample": "s/sample", "flops_per_s": "s/GFLOP"}
 """The three ways to declare a speed, and what `slowness` is in then."""
@@ -60,7 +60,7 @@ def picked(clients: int, most: int) -> Sequence[int]:
 
 def rate(value: float) -> str:
     """Bytes per second for people, without the "per second"."""
-    return figures.size(value) if math.isfinite(value) else "unlimited"
+    return number_format.size(value) if math.isfinite(value) else "unlimited"
 
 
 def per_second(value: float) -> str:

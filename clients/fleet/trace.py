@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhet.profile import Profile, ProfileError
-from fedhet.roster import Clients
+from fedhet.population.profile import Profile, ProfileError
+from fedhet.population.roster import Clients
 
 
 @dataclass(frozen=True)

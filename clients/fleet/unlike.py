@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedhet.profile import Jitter, Profile
-from fedhet.roster import Clients
+from fedhet.population.profile import Jitter, Profile
+from fedhet.population.roster import Clients
 
 MB, GB = 1e6, 1e9
 #        name            class        s/step  up MB/s  down MB/s  latency  online [s) of 60  dropout  memory GB

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedhet.model import Model
-from fedhet.streams import seeded, stream
+from fedhet.model.flat_model import Model
+from fedhet.numerics.rng import seeded, stream
 
 
 def build(

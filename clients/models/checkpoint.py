@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from clients.models.pretrained import CausalLanguageModel, SequenceClassifier
-from fedhet.result import Result
+from fedhet.runs.result import Result
 
 
 def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: Callable[..., nn.Module]) -> nn.Module:

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import torch
 
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import accumulator
 from fedhet.protocols import Shard
-from fedhet.tree import accumulator
 from fedhet.types import Job, Memory
 
 

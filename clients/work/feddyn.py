@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from clients.work.loop import AbstractLocal
-from fedhet import tree
 from fedhet.bases import AbstractLayer
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
 from fedhet.protocols import Shard, View
 from fedhet.types import Job, Memory, Tree
 

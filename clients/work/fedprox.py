@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.work.loop import AbstractLocal
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard
 from fedhet.types import Job, Memory
 

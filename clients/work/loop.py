@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.descent import Batch
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.native.mlp_sgd import Batch
+from fedhet.numerics.tree import accumulator
 from fedhet.protocols import Shard
-from fedhet.tree import accumulator
 from fedhet.types import Job, Memory
 
 Adjust = Callable[[Tensor, Tensor], None]

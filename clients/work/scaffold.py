@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clients.work.loop import AbstractLocal
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard
 from fedhet.types import Job, Memory
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from clients.work.loop import AbstractLocal, plain_metrics, portions
-from fedhet.batched import Batched
-from fedhet.model import Model
+from fedhet.engine.batched_training import Batched
+from fedhet.model.flat_model import Model
 from fedhet.protocols import Picking, Shard, keeps
 from fedhet.types import Job, Memory
 

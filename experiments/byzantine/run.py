@@ -28,10 +28,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 import torch  # noqa: E402
 from grid import ROUNDS, STEPS, Cell, cells, chosen, tuning  # noqa: E402
 
-from fedhet import build, config, tree  # noqa: E402  # after the path and the number of threads
-from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.limits import Diverged  # noqa: E402
-from fedhet.testing import Rounds  # noqa: E402
+from fedhet.config import composition, factory  # noqa: E402
+from fedhet.engine.stopping import Diverged  # noqa: E402
+from fedhet.numerics import tree  # noqa: E402  # after the path and the number of threads
+from fedhet.runs.experiment import Experiment  # noqa: E402
+from fedhet.testing.quadratic import Rounds  # noqa: E402
 
 PARTS = ("small", "async", "large", "fewer", "optimised")
 CHANCE = 0.1
@@ -47,9 +48,9 @@ def run(out: Path, cell: Cell, data: str) -> dict[str, float]:
     composed.seed = cell.seed
     try:
         if cell.schedule:
-            accuracy = Experiment.of(config.resolved(composed)).run(out / "folders" / cell.name)["accuracy"][-1]
+            accuracy = Experiment.of(composition.resolved(composed)).run(out / "folders" / cell.name)["accuracy"][-1]
         else:
-            accuracy = rounds(config.resolved(composed), cell)
+            accuracy = rounds(composition.resolved(composed), cell)
         score = {"final": float(accuracy), "diverged": 0.0}
     except Diverged:
         score = {"final": CHANCE, "diverged": 1.0}
@@ -59,7 +60,7 @@ def run(out: Path, cell: Cell, data: str) -> dict[str, float]:
 
 def rounds(cfg: Mapping[str, Any], cell: Cell) -> float:
     """A synchronous cell without clock, gate and record: the bits of a whole run in half its time. Raises Diverged."""
-    method, world = build.method(cfg), build.world(cfg, cell.clients)
+    method, world = factory.method(cfg), factory.world(cfg, cell.clients)
     state = Rounds(method.work, method.space, method.rule, world, steps=STEPS).run(ROUNDS)
     if not math.isfinite(tree.squared_norm(state)):
         raise Diverged(cell.name)
@@ -71,7 +72,7 @@ def rounds(cfg: Mapping[str, Any], cell: Cell) -> float:
 @cache
 def _composed(*words: str) -> DictConfig:
     """The same for every seed, and a third of a short run's time."""
-    return config.compose(words)
+    return composition.compose(words)
 
 
 def tuned(out: Path, data: str) -> dict[tuple[str, str], float]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fedhet import build, config
-from fedhet.experiment import Experiment
-from fedhet.record import read_rows, write_atomic
+from fedhet.config import composition, factory
+from fedhet.runs.event_log import read_rows, write_atomic
+from fedhet.runs.experiment import Experiment
 
 FLEETS = ("homogeneous", "normal", "exponential")
 PARTITIONS = ("class_partition", "dual_dirichlet")
@@ -127,12 +127,12 @@ def record(
 @cache
 def composed(*texts: str) -> str:
     """The resolved configuration of overrides, as JSON."""
-    return json.dumps(config.resolved(config.compose(texts)))
+    return json.dumps(composition.resolved(composition.compose(texts)))
 
 
 def window(cfg: Mapping[str, Any], steps: int) -> float:
     """FedFix's window: half of the slowest client's expected task, with a tenth of room for jitter."""
-    return float(0.55 * steps * np.max(np.asarray(build.fleet(cfg).column("sec_per_step"))))
+    return float(0.55 * steps * np.max(np.asarray(factory.fleet(cfg).column("sec_per_step"))))
 
 
 def figures(rows: Sequence[Mapping[str, Any]], *, initial: bool) -> dict[str, float]:

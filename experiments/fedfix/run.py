@@ -30,11 +30,12 @@ from safetensors.torch import load_file  # noqa: E402  # after the number of thr
 
 from clients.fleet.laws import LinearGrid  # noqa: E402
 from clients.work.sgd import Sgd  # noqa: E402
-from fedhet import Limits, build, config  # noqa: E402
-from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.model import Model  # noqa: E402
-from fedhet.record import write_atomic  # noqa: E402
-from fedhet.testing import QuadraticWorld  # noqa: E402
+from fedhet import Limits  # noqa: E402
+from fedhet.config import composition, factory  # noqa: E402
+from fedhet.model.flat_model import Model  # noqa: E402
+from fedhet.runs.event_log import write_atomic  # noqa: E402
+from fedhet.runs.experiment import Experiment  # noqa: E402
+from fedhet.testing.quadratic import QuadraticWorld  # noqa: E402
 from fedhet.world import Scores  # noqa: E402
 
 COUNT = 10
@@ -121,8 +122,10 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
 def quadratic(scheme: str, lr: float, folder: Path) -> dict[str, Any]:
     """Mean and standard deviation of the model over the second half of a run from 0, of about 12 / lr versions."""
     pace = next(v for k, v in PACE.items() if scheme.startswith(k))
-    cfg = config.resolved(config.compose([*SCHEMES[scheme], "budget.steps=1", "budget.epochs=null", f"work.lr={lr}"]))
-    method = build.method(cfg)
+    cfg = composition.resolved(
+        composition.compose([*SCHEMES[scheme], "budget.steps=1", "budget.epochs=null", f"work.lr={lr}"])
+    )
+    method = factory.method(cfg)
     assert isinstance(method.work, Sgd)
     world = Line(QuadraticWorld([1.0] * COUNT, np.arange(float(COUNT))))
     clients = LinearGrid(clients=COUNT, sec_per_step=1.0, jitter_cv=0.0, x=0.8).build(0).with_examples(world.examples())
@@ -134,7 +137,7 @@ def quadratic(scheme: str, lr: float, folder: Path) -> dict[str, Any]:
 
 def mnist(scheme: str, lr: float, seed: int, data: Path, folder: Path) -> dict[str, Any]:
     """One run: the curve, and the final model's accuracy on the class of each client, slowest first."""
-    cfg = config.resolved(config.compose([
+    cfg = composition.resolved(composition.compose([
         *SCHEMES[scheme], f"seed={seed}", "workers=0", "data=mnist", f"data.path={(data / 'mnist-10k').resolve()}",
         "partition=pathological", "partition.classes_per_client=1", "model=softmax", "fleet=linear_grid",
         f"fleet.clients={COUNT}", "fleet.sec_per_step=0.1", "fleet.jitter_cv=0.0", "fleet.x=0.8", "budget.steps=10",

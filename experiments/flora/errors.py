@@ -24,12 +24,12 @@ import torch  # noqa: E402  # after the path and the number of threads
 from torch import Tensor  # noqa: E402
 
 from experiments.flora.run import CONF, SETTINGS, Setting, base, cells  # noqa: E402
-from fedhet import config  # noqa: E402
-from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.model import Model  # noqa: E402
+from fedhet.config import composition  # noqa: E402
+from fedhet.model.flat_model import Model  # noqa: E402
+from fedhet.numerics.tree import scale, weighted_sum  # noqa: E402
 from fedhet.protocols import Space  # noqa: E402
-from fedhet.record import write_atomic  # noqa: E402
-from fedhet.tree import scale, weighted_sum  # noqa: E402
+from fedhet.runs.event_log import write_atomic  # noqa: E402
+from fedhet.runs.experiment import Experiment  # noqa: E402
 from fedhet.types import Budget, Job, Tree  # noqa: E402
 from strategies.spaces.lora.host import LoraHost  # noqa: E402
 
@@ -51,7 +51,7 @@ def measure(out: Path, setting: Setting, texts: list[str], steps: int, rounds: i
     """The error of every round."""
     model = ["model=checkpoint", f"model.path={base(out, setting, None)}", *setting.model]
     everything = [*texts, *setting.space, "fleet=ranked", *setting.overrides(None, False), *model, "work.lr=0.01"]
-    experiment = Experiment.of(config.resolved(config.compose([*everything, "budget.epochs=null"], CONF)))
+    experiment = Experiment.of(composition.resolved(composition.compose([*everything, "budget.epochs=null"], CONF)))
     space, work, world = experiment.method.space, experiment.method.work, experiment.world
     device, looked, examples = world.model(), world.model(), world.examples()
     shares = (examples / examples.sum()).tolist()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedhet import origin
 from fedhet.protocols import Space, View
+from fedhet.provenance import source_tree
 from fedhet.types import Tree, Update
 
 RATE = (0.01,)
@@ -28,7 +28,7 @@ class Method:
 
     @property
     def there(self) -> bool:
-        return (origin.conf() / "space" / f"{self.space}.yaml").is_file()
+        return (source_tree.conf() / "space" / f"{self.space}.yaml").is_file()
 
     @property
     def adapters(self) -> bool:

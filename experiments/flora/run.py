@@ -28,10 +28,10 @@ import torch  # noqa: E402
 
 from clients.world import SimulatedWorld  # noqa: E402
 from experiments.flora.methods import METHODS, Method  # noqa: E402
-from fedhet import config  # noqa: E402
-from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.record import write_atomic  # noqa: E402
-from fedhet.result import Result  # noqa: E402
+from fedhet.config import composition  # noqa: E402
+from fedhet.runs.event_log import write_atomic  # noqa: E402
+from fedhet.runs.experiment import Experiment  # noqa: E402
+from fedhet.runs.result import Result  # noqa: E402
 
 CONF = Path(__file__).resolve().parent / "conf"
 CHOOSING = 100
@@ -107,7 +107,7 @@ def run(folder: Path, texts: Sequence[str]) -> Result:
     if (folder / "result.json").is_file():
         return Result.read(folder)
     print(folder, flush=True)
-    experiment = Experiment.of(config.resolved(config.compose(texts, CONF)))
+    experiment = Experiment.of(composition.resolved(composition.compose(texts, CONF)))
     result = experiment.run(folder, resume=True)
     if isinstance(experiment.world, SimulatedWorld):
         write_atomic(folder / "losses.json", json.dumps(losses(experiment.world, folder)))

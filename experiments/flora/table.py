@@ -25,8 +25,8 @@ from clients.models.vision import mlp  # noqa: E402
 from experiments.flora.methods import METHODS  # noqa: E402
 from experiments.flora.run import SETTINGS, Setting, score  # noqa: E402
 from experiments.flora.tasks import ShiftedDigits  # noqa: E402
-from fedhet.finished import install  # noqa: E402
-from fedhet.result import Result  # noqa: E402
+from fedhet.runs.result import Result  # noqa: E402
+from fedhet.runs.saved_run import install  # noqa: E402
 
 PILOT = {
     ("equal-skewed", "FedIT"): "10.7/49.4/78.3/91.0 (1.6)",

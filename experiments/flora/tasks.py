@@ -14,8 +14,8 @@ from clients.data.dataset import Dataset
 from clients.data.digits import Digits
 from clients.data.parquet import Characters
 from clients.data.source import source
-from fedhet.roster import Clients
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
+from fedhet.population.roster import Clients
 
 LETTERS = "etaoinshr"
 """Frequent letters, which a cipher exchanges among one another."""

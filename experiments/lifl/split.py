@@ -33,10 +33,10 @@ from run import MODELS, Meter  # noqa: E402
 
 from fedhet.bases.rule import AbstractRule  # noqa: E402
 from fedhet.hierarchy.aggregation import Hierarchical  # noqa: E402
-from fedhet.hierarchy.columns import Columns  # noqa: E402
+from fedhet.hierarchy.column_shards import Columns  # noqa: E402
 from fedhet.hierarchy.plan import left, planned  # noqa: E402
-from fedhet.hierarchy.tree import Aggregators  # noqa: E402
-from fedhet.tree import FlatTree, Leaf, Schema  # noqa: E402
+from fedhet.hierarchy.reduction_tree import Aggregators  # noqa: E402
+from fedhet.numerics.tree import FlatTree, Leaf, Schema  # noqa: E402
 from fedhet.types import Budget, Job, Update  # noqa: E402
 from strategies.rules.chain import Chain  # noqa: E402
 from strategies.rules.krum import MultiKrum  # noqa: E402

@@ -21,9 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fedhet import config  # noqa: E402  # after the path and the number of threads
-from fedhet.experiment import Experiment  # noqa: E402
-from fedhet.result import Result  # noqa: E402
+from fedhet.config import composition  # noqa: E402  # after the path and the number of threads
+from fedhet.runs.experiment import Experiment  # noqa: E402
+from fedhet.runs.result import Result  # noqa: E402
 
 CLIENTS, LAST, GOAL = 20, 30, 0.85
 COHORTS = (5, 20)
@@ -50,7 +50,7 @@ def run(folder: Path, texts: Sequence[str]) -> Result:
     """The result in a folder, computed if it is not there yet."""
     if (folder / "result.json").is_file():
         return Result.read(folder)
-    return Experiment.of(config.resolved(config.compose(texts))).run(folder)
+    return Experiment.of(composition.resolved(composition.compose(texts))).run(folder)
 
 
 def final(result: Result) -> float:

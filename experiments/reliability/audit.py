@@ -12,10 +12,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedhet import wire
-from fedhet.experiment import Experiment
-from fedhet.record import read_rows
-from fedhet.session import Session
+from fedhet.numerics import wire_format
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
+from fedhet.runs.session import Session
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def _again(folder: Path, result: dict[str, object]) -> bool | None:
         session = Session(experiment, copy, resume=True, progress=None, code="", sealed=True, journaled=True)
         session.join(None, None, lambda client: client)  # type: ignore[arg-type]  # nothing is sent
         session.record.close()
-        return wire.digest(wire.encode(session.server.state)) == result["weights_sha256"]
+        return wire_format.digest(wire_format.encode(session.server.state)) == result["weights_sha256"]

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.reliability.relay import Relay
-from fedhet import origin
-from fedhet.enroll import join
-from fedhet.enroll.federation import Federation
-from fedhet.enroll.flower import SuperLink
-from fedhet.enroll.join import Data, Device
+from fedhet.federation.device import join
+from fedhet.federation.device.join import Data, Device
+from fedhet.federation.server.operator import Federation
+from fedhet.federation.server.superlink import SuperLink
+from fedhet.provenance import source_tree
 
 MEASURED = {"step_us": 900, "step_iqr_us": 40, "repeats": 9, "batch": 32, "noisy": 0}
-ROLES = {"server": "flwr-serverapp", "superlink": "flower-superlink", "client": "fedhet.enroll.node"}
+ROLES = {"server": "flwr-serverapp", "superlink": "flower-superlink", "client": "fedhet.deployment.device_node"}
 """What is hit, and how its command line is known."""
 
 
@@ -55,7 +55,7 @@ class Target:
         door = free_port()
         self.relay = Relay(door)
         stack.callback(self.relay.close)
-        path = os.pathsep.join([str(origin.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        path = os.pathsep.join([str(source_tree.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         own = {"FEDHET_HOME": str(self.home), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self._environment = {**os.environ, **own}
         self.federation = Federation.create(self.home, "soak", f"127.0.0.1:{self.relay.port}")
@@ -92,7 +92,7 @@ class Target:
     def state(self, pid: int) -> Path:
         """The folder of the client whose node this process is."""
         words = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")
-        return Path(os.fsdecode(words[words.index(b"fedhet.enroll.node") + 1]))
+        return Path(os.fsdecode(words[words.index(b"fedhet.deployment.device_node") + 1]))
 
     def processes(self, role: str) -> list[int]:
         """The process ids of a role, ours alone."""

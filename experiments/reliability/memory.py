@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from fedhet import wire
-from fedhet.keep import Keep, Kept
+from fedhet.flower.client_state import Keep, Kept
+from fedhet.numerics import wire_format
 
 LOOK_S = 0.02
 
@@ -38,7 +38,7 @@ def next_after(before: Kept, state: Path, run: str, over: Callable[[], bool], se
 def grew(before: Kept, after: Kept, alpha: float) -> bool:
     """Whether the memory afterwards is the one before, moved by what was sent."""
     assert after.answer is not None
-    sent = wire.open_tree(bytearray(after.answer.array_records["payload"]["tree"].data))
+    sent = wire_format.open_tree(bytearray(after.answer.array_records["payload"]["tree"].data))
     step = torch.cat([leaf.flatten() for leaf in sent.values()])
     own, new = before.memories["work"]["linear"], after.memories["work"]["linear"]
     return bool(own.any()) and torch.allclose(new, own - alpha * step, rtol=1e-5, atol=1e-7)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from experiments.reliability import memory  # noqa: E402  # after the path and the number of threads
 from experiments.reliability.audit import Ledger, audit  # noqa: E402
 from experiments.reliability.federation import Target, until  # noqa: E402
-from fedhet.result import Result  # noqa: E402
+from fedhet.runs.result import Result  # noqa: E402
 
 COMMON = ["data=digits", "partition=iid", "model=mlp", "budget.epochs=null", "budget.steps=10"]
 ALPHA = 0.05

@@ -29,8 +29,8 @@ from clients.models.build import build  # noqa: E402
 from clients.models.vision import lenet  # noqa: E402
 from experiments.staleness.run import LR, inversion  # noqa: E402
 from experiments.staleness.world import CLASSES, Method, Rounds, World  # noqa: E402
-from fedhet.model import Model  # noqa: E402
-from fedhet.tree import FlatTree  # noqa: E402
+from fedhet.model.flat_model import Model  # noqa: E402
+from fedhet.numerics.tree import FlatTree  # noqa: E402
 from strategies.privacy.noise import Noise  # noqa: E402
 from strategies.staleness.inversion import Inversion  # noqa: E402
 from strategies.staleness.inversion_unique import distance  # noqa: E402

@@ -21,10 +21,10 @@ from clients.models.build import build
 from clients.models.vision import lenet
 from clients.work.sgd import Sgd
 from fedhet.bases import AbstractLayer
-from fedhet.roster import Clients
-from fedhet.streams import stream
-from fedhet.testing import FakeView
-from fedhet.tree import FlatTree, add, weighted_sum
+from fedhet.numerics.rng import stream
+from fedhet.numerics.tree import FlatTree, add, weighted_sum
+from fedhet.population.roster import Clients
+from fedhet.testing.quadratic import FakeView
 from fedhet.types import Budget, Job, Memory, Tree, Update
 from strategies.privacy.noise import Noise
 from strategies.rules.mean import Mean

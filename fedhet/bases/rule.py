@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhet.numerics.tree import FlatTree, twins
 from fedhet.protocols import Space, View
-from fedhet.tree import FlatTree, twins
 from fedhet.types import Tree, Update
 
 BLOCK = 1 << 13

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedhet import tree
-from fedhet.model import Model
-from fedhet.tree import Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
+from fedhet.numerics.tree import Schema
 from fedhet.types import Job, Tree
 
 

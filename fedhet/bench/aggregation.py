@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedhet import tree, wire
 from fedhet.bench.turns import Cost, in_turns
-from fedhet.flower_compat import aggregate_arrayrecords
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.flower.compat import aggregate_arrayrecords
+from fedhet.numerics import tree, wire_format
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 
 READ, OURS, TORCH, FLOWER = "reading every update once", "fedhet", "torch, one by one", "Flower"
 LAYERS = 20
@@ -62,13 +62,13 @@ def weighted_sum(n: int, d: int, repeats: int, threads: int, flower: bool = True
 def opening(d: int, repeats: int) -> dict[str, Cost]:
     """What it costs to make tensors of a payload of d float32 numbers: ours, and Flower's own records."""
     one = updates(1, d)[0]
-    payload, expects = wire.encode(one), one.schema
+    payload, expects = wire_format.encode(one), one.schema
     record = _record(one)
     return with_threads(
         1,
         {
             READ: lambda: one.flat.sum(),
-            OURS: lambda: wire.decode(payload, expects),
+            OURS: lambda: wire_format.decode(payload, expects),
             FLOWER: lambda: record.to_torch_state_dict(),
         },
         repeats,

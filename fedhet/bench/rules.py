@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from fedhet import config, origin, tree
 from fedhet.bench.aggregation import READ, updates, with_threads
 from fedhet.bench.turns import Cost
+from fedhet.config import composition
 from fedhet.errors import ConfigError
-from fedhet.streams import stream
+from fedhet.numerics import tree
+from fedhet.numerics.rng import stream
+from fedhet.provenance import source_tree
 from fedhet.types import Budget, Job, Tree, Update
 
 
@@ -44,10 +46,10 @@ class View:
 def configured(wrong: int) -> dict[str, Any]:
     """The options of the rule axis that stand alone, told to withstand `wrong` updates where they can be told."""
     found = {}
-    for path in sorted((origin.conf() / "rule").glob("*.yaml")):
+    for path in sorted((source_tree.conf() / "rule").glob("*.yaml")):
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
         if "defaults" not in node:  # a rule of its own, not something in front of one
-            found[path.stem] = config.instantiate({**node, **({"f": wrong} if "f" in node else {})}, "rule")
+            found[path.stem] = composition.instantiate({**node, **({"f": wrong} if "f" in node else {})}, "rule")
     return found
 
 

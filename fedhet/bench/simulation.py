@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fedhet import build, config
-from fedhet.experiment import Experiment
+from fedhet.config import composition, factory
+from fedhet.runs.experiment import Experiment
 
 Load = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def overrides(w: Load, workers: int) -> list[str]:
 def ours(w: Load, workers: int) -> dict[str, float]:
     """Warm tasks per second of the whole engine ("rate"), and its peak memory in bytes ("rss")."""
     marks: list[tuple[float, int]] = []
-    experiment = Experiment.of(config.resolved(config.compose(overrides(w, workers))))
+    experiment = Experiment.of(composition.resolved(composition.compose(overrides(w, workers))))
     with tempfile.TemporaryDirectory() as folder:
         result = experiment.run(
             Path(folder) / "run", progress=lambda row: marks.append((time.perf_counter(), row["tasks"]))
@@ -50,7 +50,7 @@ def ours(w: Load, workers: int) -> dict[str, float]:
 
 def hand(w: Load) -> dict[str, float]:
     """The loop one writes first: a model, torch.optim.SGD, clients one after the other, a weighted running sum."""
-    world: Any = build.world(config.resolved(config.compose(overrides(w, 0))), w["clients"])
+    world: Any = factory.world(composition.resolved(composition.compose(overrides(w, 0))), w["clients"])
     model = world.model().module
     torch.set_num_threads(1)
     loss_of = torch.nn.functional.cross_entropy

@@ -4,16 +4,17 @@ Qi et al., "LIFL: A Lightweight, Event-driven Serverless Platform for Federated 
 memory with descriptor hand-over, eager sums, placement on hosts, aggregators that are reused, and gone without work.
 
 Eager sums need a rule that is a quotient of two sums, sum_i c_i u_i over a function of sum_i m_i, in which c_i and m_i
-depend on update i alone (`fedhet.aggregation.Additive`): the weighted mean in all its forms is one, and so is the mean
-of updates that are each cut to an absolute length. Layers that change an update when it is combined are refused with
-these, because by then it has been added. Carrying sums and dividing once at the top also keeps clear of dividing each
-arrival by a running total, which weighs early updates wrongly.
+depend on update i alone (`fedhet.engine.aggregator.Additive`): the weighted mean in all its forms is one, and so is the
+mean of updates that are each cut to an absolute length. Layers that change an update when it is combined are refused
+with these, because by then it has been added. Carrying sums and dividing once at the top also keeps clear of dividing
+each arrival by a running total, which weighs early updates wrongly.
 
 All other rules on rows (`fedhet.bases.rule.AbstractRule`) see all updates together: what reads the Gram matrix, such
 as Krum, the geometric median or Flag; medians, trimmed means and other functions of single coordinates; Bulyan, which
 is both; normalised averaging; mixtures in front of any of these. Their updates wait in shared memory, and the work is
-split by columns instead, see `fedhet.hierarchy.columns`; any layer goes with them. What is not a rule on rows, such as
-simulated attackers who replace updates in front of a rule, is refused, and so are spaces that combine in their own way.
+split by columns instead, see `fedhet.hierarchy.column_shards`; any layer goes with them. What is not a rule on rows,
+such as simulated attackers who replace updates in front of a rule, is refused, and so are spaces that combine in their
+own way.
 
 The tree is that of `fedhet.hierarchy.plan`: it depends on the order of arrival and the hosts declared, never on how
 many processes there are, whether they were early, or which of them died, so neither do the bits of the result. They
@@ -28,14 +29,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
-from fedhet.aggregation import Additive, Foreseen
 from fedhet.bases import AbstractDense, AbstractLayer
 from fedhet.bases.rule import AbstractRule
-from fedhet.compose import Method, Misfit
-from fedhet.hierarchy.columns import Columns
+from fedhet.engine.aggregator import Additive, Foreseen
+from fedhet.engine.method import Method, Misfit
+from fedhet.hierarchy.column_shards import Columns
 from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale, fullest, planned
-from fedhet.hierarchy.team import Team
-from fedhet.hierarchy.tree import Aggregators
+from fedhet.hierarchy.processes import Team
+from fedhet.hierarchy.reduction_tree import Aggregators
 from fedhet.types import JobId
 
 AUTO = "auto"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedhet.report.compare import comparison_rows
-from fedhet.report.comparison import write_comparison
+from fedhet.report.aggregate_runs import comparison_rows
+from fedhet.report.comparison_page import write_comparison
 from fedhet.report.errors import ReportError
 from fedhet.report.page import write_report
 from fedhet.report.terminal import comparison_table, summary_table

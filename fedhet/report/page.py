@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedhet.report import figures, tables
-from fedhet.report.chart import Axis, Curve, legend, line_chart
-from fedhet.report.files import Row, document, lines, text
-from fedhet.report.ledger import Ledger, from_result
-from fedhet.report.markup import Html, tag
-from fedhet.report.skeleton import card, page, tile
-from fedhet.report.staleness import histogram
-from fedhet.report.story import Story
+from fedhet.report import number_format, page_tables
+from fedhet.report.event_replay import Story
+from fedhet.report.html import Html, tag
+from fedhet.report.line_chart import Axis, Curve, legend, line_chart
+from fedhet.report.page_layout import card, page, tile
+from fedhet.report.run_reader import Row, document, lines, text
+from fedhet.report.staleness_chart import histogram
 from fedhet.report.timeline import timeline
+from fedhet.report.update_accounting import Ledger, from_result
 
 COLUMNS = ("accuracy", "worst_decile_accuracy", "loss", "bytes_up", "bytes_down")
 
@@ -31,7 +31,9 @@ def write_report(run_dir: Path) -> Path:
     curves = evaluations(run_dir / "metrics.jsonl")
     stated = from_result(result, story.ledger)
     stale = card("Staleness", "Bars: updates by age. Line: the mean scale they were given.", histogram(story))
-    ledger = card("Update ledger", "Where every job that was given out ended.", tables.ledger(stated, story.ledger))
+    ledger = card(
+        "Update ledger", "Where every job that was given out ended.", page_tables.ledger(stated, story.ledger)
+    )
     sections = [
         _head(result, story),
         _tiles(result, stated),
@@ -65,7 +67,7 @@ def _clock(result: Row) -> str:
 
 
 def _head(result: Row, story: Story) -> Html:
-    chips = [f"seed {result.text('seed', '?')}", figures.plural(len(story.clients), "client")]
+    chips = [f"seed {result.text('seed', '?')}", number_format.plural(len(story.clients), "client")]
     chips.append(f"{result.text('transport', 'virtual')} transport")
     if story.stopped:
         chips.append(f"ended: {story.stopped}")
@@ -79,25 +81,34 @@ def _head(result: Row, story: Story) -> Html:
 def _tiles(result: Row, ledger: Ledger) -> Html:
     """The figures people look for first."""
     reached, span, wall = (result.optional(k) for k in ("time_to_target", "virtual_seconds", "wall_seconds"))
-    worst = figures.percent(result.optional("worst_decile_accuracy"))
+    worst = number_format.percent(result.optional("worst_decile_accuracy"))
     met = "no evaluation met it" if reached is None else "first evaluation that met it"
-    took = f"computed in {figures.seconds(wall)}, {figures.figure(span / wall, 2)}× real time" if span and wall else ""
-    tasks, accepted = figures.count(result.optional("client_tasks")), ledger.total("accepted")
-    share = figures.percent(accepted / ledger.dispatched if ledger.dispatched else None)
-    down = figures.size(result.optional("bytes_down"))
+    took = (
+        f"computed in {number_format.seconds(wall)}, {number_format.figure(span / wall, 2)}× real time"
+        if span and wall
+        else ""
+    )
+    tasks, accepted = number_format.count(result.optional("client_tasks")), ledger.total("accepted")
+    share = number_format.percent(accepted / ledger.dispatched if ledger.dispatched else None)
+    down = number_format.size(result.optional("bytes_down"))
     tiles = (
-        ("accuracy at the end", figures.percent(result.optional("accuracy")), f"worst tenth of clients {worst}", "s0"),
-        (f"time to {figures.level(result.optional('target'))}", _reached(reached), met, "s3"),
-        (_clock(result), figures.seconds(span), took, "s4"),
-        ("versions", figures.count(result.optional("versions")), f"{tasks} client tasks", "s2"),
-        ("accepted", share, f"{figures.count(accepted)} of {figures.count(ledger.dispatched)} jobs", "s7"),
-        ("sent up", figures.size(result.optional("bytes_up")), f"{down} down", "s1"),
+        (
+            "accuracy at the end",
+            number_format.percent(result.optional("accuracy")),
+            f"worst tenth of clients {worst}",
+            "s0",
+        ),
+        (f"time to {number_format.level(result.optional('target'))}", _reached(reached), met, "s3"),
+        (_clock(result), number_format.seconds(span), took, "s4"),
+        ("versions", number_format.count(result.optional("versions")), f"{tasks} client tasks", "s2"),
+        ("accepted", share, f"{number_format.count(accepted)} of {number_format.count(ledger.dispatched)} jobs", "s7"),
+        ("sent up", number_format.size(result.optional("bytes_up")), f"{down} down", "s1"),
     )
     return tag("div", *(tile(*fields) for fields in tiles), cls="tiles")
 
 
 def _reached(seconds: float | None) -> str:
-    return "not reached" if seconds is None else figures.seconds(seconds)
+    return "not reached" if seconds is None else number_format.seconds(seconds)
 
 
 def _progress(result: Row, curves: dict[str, Column], story: Story) -> Html:
@@ -113,7 +124,7 @@ def _progress(result: Row, curves: dict[str, Column], story: Story) -> Html:
         width=1100,
         height=330,
         label="Accuracy over time",
-        target=None if target is None else (target, f"target {figures.level(target)}"),
+        target=None if target is None else (target, f"target {number_format.level(target)}"),
         reached=result.optional("time_to_target"),
         end=story.end,
     )
@@ -132,8 +143,8 @@ def _timeline(result: Row, story: Story) -> Html:
         paler = " and, paler, to the latest" if any(g.latest is not None for g in story.groups.values()) else ""
         words += f" A group's bar runs to the expected arrival{paler}; its jobs are underlined in its colour."
     if story.grouped_answers:
-        answers = figures.plural(story.grouped_answers, "answer")
-        words += f" {figures.count(story.overdue)} of {answers} came late for a group."
+        answers = number_format.plural(story.grouped_answers, "answer")
+        words += f" {number_format.count(story.overdue)} of {answers} came late for a group."
     buttons = [
         tag("button", name, type="button", data_do=do, data_tip=tip)
         for name, do, tip in (
@@ -152,9 +163,9 @@ def _timeline(result: Row, story: Story) -> Html:
 def _costs(result: Row, curves: dict[str, Column], story: Story) -> Html:
     x = Axis("time", _clock(result))
     up, down, tasks = (result.optional(key) for key in ("bytes_up", "bytes_down", "client_tasks"))
-    words = f"{figures.size(up)} up, {figures.size(down)} down"
+    words = f"{number_format.size(up)} up, {number_format.size(down)} down"
     if up is not None and down is not None and tasks:
-        words += f": {figures.size((up + down) / tasks)} a client task"
+        words += f": {number_format.size((up + down) / tasks)} a client task"
     loss, sent = (
         [Curve("loss", curves["loss"], "s3")],
         [Curve("up", curves["bytes_up"], "s1"), Curve("down", curves["bytes_down"], "s4", dashed=True)],
@@ -169,12 +180,12 @@ def _costs(result: Row, curves: dict[str, Column], story: Story) -> Html:
 
 
 def _clients(story: Story) -> Html:
-    table, omitted = tables.clients(story)
+    table, omitted = page_tables.clients(story)
     words = "Lost: failed or rejected. Busy: share of the run between dispatch and arrival. Per step includes travel."
     return card("Clients", words, tag("div", table, cls="scroll"), note=omitted)
 
 
 def _details(config: str, result: Row) -> Html:
-    settings = tag("details", tag("summary", "Configuration"), tables.config(config))
-    versions = tag("details", tag("summary", "Versions and fingerprints"), tables.versions(result))
+    settings = tag("details", tag("summary", "Configuration"), page_tables.config(config))
+    versions = tag("details", tag("summary", "Versions and fingerprints"), page_tables.versions(result))
     return tag("section", settings, versions, cls="card")

@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedhet.report import figures
-from fedhet.report.compare import comparison_rows
-from fedhet.report.files import Row
-from fedhet.report.ledger import ACCOUNTS
-from fedhet.shown import shown
+from fedhet.display import shown
+from fedhet.report import number_format
+from fedhet.report.aggregate_runs import comparison_rows
+from fedhet.report.run_reader import Row
+from fedhet.report.update_accounting import ACCOUNTS
 
 
 def spread(mean: float | None, sd: float | None, kind: str) -> str:
@@ -22,13 +22,13 @@ def spread(mean: float | None, sd: float | None, kind: str) -> str:
         return "-"
     match kind:
         case "share":
-            return figures.percent(mean) + ("" if sd is None else f" ± {100 * sd:.1f}")
+            return number_format.percent(mean) + ("" if sd is None else f" ± {100 * sd:.1f}")
         case "time":
-            return figures.seconds(mean) + ("" if sd is None else f" ± {figures.seconds(sd)}")
+            return number_format.seconds(mean) + ("" if sd is None else f" ± {number_format.seconds(sd)}")
         case "bytes":
-            return figures.size(mean)
+            return number_format.size(mean)
         case "count":
-            return figures.count(mean)
+            return number_format.count(mean)
         case other:
             raise ValueError(f"kind {other!r} is none of share, time, bytes, count")
 
@@ -44,7 +44,7 @@ def comparison_table(
     """`comparison_rows` as a table; the fastest strategy is set apart."""
     rows = comparison_rows(results, target, reference)
     table = Table(
-        title=f"time to {figures.percent(rows[0]['target'])} accuracy" if rows else None, title_justify="left"
+        title=f"time to {number_format.percent(rows[0]['target'])} accuracy" if rows else None, title_justify="left"
     )
     table.add_column("strategy", overflow="fold")
     for name in (
@@ -88,26 +88,26 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     table.add_column("figure", style="dim", no_wrap=True)
     table.add_column("value", overflow="fold")
     reached, span, wall = (row.optional(k) for k in ("time_to_target", "virtual_seconds", "wall_seconds"))
-    up, down = figures.size(row.optional("bytes_up")), figures.size(row.optional("bytes_down"))
-    met = "not reached" if reached is None else figures.seconds(reached)
+    up, down = number_format.size(row.optional("bytes_up")), number_format.size(row.optional("bytes_down"))
+    met = "not reached" if reached is None else number_format.seconds(reached)
     updates = row.inner("updates") if "updates" in result else Row(row.path, None, {})
     lines = [
-        ("accuracy", figures.percent(row.optional("accuracy"), 2)),
-        ("worst tenth of clients", figures.percent(row.optional("worst_decile_accuracy"), 2)),
-        (f"time to {figures.level(row.optional('target'))}", met),
-        ("time", f"{figures.seconds(span)} (computed in {figures.seconds(wall)})"),
-        ("versions", figures.count(row.optional("versions"))),
-        ("client tasks", figures.count(row.optional("client_tasks"))),
+        ("accuracy", number_format.percent(row.optional("accuracy"), 2)),
+        ("worst tenth of clients", number_format.percent(row.optional("worst_decile_accuracy"), 2)),
+        (f"time to {number_format.level(row.optional('target'))}", met),
+        ("time", f"{number_format.seconds(span)} (computed in {number_format.seconds(wall)})"),
+        ("versions", number_format.count(row.optional("versions"))),
+        ("client tasks", number_format.count(row.optional("client_tasks"))),
         ("bytes", f"{up} up, {down} down"),
-        ("peak memory", figures.size(row.optional("peak_rss_bytes"))),
+        ("peak memory", number_format.size(row.optional("peak_rss_bytes"))),
     ]
     for account in ACCOUNTS:
         tally = updates.tally(account)
         if tally or account == "accepted":
             reasons = ", ".join(f"{reason} {n}" for reason, n in tally.items() if reason)
-            lines.append((account, figures.count(sum(tally.values())) + (f" ({reasons})" if reasons else "")))
+            lines.append((account, number_format.count(sum(tally.values())) + (f" ({reasons})" if reasons else "")))
     lines += [("failing" if at == 0 else "", told) for at, told in enumerate(row.texts("failing"))]
-    lines.append(("weights", row.text("weights_sha256", figures.NONE)))
+    lines.append(("weights", row.text("weights_sha256", number_format.NONE)))
     for name, value in lines:
         table.add_row(name, Text(shown(value)))
     return table

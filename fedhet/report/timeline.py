@@ -10,13 +10,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedhet.report import figures
-from fedhet.report.bars import bar, bracket, marks, short
-from fedhet.report.figures import Scale
-from fedhet.report.files import Name
-from fedhet.report.lives import Combination, Group, Job
-from fedhet.report.markup import Html, tag, xy
-from fedhet.report.story import Story
+from fedhet.report import number_format
+from fedhet.report.event_records import Combination, Group, Job
+from fedhet.report.event_replay import Story
+from fedhet.report.html import Html, tag, xy
+from fedhet.report.number_format import Scale
+from fedhet.report.run_reader import Name
+from fedhet.report.timeline_items import bar, bracket, marks, short
 
 LANES = 48
 BARS = 1500
@@ -57,7 +57,11 @@ class Plan:
             ("the first {} of {}", min(MARKS, len(made)), len(made), "combination"),
             ("{} of {}", sum(map(len, rows)), len(groups), "group"),
         )
-        omitted = [text.format(figures.count(n), figures.plural(of, noun)) for text, n, of, noun in counts if n < of]
+        omitted = [
+            text.format(number_format.count(n), number_format.plural(of, noun))
+            for text, n, of, noun in counts
+            if n < of
+        ]
         sentence = f"Showing {', '.join(omitted)}." if omitted else ""
         return cls({c: lanes[c] for c in sorted(lanes, key=_key)}, end, made[:MARKS], rows, sentence)
 
@@ -146,10 +150,10 @@ def _rows(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def _axis(across: Scale, bottom: float) -> list[Html]:
-    step = figures.time_step(across.span, 10)
+    step = number_format.time_step(across.span, 10)
     parts = [tag("line", cls="frame", x1=LEFT, x2=RIGHT, y1=bottom, y2=bottom)]
-    for at in figures.ticks(0.0, across.high, step):
-        x, text = across(at), figures.time_label(at, step, across.high)
+    for at in number_format.ticks(0.0, across.high, step):
+        x, text = across(at), number_format.time_label(at, step, across.high)
         parts.append(tag("line", cls="tick", x1=x, x2=x, y1=bottom, y2=bottom + 5))
         parts.append(tag("text", text, x=x, y=bottom + 20, text_anchor="middle"))
     return parts

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedhet.profile import Profile
+from fedhet.population.profile import Profile
 from strategies.budgets.rank import AbstractRank, Cost
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedhet.profile import Profile
+from fedhet.population.profile import Profile
 from strategies.budgets.rank import AbstractRank, Cost
 
 SLACK = 1e-9

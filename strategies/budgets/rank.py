@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedhet.profile import Profile
+from fedhet.numerics.tree import Leaf, Schema
+from fedhet.population.profile import Profile
 from fedhet.protocols import View
-from fedhet.tree import Leaf, Schema
 from fedhet.types import Budget, ClientId, Job
 from strategies.budgets.fixed import Fixed
 

@@ -16,8 +16,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from fedhet.numerics.tree import Schema
 from fedhet.protocols import View
-from fedhet.tree import Schema
 from fedhet.types import Budget, ClientId
 
 SLACK = 1e-9

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedhet.tree import FlatTree, rounded_like, widened
+from fedhet.numerics.tree import FlatTree, rounded_like, widened
 from fedhet.types import Tree
 
 

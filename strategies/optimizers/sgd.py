@@ -17,8 +17,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import scale
 from fedhet.protocols import View
-from fedhet.tree import scale
 from fedhet.types import Memory, Tree
 from strategies.optimizers.leafwise import leafwise
 

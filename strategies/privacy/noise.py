@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import torch
 
-from fedhet import tree
 from fedhet.bases import AbstractLayer
-from fedhet.streams import stream
+from fedhet.numerics import tree
+from fedhet.numerics.rng import stream
 from fedhet.types import Memory, Tree, Update
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from fedhet.aggregation import Additive
 from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.engine.aggregator import Additive
+from fedhet.numerics.tree import squared_norm
 from fedhet.protocols import View
-from fedhet.tree import squared_norm
 from fedhet.types import Tree, Update
 
 

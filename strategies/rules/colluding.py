@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedhet.numerics.tree import FlatTree, Schema, flatten
 from fedhet.protocols import Rule, Space, View
-from fedhet.tree import FlatTree, Schema, flatten
 from fedhet.types import Tree, Update
 
 

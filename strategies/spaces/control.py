@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import tree
 from fedhet.bases import AbstractDense
-from fedhet.model import Model
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.types import Job, Tree
 
 PREFIX = "control."

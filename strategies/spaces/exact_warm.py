@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.types import Job, Tree
 from strategies.spaces.lora import ledger
 from strategies.spaces.lora.base import AbstractProducts, hosted

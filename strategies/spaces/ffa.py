@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedhet import tree
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
 from fedhet.types import Job, Tree
 from strategies.spaces.lora.averaged import AbstractAveraged, first, increments, install_pairs, padded
 from strategies.spaces.lora.base import hosted

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet import wire
 from fedhet.bases import AbstractDense
-from fedhet.model import Model
-from fedhet.tree import FlatTree
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
+from fedhet.numerics.tree import FlatTree
 from fedhet.types import Job, Tree
 
 
@@ -35,7 +35,7 @@ class Full(AbstractDense):
         model.flat.copy_(flat_of(model, payload))
 
     def extract(self, model: Model, payload: Tree) -> Tree:
-        delta = wire.blank(model.schema)
+        delta = wire_format.blank(model.schema)
         torch.sub(model.flat, flat_of(model, payload), out=delta.flat)
         return delta
 

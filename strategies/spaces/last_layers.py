@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import tree
 from fedhet.bases import AbstractDense
-from fedhet.model import Model
-from fedhet.tree import FlatTree, Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Job, Tree
 
 SLACK = 1e-9

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedhet import tree
-from fedhet.client import KEPT, TOLD
-from fedhet.model import Model
+from fedhet.engine.client_runner import KEPT, TOLD
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
 from fedhet.types import KEPT_RANK, Job, Tree
 from strategies.spaces.lora.averaged import AbstractAveraged, increments, install_pairs, padded
 from strategies.spaces.lora.factors import norm

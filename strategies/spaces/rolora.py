@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import tree
-from fedhet.client import KEPT
-from fedhet.model import Model
+from fedhet.engine.client_runner import KEPT
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
 from fedhet.types import Job, Tree
 from strategies.spaces.lora.averaged import CHANGED, AbstractAveraged, increments, install_pairs, padded
 from strategies.spaces.lora.host import Panel

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import FlatTree, Schema, rounded_like, scale, widened
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, Schema, rounded_like, scale, widened
 from fedhet.types import Memory, Tree, Update
 
 

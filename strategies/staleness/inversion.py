@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.rng import stream
 from fedhet.protocols import View
-from fedhet.streams import stream
 from fedhet.types import Job, Memory, Tree, Update
 from strategies.staleness.inversion_local import Procedure
 from strategies.staleness.inversion_search import Search

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedhet.model import Model
-from fedhet.perceptron import Perceptron
+from fedhet.model.flat_model import Model
+from fedhet.native.mlp_gradient import Perceptron
 
 PLAIN = {"clients.work.sgd.Sgd": "", "clients.work.fedprox.FedProx": "mu"}
 """Works whose steps are known here, with the name of the strength of their pull."""

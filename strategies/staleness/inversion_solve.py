@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fedhet.model import Model
-from fedhet.tree import FlatTree, Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Tree
 from strategies.staleness.inversion_chain import Chain
 from strategies.staleness.inversion_local import Path, Procedure, scratch, train, unfit

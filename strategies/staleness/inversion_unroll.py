@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedhet.model import Model
-from fedhet.tree import FlatTree
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import FlatTree
 from strategies.staleness.inversion_local import Path, soft_cross_entropy
 
 Part = Any

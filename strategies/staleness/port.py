@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import FlatTree, widened
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, widened
 from fedhet.types import Memory, Tree, Update
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import add, rounded_like, subtract, widened
 from fedhet.protocols import View
-from fedhet.tree import add, rounded_like, subtract, widened
 from fedhet.types import Memory, Update
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import FlatTree, rounded_like, widened
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, rounded_like, widened
 from fedhet.types import Memory, Tree, Update
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fedhet.bases import AbstractLayer
+from fedhet.numerics.tree import FlatTree, Schema, add, rounded_like, subtract, weighted_sum, widened
 from fedhet.protocols import View
-from fedhet.tree import FlatTree, Schema, add, rounded_like, subtract, weighted_sum, widened
 from fedhet.types import Memory, Tree
 
 

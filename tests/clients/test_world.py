@@ -17,7 +17,7 @@ from clients.data.natural import Natural
 from clients.models.text import char_transformer
 from clients.models.vision import softmax
 from clients.world import SimulatedWorld
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 
 CLASSES = 3
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from fedhet import config
-from fedhet.client import Device
-from fedhet.compose import Method, Misfit
-from fedhet.limits import Limits
-from fedhet.server import Send, Server
-from fedhet.testing import QuadraticWorld, equal_clients
+from fedhet.config import composition
+from fedhet.engine.client_runner import Device
+from fedhet.engine.method import Method, Misfit
+from fedhet.engine.server import Send, Server
+from fedhet.engine.stopping import Limits
+from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.spaces.control import ControlVariates
 from strategies.spaces.full import Full
@@ -109,7 +109,7 @@ def _gain(choice: list[str], at: int, name: str, left: Mapping[Any, None]) -> in
     return sum(((i, o, at, name) if i < at else (at, name, i, o)) in left for i, o in others)
 
 
-OPTIONS = {axis: config.options()[axis] for axis in AXES}
+OPTIONS = {axis: composition.options()[axis] for axis in AXES}
 CHOICES = cover(OPTIONS)
 
 
@@ -123,7 +123,7 @@ def nodes() -> dict[str, Any]:
             choice["schedule"] = "fedat"
         if choice["optimizer"] == "feddyn":  # reads alpha there
             choice["work"] = "feddyn"
-        cfg = config.compose([f"{axis}={name}" for axis, name in choice.items()])
+        cfg = composition.compose([f"{axis}={name}" for axis, name in choice.items()])
         for axis, name in choice.items():
             found.setdefault(f"{axis}/{name}", OmegaConf.to_container(cfg[axis], resolve=True))
     return found
@@ -135,7 +135,7 @@ def method(choice: Choice) -> Method:
         key = f"{axis}/{name}"
         node = {**nodes()[key], **BRISK.get(key, {})}
         layers = axis in ("staleness", "optimizer")
-        parts[axis] = config.layers(node, axis) if layers else config.instantiate(node, axis)
+        parts[axis] = composition.layers(node, axis) if layers else composition.instantiate(node, axis)
     space = ControlVariates(COUNT) if "control" in parts["work"].needs else Full()
     return Method(space=space, budget=Fixed(steps=2), **parts)
 

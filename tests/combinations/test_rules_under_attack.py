@@ -20,8 +20,8 @@ from clients.attacks.min_max import MinMax
 from clients.attacks.noise import Noise
 from clients.attacks.sign_flip import SignFlip
 from clients.work.sgd import Sgd
-from fedhet import build, config
-from fedhet.testing import Rounds
+from fedhet.config import composition, factory
+from fedhet.testing.quadratic import Rounds
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing
 from strategies.rules.bulyan import Bulyan
@@ -91,7 +91,7 @@ LOWER = {"krum": 0.76, "mean of unit vectors": 0.75, "flag": 0.75, "arc, mean": 
 @cache
 def world() -> Any:
     words = ["data=digits", "partition=iid", "model=softmax", "fleet=homogeneous", f"fleet.clients={CLIENTS}"]
-    return build.world(config.resolved(config.compose(words)), CLIENTS)
+    return factory.world(composition.resolved(composition.compose(words)), CLIENTS)
 
 
 def accuracy(rule: Any, attack: str = "") -> float:

@@ -14,22 +14,23 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fedhet import config, origin
-from fedhet.compose import ONION
+from fedhet.config import composition
+from fedhet.engine.method import ONION
 from fedhet.errors import ConfigError
+from fedhet.provenance import source_tree
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "option" in metafunc.fixturenames:
         axes = metafunc.module.AXES
-        found = [f"{axis}/{name}" for axis in axes for name in config.options()[axis] if name != "none"]
+        found = [f"{axis}/{name}" for axis in axes for name in composition.options()[axis] if name != "none"]
         metafunc.parametrize("option", found)
 
 
 def method_with(option: str) -> str:
     """The first published method that chooses an option, or fedavg."""
     axis, _, name = option.partition("/")
-    for path in sorted((origin.conf() / "strategy").glob("*.yaml")):
+    for path in sorted((source_tree.conf() / "strategy").glob("*.yaml")):
         chosen = OmegaConf.load(path).get("defaults", [])
         if {f"override /{axis}": name} in chosen:
             return path.stem
@@ -40,11 +41,11 @@ def method_with(option: str) -> str:
 def node(option: str) -> Any:
     """The resolved configuration of an option."""
     axis, _, name = option.partition("/")
-    chosen = config.compose([f"{axis}={name}"])
+    chosen = composition.compose([f"{axis}={name}"])
     try:
-        return config.resolved(chosen)[axis]
+        return composition.resolved(chosen)[axis]
     except ConfigError:  # it reads an option that is not chosen here
-        return config.resolved(config.compose([f"strategy={method_with(option)}", f"{axis}={name}"]))[axis]
+        return composition.resolved(composition.compose([f"strategy={method_with(option)}", f"{axis}={name}"]))[axis]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,7 @@ def build() -> Callable[[str], Any]:
 
     def make(option: str) -> Any:
         axis = option.partition("/")[0]
-        return config.layers(node(option), axis) if axis in ONION else config.instantiate(node(option), axis)
+        return composition.layers(node(option), axis) if axis in ONION else composition.instantiate(node(option), axis)
 
     return make
 
@@ -61,4 +62,4 @@ def build() -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def build_all(build: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """build_all("space") is a list of all plug-ins of an axis."""
-    return lambda axis: [build(f"{axis}/{name}") for name in config.options()[axis] if name != "none"]
+    return lambda axis: [build(f"{axis}/{name}") for name in composition.options()[axis] if name != "none"]

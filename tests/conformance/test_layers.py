@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet import wire
 from fedhet.bases import AbstractLayer
-from fedhet.compose import ONION
+from fedhet.engine.method import ONION
+from fedhet.numerics import wire_format
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.protocols import Layer
-from fedhet.testing import FakeView, QuadraticWorld, Watched, equal_clients
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.testing.quadratic import FakeView, QuadraticWorld, Watched, equal_clients
 from fedhet.types import Budget, Job, Memory, Tree, Update
 from strategies.rules.mean import Mean
 from strategies.spaces.full import Full
@@ -31,7 +31,7 @@ def random_tree(seed: int) -> FlatTree:
 
 def through_the_wire(memory: Memory) -> Memory:
     """As a checkpoint keeps it."""
-    return dict(wire.open_tree(bytearray(wire.encode(memory))))
+    return dict(wire_format.open_tree(bytearray(wire_format.encode(memory))))
 
 
 @dataclass
@@ -120,7 +120,7 @@ def test_a_memory_that_was_on_disk_works_like_one_that_was_not(option: str, laye
     for (_, _, kept), (_, _, stored) in zip(
         Play(layers).rounds(), Play(layers, through_the_wire).rounds(), strict=True
     ):
-        assert wire.encode(kept) == wire.encode(stored)
+        assert wire_format.encode(kept) == wire_format.encode(stored)
 
 
 def test_an_earlier_answer_or_model_is_never_written_to(option: str, layers: Sequence[Layer]) -> None:
@@ -128,15 +128,15 @@ def test_an_earlier_answer_or_model_is_never_written_to(option: str, layers: Seq
     seen: list[tuple[Tree, bytes]] = []
     for sent, came, step in play.rounds():
         trees = [*(u.delta for u in sent), *(u.delta for u in came), step, *play.view.bases.values()]
-        seen += [(t, wire.encode(t)) for t in trees]
-        assert all(wire.encode(t) == text for t, text in seen)
+        seen += [(t, wire_format.encode(t)) for t in trees]
+        assert all(wire_format.encode(t) == text for t, text in seen)
 
 
 def test_a_layer_does_something(option: str, layers: Sequence[Layer]) -> None:
     """A step with it differs from the step without it, unless all its strengths are at nothing."""
     neutral = {"staleness/constant": "leaves the age out", "optimizer/sgd": "its lr is 1"}
     same = all(
-        wire.encode(a[2]) == wire.encode(b[2])
+        wire_format.encode(a[2]) == wire_format.encode(b[2])
         for a, b in zip(Play(layers).rounds(), Play([AbstractLayer()]).rounds(), strict=True)
     )
     assert same == (option in neutral)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet import tree
-from fedhet.testing import FakeView, QuadraticWorld, equal_clients
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.numerics import tree
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
+from fedhet.testing.quadratic import FakeView, QuadraticWorld, equal_clients
 from fedhet.types import Budget, Job, Update
 from strategies.spaces.full import Full
 

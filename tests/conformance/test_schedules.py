@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 from clients.work.sgd import Sgd
-from fedhet import plain, types
-from fedhet.compose import Method
-from fedhet.experiment import Experiment
-from fedhet.limits import Limits
-from fedhet.model import Model
-from fedhet.profile import Jitter, Profile
+from fedhet import types
+from fedhet.engine.method import Method
+from fedhet.engine.stopping import Limits
+from fedhet.model.flat_model import Model
+from fedhet.numerics import plain_data
+from fedhet.population.profile import Jitter, Profile
+from fedhet.population.roster import Clients
 from fedhet.protocols import Schedule, Shard, View
-from fedhet.record import read_rows
-from fedhet.result import Result
-from fedhet.roster import Clients
-from fedhet.testing import QuadraticWorld
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
+from fedhet.runs.result import Result
+from fedhet.testing.quadratic import QuadraticWorld
 from fedhet.types import Command, Event, Job, Memory
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean
@@ -52,9 +53,9 @@ class Reborn:
 
     def react(self, event: Event, view: View) -> Iterable[Command]:
         yield from self.inner.react(event, view)
-        text = json.dumps(plain.dump(self.inner))
+        text = json.dumps(plain_data.dump(self.inner))
         self.inner = self.fresh()
-        plain.fill(self.inner, json.loads(text), [sys.modules[type(self.inner).__module__], types])
+        plain_data.fill(self.inner, json.loads(text), [sys.modules[type(self.inner).__module__], types])
 
 
 @dataclass

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhet import wire
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
+from fedhet.numerics.tree import Schema
 from fedhet.protocols import Space, Work
-from fedhet.tree import Schema
 from fedhet.types import Budget, Job, Tree
 
 AXES = ("space",)
@@ -111,12 +111,12 @@ def test_beginning_and_restoring_is_the_model_itself(option: str, federation: Fe
 
 def test_merging_what_one_device_extracted_gives_that_devices_model(option: str, federation: Federation) -> None:
     skip(option, CUT)
-    before = wire.encode(federation.state)
+    before = wire_format.encode(federation.state)
     device, delta = federation.trained(0)
     merged = federation.space.merge(federation.state, delta)
     assert np.abs(federation.moved(delta)).max() > 1e-3, "training is meant to do something"
     np.testing.assert_allclose(federation.outputs(merged), device.predict(PROBES).numpy(), rtol=1e-12, atol=1e-14)
-    assert wire.encode(federation.state) == before
+    assert wire_format.encode(federation.state) == before
     device.flat.zero_()
     assert np.abs(federation.moved(delta)).max() > 1e-3, "the delta is a view of the device's model"
 
@@ -144,6 +144,6 @@ def test_inner_products_are_those_of_the_dense_models_symmetric_and_never_negati
 
 def test_a_delta_that_crossed_the_wire_combines_to_the_same_bits(option: str, federation: Federation) -> None:
     deltas, c = federation.deltas(), [0.25] * COUNT
-    crossed = [wire.open_tree(bytearray(wire.encode(d))) for d in deltas]
+    crossed = [wire_format.open_tree(bytearray(wire_format.encode(d))) for d in deltas]
     combine = federation.space.combine
-    assert wire.encode(combine(crossed, c)) == wire.encode(combine(deltas, c))
+    assert wire_format.encode(combine(crossed, c)) == wire_format.encode(combine(deltas, c))

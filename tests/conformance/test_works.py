@@ -14,8 +14,8 @@ import torch
 from clients.data.shard import ClientShard
 from clients.models.build import build as build_model
 from clients.models.vision import mlp
-from fedhet import wire
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
 from fedhet.protocols import Space, Work
 from fedhet.types import Budget, Job, Memory, Tree
 
@@ -79,11 +79,11 @@ def test_training_changes_the_given_model_in_place(option: str, device: Callable
 
 def test_the_same_job_gives_the_same_bits(option: str, device: Callable[[], Device]) -> None:
     (_, first, one), (_, second, two) = (device().turn({}) for _ in range(2))
-    assert wire.encode(first) == wire.encode(second) and one == two
+    assert wire_format.encode(first) == wire_format.encode(second) and one == two
 
 
 def test_more_steps_go_further(option: str, device: Callable[[], Device]) -> None:
-    assert wire.encode(device().turn({}, steps=1)[1]) != wire.encode(device().turn({}, steps=2)[1])
+    assert wire_format.encode(device().turn({}, steps=1)[1]) != wire_format.encode(device().turn({}, steps=2)[1])
 
 
 def test_a_memory_that_was_stored_between_jobs_gives_the_same_bits(option: str, device: Callable[[], Device]) -> None:
@@ -93,8 +93,8 @@ def test_a_memory_that_was_stored_between_jobs_gives_the_same_bits(option: str, 
     for _ in range(4):
         _, expected, _ = whole.turn(kept)
         _, delta, _ = broken.turn(stored)
-        assert wire.encode(delta) == wire.encode(expected)
-        stored = dict(wire.open_tree(bytearray(wire.encode(stored)))) if stored else {}
+        assert wire_format.encode(delta) == wire_format.encode(expected)
+        stored = dict(wire_format.open_tree(bytearray(wire_format.encode(stored)))) if stored else {}
 
 
 def test_what_is_remembered_is_not_a_view_of_the_model(option: str, device: Callable[[], Device]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedhet import cli
+from fedhet.cli import main
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def fedhet(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main([*arguments])
+        code = main.main([*arguments])
         out, err = capsys.readouterr()
         return code, out, err
 

@@ -8,14 +8,15 @@ from flwr.app import Context, RecordDict
 
 from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
-from fedhet import message as records
-from fedhet.app import client_app
-from fedhet.client import Device
-from fedhet.compose import Method
-from fedhet.experiment import Experiment
-from fedhet.flower_compat import set_message_id
-from fedhet.limits import Limits
-from fedhet.testing import QuadraticWorld, equal_clients
+from fedhet.deployment.clientapp import signer
+from fedhet.engine.client_runner import Device
+from fedhet.engine.method import Method
+from fedhet.engine.stopping import Limits
+from fedhet.flower import messages as records
+from fedhet.flower.client_handlers import client_app
+from fedhet.flower.compat import set_message_id
+from fedhet.runs.experiment import Experiment
+from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean
 from strategies.spaces.control import ControlVariates
@@ -92,4 +93,4 @@ def counting_app(e, trained):
         trained.append(records.read_job(message.content)[0].id)
         return device
 
-    return client_app(device_of, seal=True)
+    return client_app(device_of, seal=True, signer=signer)

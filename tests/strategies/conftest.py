@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedhet.streams import stream
+from fedhet.numerics.rng import stream
 from fedhet.types import (
     Aggregate,
     Arrived,

@@ -11,16 +11,16 @@ import pytest
 
 from clients.work.loop import AbstractLocal
 from clients.work.sgd import Sgd
-from fedhet.compose import Method
-from fedhet.experiment import Experiment
-from fedhet.limits import Limits
-from fedhet.model import Model
-from fedhet.profile import Profile
+from fedhet.engine.method import Method
+from fedhet.engine.stopping import Limits
+from fedhet.model.flat_model import Model
+from fedhet.numerics.wire_format import size
+from fedhet.population.profile import Profile
+from fedhet.population.roster import Clients
 from fedhet.protocols import Shard
-from fedhet.roster import Clients
-from fedhet.testing import QuadraticWorld
+from fedhet.runs.experiment import Experiment
+from fedhet.testing.quadratic import QuadraticWorld
 from fedhet.types import Job, Memory
-from fedhet.wire import size
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean
 from strategies.schedules.sync import Sync

@@ -14,10 +14,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedhet import config
-from fedhet.execution import Outcome
-from fedhet.experiment import Experiment
-from fedhet.flower_compat import ErrorCode, claim_identity
+from fedhet.config import composition
+from fedhet.flower.compat import ErrorCode, claim_identity
+from fedhet.flower.execution import Outcome
+from fedhet.runs.experiment import Experiment
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.transport
@@ -82,7 +82,7 @@ def node_of(outcome: Outcome) -> str:
 
 
 def test_tasks_reach_both_nodes_and_a_worker_that_dies_fails_its_task_alone(app: Callable[[], Any]) -> None:
-    from fedhet.grids.cluster import Cluster
+    from fedhet.simulation.ray_executor import Cluster
 
     shared = Array(np.arange(50_000, dtype=np.float64))
     with Cluster(app) as workers:
@@ -110,11 +110,11 @@ def test_tasks_reach_both_nodes_and_a_worker_that_dies_fails_its_task_alone(app:
 
 
 def test_a_worker_that_is_stopped_is_given_up(app: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedhet.grids import pulse
-    from fedhet.grids.cluster import Cluster
+    from fedhet.simulation.ray_executor import Cluster
+    from fedhet.system import process_liveness
 
-    monkeypatch.setattr(pulse, "LOOK_S", 0.1)
-    monkeypatch.setattr(pulse, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(process_liveness, "LOOK_S", 0.1)
+    monkeypatch.setattr(process_liveness, "PATIENCE_S", 1.0)
     x = Array(np.ones(3))
     with Cluster(app, workers=1) as workers:
         workers.submit(0, 0, *task(x, 2, "stop"))
@@ -132,7 +132,7 @@ def test_a_cluster_gives_the_weights_and_events_of_this_process(tmp_path: Path) 
     ]  # fmt: skip
 
     def row(*more: str) -> dict[str, Any]:
-        cfg = config.resolved(config.compose([*given, *more]))
+        cfg = composition.resolved(composition.compose([*given, *more]))
         return dict(Experiment.of(cfg).run(tmp_path / str(len(more))).row)
 
     here, there = row(), row("transport=cluster")
@@ -142,7 +142,7 @@ def test_a_cluster_gives_the_weights_and_events_of_this_process(tmp_path: Path) 
 
 
 def test_an_address_where_nothing_listens_is_an_error_at_once() -> None:
-    from fedhet.grids.cluster import reachable
+    from fedhet.simulation.ray_executor import reachable
 
     with pytest.raises(ConnectionError, match=r"no Ray cluster at 127\.0\.0\.1:1: "):
         reachable("127.0.0.1:1")

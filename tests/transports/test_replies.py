@@ -21,17 +21,18 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from fedhet import clientapp, config
-from fedhet import message as records
-from fedhet.drive import _reason
-from fedhet.enroll import node
-from fedhet.experiment import Experiment
-from fedhet.flower_compat import claim_identity, empty_run, set_message_id
-from fedhet.flower_fleet import FleetNode
-from fedhet.flower_replies import PARTS, SLACK, whole
-from fedhet.live import live
-from fedhet.record import read_rows
-from fedhet.wire import MalformedUpdate
+from fedhet.config import composition
+from fedhet.deployment import clientapp
+from fedhet.deployment import device_node as node
+from fedhet.deployment.live_run import live
+from fedhet.flower import messages as records
+from fedhet.flower.compat import claim_identity, empty_run, set_message_id
+from fedhet.flower.event_loop import _reason
+from fedhet.flower.fleet_api import FleetNode
+from fedhet.flower.reply_stream import PARTS, SLACK, whole
+from fedhet.numerics.wire_format import MalformedUpdate
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
 
 ALLOWED = 1 << 20
 """Bytes of payload that are expected of every reply here."""
@@ -394,7 +395,7 @@ def run(link, folder, workers, *more):
     is used, too."""
     given = ["strategy=fedasync", "fleet=homogeneous", "fleet.clients=3", "partition=iid", "model.hidden=[600,600]",
              "budget.epochs=null", "budget.steps=2", *more]  # fmt: skip
-    experiment = Experiment.of(config.resolved(config.compose(given)))
+    experiment = Experiment.of(composition.resolved(composition.compose(given)))
     try:
         return live(experiment, folder, link.flower, wanted=3, poll=0.02).row
     finally:

@@ -10,16 +10,18 @@ import pytest
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from fedhet import clientapp, config, origin, superlink
-from fedhet.experiment import Experiment
-from fedhet.flower import MethodStrategy
-from fedhet.grids.pool import Pool
-from fedhet.grids.virtual import VirtualGrid
-from fedhet.profile import Trip
-from fedhet.record import read_rows
-from fedhet.simulate import simulate
-from fedhet.threads import one_thread
-from fedhet.wire import digest, encode
+from fedhet.config import composition
+from fedhet.deployment import clientapp, local_superlink
+from fedhet.deployment.strategy import MethodStrategy
+from fedhet.numerics.wire_format import digest, encode
+from fedhet.population.profile import Trip
+from fedhet.provenance import source_tree
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
+from fedhet.simulation.flower_app import simulate
+from fedhet.simulation.virtual_grid import VirtualGrid
+from fedhet.simulation.worker_pool import Pool
+from fedhet.system.threads import one_thread
 
 SMALL = [
     "fleet=homogeneous", "fleet.clients=2", "fleet.sec_per_step=0.001", "partition=iid", "budget.epochs=null",
@@ -28,7 +30,7 @@ SMALL = [
 
 
 def experiment(*more):
-    return Experiment.of(config.resolved(config.compose([*SMALL, *more])))
+    return Experiment.of(composition.resolved(composition.compose([*SMALL, *more])))
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +58,10 @@ def test_a_superlink_gives_the_bits_of_virtual_time_and_leaves_nothing_running(t
 def test_a_terminated_superlink_run_cleans_up(tmp_path):
     given = [*SMALL, "transport=superlink"]
     code = (
-        "from fedhet import config; from fedhet.experiment import Experiment;"
+        "from fedhet.config import composition as config; from fedhet.runs.experiment import Experiment;"
         f"Experiment.of(config.resolved(config.compose({given!r}))).run({str(tmp_path / 'run')!r})"
     )
-    environment = {**os.environ, "PYTHONPATH": str(origin.root()), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(source_tree.root()), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
     end = time.monotonic() + 60
     while len(processes(str(tmp_path))) < 3 and time.monotonic() < end:
@@ -88,9 +90,11 @@ def test_what_is_started_at_the_moment_of_the_end_is_ended_too(tmp_path, monkeyp
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", ended_within)
-    monkeypatch.setattr(superlink.flower_socket, "command", lambda *words: list(words))  # `sleep` is none of Flower's
+    monkeypatch.setattr(
+        local_superlink.flower_socket, "command", lambda *words: list(words)
+    )  # `sleep` is none of Flower's
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(end), superlink._processes(tmp_path) as start:
+    with pytest.raises(end), local_superlink._processes(tmp_path) as start:
         start("sleep", "60")
     assert started[0].poll() == -signal.SIGTERM
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers

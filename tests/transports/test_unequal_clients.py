@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedhet import config
-from fedhet.experiment import Experiment
-from fedhet.record import read_rows
+from fedhet.config import composition
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
 
 SECONDS = (0.2, 0.1, 0.4, 0.3)
 """Of one step, by client."""
@@ -60,7 +60,7 @@ def test_members_of_a_group_arrive_within_a_step_of_each_other(tmp_path: Path, o
         "stop.versions=20", "stop.seconds=120", "target=1.0",
     ]  # fmt: skip
     folder = tmp_path / "run"
-    Experiment.of(config.resolved(config.compose(given, options))).run(folder)
+    Experiment.of(composition.resolved(composition.compose(given, options))).run(folder)
     groups, due = arrivals(list(read_rows(folder / "events.jsonl")))
     # The first task starts a process on its client, so the speed it shows is not the client's: the third task is the
     # first whose steps follow from a speed that is.

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import tree
-from fedhet.client import KEPT
-from fedhet.compose import Misfit
-from fedhet.model import Model
-from fedhet.streams import stream
-from fedhet.tree import Leaf, Schema
+from fedhet.engine.client_runner import KEPT
+from fedhet.engine.method import Misfit
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
+from fedhet.numerics.rng import stream
+from fedhet.numerics.tree import Leaf, Schema
 from fedhet.types import Job, Tree
 from strategies.spaces.lora import ledger
 from strategies.spaces.lora.factors import Pair, added, gram, stack

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet import blocks
+from fedhet.native import concatenate
 
 BLOCK = 1 << 21
 """Numbers of a product that exist at a time, in float64, when it is added to a weight: they stay in cache."""
@@ -56,8 +56,8 @@ def stack(pairs: Sequence[Pair], coefficients: Sequence[float], out: Pair | None
     once."""
     rank, (left, right) = sum(p.rank for p in pairs), pairs[0]
     room = out or Pair(left.new_empty((len(left), rank)), right.new_empty((rank, right.shape[1])))
-    blocks.stack([p.left for p in pairs], room.left, dim=1)
-    blocks.stack([p.right for p in pairs], room.right, coefficients, dim=0)
+    concatenate.stack([p.left for p in pairs], room.left, dim=1)
+    concatenate.stack([p.right for p in pairs], room.right, coefficients, dim=0)
     return room
 
 

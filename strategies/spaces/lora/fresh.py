@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedhet.model import Model
-from fedhet.streams import stream
+from fedhet.model.flat_model import Model
+from fedhet.numerics.rng import stream
 from fedhet.types import Job, Tree
 from strategies.spaces.lora.base import AbstractProducts, hosted
 from strategies.spaces.lora.factors import Pair

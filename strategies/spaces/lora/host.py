@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedhet.model import Model
-from fedhet.tree import Leaf, Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import Leaf, Schema
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.layers import Shape, parameter
 from strategies.spaces.lora.names import FROZEN, WHOLE, A, B, layer_of

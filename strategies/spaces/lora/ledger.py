@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.tree import Schema, empty
+from fedhet.numerics.tree import Schema, empty
 from fedhet.types import Tree
 from strategies.spaces.lora.factors import Pair, added, compress, incompressible
 from strategies.spaces.lora.names import ADAPTED, FROZEN, PAST, STAMP, STILL, WHOLE, base_names, layer_of

@@ -25,7 +25,7 @@ from clients.attacks.sign_flip import SignFlip
 from clients.data.shard import ClientShard
 from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.types import Budget, Job, Memory
 
 WORK = Sgd(lr=0.1, batch=4)

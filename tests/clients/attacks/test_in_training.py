@@ -15,7 +15,7 @@ from clients.attacks.min_max import MinMax
 from clients.attacks.scaling import Scaling
 from clients.attacks.sign_flip import SignFlip
 from clients.work.sgd import Sgd
-from fedhet.testing import QuadraticWorld, Rounds
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from strategies.rules.arc import Arc
 from strategies.rules.chain import Chain
 from strategies.rules.colluding import Colluding

@@ -9,12 +9,12 @@ import pytest
 
 from clients.attacks.malformed import Malformed
 from clients.work.sgd import Sgd
-from fedhet import build, config
-from fedhet.compose import Method
-from fedhet.experiment import Experiment
-from fedhet.limits import Limits
-from fedhet.result import Result
-from fedhet.testing import QuadraticWorld, equal_clients
+from fedhet.config import composition, factory
+from fedhet.engine.method import Method
+from fedhet.engine.stopping import Limits
+from fedhet.runs.experiment import Experiment
+from fedhet.runs.result import Result
+from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from strategies.budgets.fixed import Fixed
 from strategies.rules.median import Median
 from strategies.schedules.sync import Sync
@@ -41,7 +41,7 @@ def test_the_gate_names_what_is_wrong_and_the_rest_is_as_without_the_attacker(ki
 
 
 def test_chosen_as_an_attack_it_stands_behind_every_codec() -> None:
-    method = build.method(config.resolved(config.compose(["attack=wrong_shape", "attack.kind=dtype"])))
+    method = factory.method(composition.resolved(composition.compose(["attack=wrong_shape", "attack.kind=dtype"])))
     assert isinstance(method.codec[-1], Malformed) and method.codec[-1].kind == "dtype"
     assert method.work.attack is method.codec[-1]  # type: ignore[attr-defined]
 

@@ -142,7 +142,7 @@ def test_client_mixes_fill_even_sizes_with_few_classes(dataset):
 
 def test_dual_dirichlet_shares_are_the_equation_rounded_down(dataset):
     """W_i I_ij / sum_k W_k I_kj, from the same stream written out; the last client takes the rest."""
-    from fedhet.streams import stream
+    from fedhet.numerics.rng import stream
 
     partition = DualDirichlet(alpha1=8.0, alpha2=5.0).split(dataset, 6, 11)
     rng = stream(11, "dual_dirichlet", 0)

@@ -13,8 +13,8 @@ from clients.fleet.laws import Exponential
 from clients.fleet.show import describe, online_share, picture, table
 from clients.fleet.speed import slowness, slownesses, speed_unit
 from clients.fleet.unlike import Unlike
-from fedhet.profile import Profile
-from fedhet.roster import Clients
+from fedhet.population.profile import Profile
+from fedhet.population.roster import Clients
 
 SVG = "{http://www.w3.org/2000/svg}"
 

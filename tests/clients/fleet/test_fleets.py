@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 from clients.fleet.laws import Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers
 from clients.fleet.trace import Trace
 from clients.fleet.unlike import TABLE, Unlike
-from fedhet.profile import Drift, Jitter, Profile, ProfileError
+from fedhet.population.profile import Drift, Jitter, Profile, ProfileError
 
 LAWS = [Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhet.model import Model
-from fedhet.streams import stream
+from fedhet.model.flat_model import Model
+from fedhet.numerics.rng import stream
 from fedhet.types import Budget, Job
 
 

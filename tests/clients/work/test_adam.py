@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clients.work.adam import Adam
-from fedhet.testing import QuadraticWorld
+from fedhet.testing.quadratic import QuadraticWorld
 
 Make = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clients.work.feddyn import FedDyn, FedDynServer
-from fedhet.testing import QuadraticWorld, Rounds
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from strategies.rules.mean import Mean
 from strategies.spaces.full import Full
 

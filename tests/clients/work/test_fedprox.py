@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
-from fedhet.testing import QuadraticWorld, Rounds
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from fedhet.types import Budget, Job
 from strategies.rules.mean import Mean
 from strategies.spaces.full import Full

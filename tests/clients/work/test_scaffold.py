@@ -11,7 +11,7 @@ import torch
 
 from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
-from fedhet.testing import QuadraticWorld, Rounds
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from strategies.rules.mean import Mean
 from strategies.spaces.control import ControlVariates
 from strategies.spaces.full import Full

@@ -17,7 +17,7 @@ from clients.work.fedprox import FedProx
 from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
 from fedhet.protocols import Space, View
-from fedhet.testing import QuadraticWorld, Rounds
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from fedhet.types import Tree, Update
 from strategies.rules.mean import Mean
 from strategies.spaces.control import ControlVariates

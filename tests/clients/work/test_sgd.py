@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.work.sgd import Sgd
-from fedhet.testing import QuadraticWorld
+from fedhet.testing.quadratic import QuadraticWorld
 from fedhet.types import Budget, Job
 
 Make = Callable[..., Any]

@@ -9,7 +9,7 @@ import pytest
 
 from fedhet.bench import aggregation, rules, table
 from fedhet.bench.turns import Cost, in_turns, peak
-from fedhet.cli import main
+from fedhet.cli.main import main
 
 
 def test_ratios_are_taken_within_a_turn() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedhet.profile import Profile
+from fedhet.population.profile import Profile
 from fedhet.types import Budget
 from strategies.budgets.by_speed import BySpeed
 

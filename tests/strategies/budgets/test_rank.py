@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.profile import Profile
-from fedhet.tree import Leaf, Schema
+from fedhet.numerics.tree import Leaf, Schema
+from fedhet.population.profile import Profile
 from fedhet.types import Budget
 from strategies.budgets.by_memory import ByMemory
 from strategies.budgets.by_time import ByTime

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.roster import Clients
-from fedhet.testing import FakeView, QuadraticWorld, Watched, equal_clients
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
+from fedhet.population.roster import Clients
+from fedhet.testing.quadratic import FakeView, QuadraticWorld, Watched, equal_clients
 from strategies.budgets.timely import Timely
 from strategies.spaces.full import Full
 

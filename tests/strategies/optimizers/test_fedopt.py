@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.tree import FlatTree, Schema
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Memory
 from strategies.optimizers.fedopt import Adagrad, Adam, Yogi
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedhet.tree import FlatTree, Schema
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Budget, Job, Memory
 from strategies.optimizers.sgd import Momentum, Sgd
 

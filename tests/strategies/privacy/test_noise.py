@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
 from strategies.privacy.noise import Noise
 

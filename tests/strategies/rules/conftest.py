@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet import tree
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.numerics import tree
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job, Update
 
 DENSE: Any = SimpleNamespace(gram=tree.gram, combine=lambda deltas, c, s: tree.weighted_sum(deltas, tree.scaled(c, s)))

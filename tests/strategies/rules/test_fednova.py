@@ -15,9 +15,9 @@ from clients.attacks.sign_flip import SignFlip
 from clients.work.adam import Adam
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
-from fedhet.compose import Method, Misfit
-from fedhet.testing import QuadraticWorld, Rounds
-from fedhet.tree import FlatTree, Schema, scaled, weighted_sum
+from fedhet.engine.method import Method, Misfit
+from fedhet.numerics.tree import FlatTree, Schema, scaled, weighted_sum
+from fedhet.testing.quadratic import QuadraticWorld, Rounds
 from fedhet.types import Budget, Job, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.bucketing import Bucketing

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhet.testing import FakeView
+from fedhet.testing.quadratic import FakeView
 from strategies.rules.flag import Flag, subspace
 from strategies.rules.unit_mean import UnitMean
 

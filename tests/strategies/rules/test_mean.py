@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.tree import FlatTree, Schema, scaled, weighted_sum
+from fedhet.numerics.tree import FlatTree, Schema, scaled, weighted_sum
 from fedhet.types import Budget, Job, Update
 from strategies.rules.mean import Mean
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhet import tree
 from fedhet.bases.rule import Rows
+from fedhet.numerics import tree
 from fedhet.types import Budget, Job, Update
 from strategies.rules.arc import Arc
 from strategies.rules.bucketing import Bucketing

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet import tree
 from fedhet.bases.rule import Rows
+from fedhet.numerics import tree
 from strategies.rules.geometry import distances_to, nearest, squared_distances
 
 DENSE: Any = SimpleNamespace(gram=tree.gram, combine=lambda deltas, c, s: tree.weighted_sum(deltas, tree.scaled(c, s)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.compose import Method, Misfit
+from fedhet.engine.method import Method, Misfit
 from fedhet.types import Budget, Job, Tree, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.arc import Arc

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhet import plain, types
+from fedhet import types
+from fedhet.numerics import plain_data
 from strategies.schedules import fedcompass
 from strategies.schedules.fedbuff import FedBuff
 from strategies.schedules.fedcompass import FedCompass
@@ -382,7 +383,7 @@ def test_a_schedule_saved_and_restored_at_any_event_goes_on_as_before(
             self.events += 1
             if self.events == at:
                 fresh = FedCompass(**case["schedule"], flush=True)
-                plain.fill(fresh, plain.dump(self.inner), [fedcompass, types])
+                plain_data.fill(fresh, plain_data.dump(self.inner), [fedcompass, types])
                 self.inner = fresh
             return self.inner.react(event, view)
 

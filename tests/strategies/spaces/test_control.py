@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from clients.work.scaffold import Scaffold
-from fedhet import tree
-from fedhet.client import Device
-from fedhet.compose import Method, Misfit
-from fedhet.limits import Limits
-from fedhet.model import Model
+from fedhet.engine.client_runner import Device
+from fedhet.engine.method import Method, Misfit
+from fedhet.engine.server import Server
+from fedhet.engine.stopping import Limits
+from fedhet.model.flat_model import Model
+from fedhet.numerics import tree
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.protocols import Layer
-from fedhet.server import Server
-from fedhet.testing import QuadraticWorld, equal_clients
-from fedhet.tree import FlatTree, Schema
+from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Budget, Job, Memory
 from strategies.budgets.fixed import Fixed
 from strategies.optimizers.fedopt import Adam

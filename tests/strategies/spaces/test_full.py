@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedhet.model import Model
-from fedhet.tree import FlatTree, Leaf, Schema
+from fedhet.model.flat_model import Model
+from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.types import Budget, Job
 from strategies.spaces.full import Full
 

@@ -18,13 +18,13 @@ from clients.data.shard import ClientShard
 from clients.work.adam import Adam
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
-from fedhet import wire
-from fedhet.compose import Method, Misfit
-from fedhet.model import Model
+from fedhet.engine.method import Method, Misfit
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
+from fedhet.numerics.tree import FlatTree, Schema
+from fedhet.population.roster import Clients
 from fedhet.protocols import Rule
-from fedhet.roster import Clients
-from fedhet.testing import FakeView
-from fedhet.tree import FlatTree, Schema
+from fedhet.testing.quadratic import FakeView
 from fedhet.types import Budget, Job, Tree, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.arc import Arc
@@ -110,7 +110,7 @@ def test_at_width_one_every_bit_is_the_full_spaces(make: type, work: Sgd) -> Non
                 work.run(device, shard(client), job(1.0, client), {})
                 deltas.append(space.extract(device, state))
             state = space.merge(state, space.combine(deltas, [0.5, 0.3, 0.2]))
-        kept.append(wire.encode(state))
+        kept.append(wire_format.encode(state))
     assert kept[0] == kept[1]
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clients.work.sgd import Sgd
-from fedhet.compose import Method, Misfit
+from fedhet.engine.method import Method, Misfit
+from fedhet.numerics.tree import FlatTree, Schema, weighted_sum
 from fedhet.protocols import Rule
-from fedhet.tree import FlatTree, Schema, weighted_sum
 from fedhet.types import Budget, Job, Memory, Tree, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.chain import Chain

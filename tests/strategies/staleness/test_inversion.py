@@ -15,11 +15,11 @@ from torch import Tensor
 from clients.models.vision import lenet, mlp
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
-from fedhet.compose import Method, Misfit
-from fedhet.model import Model
-from fedhet.streams import stream
-from fedhet.testing import FakeView, QuadraticWorld, equal_clients
-from fedhet.tree import FlatTree, Schema
+from fedhet.engine.method import Method, Misfit
+from fedhet.model.flat_model import Model
+from fedhet.numerics.rng import stream
+from fedhet.numerics.tree import FlatTree, Schema
+from fedhet.testing.quadratic import FakeView, QuadraticWorld, equal_clients
 from fedhet.types import Budget, Job, Memory, Tree, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clients.models.vision import cnn_cifar, lenet, mlp, softmax
-from fedhet import config
-from fedhet.model import Model
+from fedhet.config import composition
+from fedhet.model.flat_model import Model
 from fedhet.types import Memory
 from strategies.staleness.inversion_chain import Chain
 from strategies.staleness.inversion_local import PLAIN, Path, Procedure, soft_cross_entropy, train, unfit
@@ -271,8 +271,8 @@ def test_a_procedure_that_cannot_be_unrolled_says_why(changes: dict[str, Any], w
 
 
 def test_works_that_can_be_unrolled_exist_under_their_names() -> None:
-    for name in config.options()["work"]:
-        node = config.resolved(config.compose([f"work={name}"]))["work"]
+    for name in composition.options()["work"]:
+        node = composition.resolved(composition.compose([f"work={name}"]))["work"]
         assert (Procedure(node).obstacle == "") == (node["_target_"] in PLAIN)
     assert len(PLAIN) == 2
 

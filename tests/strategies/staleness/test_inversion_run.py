@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fedhet import config, launch
 from fedhet.bases import AbstractLayer
-from fedhet.experiment import Experiment
+from fedhet.config import composition
 from fedhet.protocols import View
-from fedhet.record import read_rows
+from fedhet.runs import runner
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
 from fedhet.types import Memory, Tree
 
 OVERRIDES = [
@@ -24,7 +25,7 @@ OVERRIDES = [
 
 
 def experiment(*more: str) -> Experiment:
-    return Experiment.of(config.resolved(config.compose([*OVERRIDES, *more])))
+    return Experiment.of(composition.resolved(composition.compose([*OVERRIDES, *more])))
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Fuse(AbstractLayer):
 
 def test_the_server_says_what_it_does_before_it_starts_and_in_the_report(tmp_path: Path) -> None:
     told: list[str] = []
-    result = launch.run(config.compose([*OVERRIDES, "stop.versions=3"]), tmp_path / "run", tell=told.append)
+    result = runner.run(composition.compose([*OVERRIDES, "stop.versions=3"]), tmp_path / "run", tell=told.append)
     assert len(told) == 1 and "reconstructs" in told[0]
     assert result.row["notices"] == told
     assert told[0] in (tmp_path / "run" / "report.html").read_text()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedhet.tree import FlatTree, Schema, add, scale
+from fedhet.numerics.tree import FlatTree, Schema, add, scale
 from fedhet.types import Budget, Job, Update
 from strategies.optimizers.sgd import Sgd
 from strategies.staleness.pull import Pull

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.tree import FlatTree, Schema
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Budget, Job, Memory, Update
 from strategies.staleness.taylor import Taylor
 

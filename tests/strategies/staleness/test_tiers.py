@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhet.tree import FlatTree, Schema
+from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Job, Memory
 from strategies.schedules.fedat import FedAT
 from strategies.staleness.tiers import Tiers, tier_weights

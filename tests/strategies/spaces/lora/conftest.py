@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from clients.work.sgd import Sgd
-from fedhet import wire
-from fedhet.answer import Answer
-from fedhet.client import Device
-from fedhet.compose import Method
-from fedhet.gate import Gate, Rejected
-from fedhet.limits import Limits
-from fedhet.model import Model
-from fedhet.roster import Clients
-from fedhet.server import Server
-from fedhet.tree import Schema
+from fedhet.engine.answer import Answer
+from fedhet.engine.client_runner import Device
+from fedhet.engine.method import Method
+from fedhet.engine.server import Server
+from fedhet.engine.stopping import Limits
+from fedhet.engine.update_validation import Gate, Rejected
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
+from fedhet.numerics.tree import Schema
+from fedhet.population.roster import Clients
 from fedhet.types import Budget, Job, Tree, Update
 from strategies.rules.mean import Mean
 from strategies.schedules.sync import Sync
@@ -126,18 +126,18 @@ class Federation:
         sends = server.settle(now)
         for send in sends:
             job = send.job
-            payload = wire.encode(send.payload)
+            payload = wire_format.encode(send.payload)
             self.bytes_down += len(payload)
             self.sent.append((job, send.payload))
             try:
-                update = self.device.answer(job, wire.open_tree(payload), self._memory(job.client))
+                update = self.device.answer(job, wire_format.open_tree(payload), self._memory(job.client))
             except ValueError as error:
                 self._fail(job, f"client error: {error}")
                 continue
             if reason := self.fate(job):
                 self._fail(job, reason)
                 continue
-            body = wire.encode(self.spoil(job, update.delta))
+            body = wire_format.encode(self.spoil(job, update.delta))
             self.bytes_up += len(body)
             answer = Answer(job.id, job.client, job.version, update.weight, update.metrics, body, "", "")
             expects, rank = server.expects(job), server.rank_of(job)
@@ -154,7 +154,9 @@ class Federation:
 
     def _memory(self, client: int) -> dict[str, Any]:
         """As the client's context keeps it."""
-        stored = {k: dict(wire.open_tree(bytearray(wire.encode(v)))) for k, v in self.memories[client].items()}
+        stored = {
+            k: dict(wire_format.open_tree(bytearray(wire_format.encode(v)))) for k, v in self.memories[client].items()
+        }
         self.memories[client] = stored
         return stored
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.answer import Answer
-from fedhet.compose import Method, Misfit
+from fedhet.engine.answer import Answer
+from fedhet.engine.method import Method, Misfit
+from fedhet.numerics.wire_format import decode, encode
 from fedhet.types import Budget, Job
-from fedhet.wire import decode, encode
 from strategies.budgets.fixed import Fixed
 from strategies.rules.krum import Krum
 from strategies.rules.median import Median

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fedhet import build, config, origin
-from fedhet.compose import Misfit
-from fedhet.experiment import Experiment
-from fedhet.limits import Limits
-from fedhet.model import Model
-from fedhet.record import read_rows
-from fedhet.roster import Clients
-from fedhet.server import Server
+from fedhet.config import composition, factory
+from fedhet.engine.method import Misfit
+from fedhet.engine.server import Server
+from fedhet.engine.stopping import Limits
+from fedhet.model.flat_model import Model
+from fedhet.population.roster import Clients
+from fedhet.provenance import source_tree
+from fedhet.runs.event_log import read_rows
+from fedhet.runs.experiment import Experiment
 from fedhet.types import Budget, Job
 from strategies.budgets.by_memory import ByMemory
 
@@ -24,17 +25,17 @@ FLEET = ("fleet=homogeneous", "fleet.clients=4", "fleet.sec_per_step=0.01", "par
 STEPS = ("budget.epochs=null", "budget.steps=10", "work.batch=16")
 
 
-ADAPTERS = [p.stem for p in (origin.conf() / "space").glob("*.yaml") if "\nrank: " in p.read_text()]
+ADAPTERS = [p.stem for p in (source_tree.conf() / "space").glob("*.yaml") if "\nrank: " in p.read_text()]
 WITH_RANKS = sorted(
     path.stem
-    for path in (origin.conf() / "strategy").glob("*.yaml")
+    for path in (source_tree.conf() / "strategy").glob("*.yaml")
     if any(f"override /space: {space}\n" in path.read_text() for space in ADAPTERS)
 )
 """Published methods whose space has adapters."""
 
 
 def experiment(*given: str) -> Experiment:
-    return Experiment.of(config.resolved(config.compose([*FLEET, *STEPS, *given])))
+    return Experiment.of(composition.resolved(composition.compose([*FLEET, *STEPS, *given])))
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(tmp_path: Path, method:
 def test_budgets_of_ranks_and_adapters_go_together_as_they_are(method: str) -> None:
     assert len(WITH_RANKS) >= 9
     for given in ("budget=by_memory", "budget=by_time", "budget=by_time space.rank=3"):
-        parts = build.method(config.resolved(config.compose([f"strategy={method}", *given.split()])))
+        parts = factory.method(composition.resolved(composition.compose([f"strategy={method}", *given.split()])))
         state = parts.space.begin(Model(nn.Linear(6, 10)))
         clients = Clients.from_columns(2, {"sec_per_step": 0.1}).with_examples(np.array([5, 5]))
         server = Server(parts, state, clients, Limits(versions=1), 0, lambda t, name, fields: None)
@@ -112,7 +113,7 @@ def test_budgets_of_ranks_and_adapters_go_together_as_they_are(method: str) -> N
 
 def test_a_budget_of_memory_counts_the_rows_that_a_device_holds() -> None:
     given = ["strategy=flora_sampled", "budget=by_memory", "space.rank=2", "budget.base_bytes=0", "budget.batch=1"]
-    parts = build.method(config.resolved(config.compose(given)))
+    parts = factory.method(composition.resolved(composition.compose(given)))
     model, job = Model(nn.Linear(30, 20)), Job(0, 0, 0, 0, Budget(1, 2), 0.0)
     parts.space.install(model, parts.space.offer(parts.space.begin(Model(nn.Linear(30, 20))), job), job)
     panel = model.module.panel

@@ -11,7 +11,7 @@ from torch import nn
 
 from clients.models.text import char_transformer
 from clients.models.vision import cnn_mnist, mlp
-from fedhet.model import Model
+from fedhet.model.flat_model import Model
 from fedhet.types import Budget, Job
 from strategies.spaces.exact_warm import ExactWarm
 from strategies.spaces.lora.host import LoraHost

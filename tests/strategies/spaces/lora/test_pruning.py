@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.answer import Answer
+from fedhet.engine.answer import Answer
+from fedhet.numerics.wire_format import encode
 from fedhet.types import KEPT_RANK, Budget, Job
-from fedhet.wire import encode
 from strategies.spaces.full import Full
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.pruning import Pruner

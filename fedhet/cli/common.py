@@ -1,0 +1,108 @@
+"""What several commands do: a run in its folder with its progress and its failures, notices and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from fedhet.cli.progress import Bar
+from fedhet.display import shown
+from fedhet.errors import InputError, Interrupted, RunFailed
+
+if TYPE_CHECKING:
+    from fedhet.runs.result import Result
+
+
+def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result:
+    """Run a configuration, showing progress, into a folder; None is a new one below `out` of the configuration.
+
+    Raises RunFailed, Interrupted, and what bad input raises; bad input leaves no folder behind.
+    """
+    from fedhet.runs import runner
+
+    prepared = runner.prepare(cfg)
+    folder = out or new_folder(cfg)
+    with _gone_if_empty(folder), failures(folder), Bar(name or str(cfg["strategy"])) as show:
+        return runner.start(prepared, folder, progress=show, tell=notice)
+
+
+@contextlib.contextmanager
+def _gone_if_empty(folder: Path) -> Iterator[None]:
+    """A run that could not even write its configuration leaves no empty folder behind."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something, or it never was
+            folder.rmdir()
+        raise
+
+
+def notice(text: str) -> None:
+    """What a method wants to be said plainly, before it starts."""
+    print(f"notice: {shown(text)}", file=sys.stderr, flush=True)
+
+
+def resume_in(folder: Path, workers: int | None = None, name: str | None = None) -> Result:
+    """Continue the run in a folder, or read it if it is finished."""
+    from fedhet.runs import runner
+
+    with failures(folder), Bar(name or folder.name) as show:
+        return runner.resume(folder, progress=show, workers=workers)
+
+
+@contextlib.contextmanager
+def failures(out: Path) -> Iterator[None]:
+    """What went wrong before the run had begun is bad input and passes; after that, it is a failed run."""
+    begun = {path: path.stat().st_mtime_ns for path in (out / "config.yaml",) if path.is_file()}
+    try:
+        yield
+    except KeyboardInterrupt:
+        path = out / "config.yaml"
+        told = f"; continue with: fedhet run --resume {out}" if path.is_file() else " before it began"
+        raise Interrupted(f"interrupted{told}") from None
+    except Exception as error:
+        path = out / "config.yaml"
+        if isinstance(error, InputError) or not path.is_file():
+            raise
+        if begun.get(path) == path.stat().st_mtime_ns and isinstance(error, ValueError | OSError):
+            raise  # an earlier run's folder was refused
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = f"free space, then: fedhet run --resume {out}" if full else "--debug shows where"
+        raise RunFailed(f"{out}: {type(error).__name__}: {error} ({hint})") from error
+
+
+def new_folder(cfg: DictConfig, kind: str | None = None) -> Path:
+    """Make a new folder below `out`, named by strategy, seed and time, or by `kind` and time."""
+    from fedhet.runs import runner
+
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{kind}-{stamp}" if kind else f"{cfg['strategy']}-seed{cfg['seed']}-{stamp}"
+    return runner.claim(Path(str(cfg["out"])), name)
+
+
+def tell(result: Result, as_json: bool) -> None:
+    """The result on standard output: JSON, or a table and, last, the folder."""
+    if as_json:
+        print(json.dumps(result.row, indent=1))
+        return
+    from fedhet.report import summary_table
+
+    put(summary_table(result.row))
+    print(result.path)
+
+
+def put(table: Table) -> None:
+    """A table at its natural width: on a narrow terminal its lines wrap and nothing is cut off."""
+    console = Console()
+    natural = Console(width=10_000).measure(table).maximum
+    Console(width=max(console.width, natural), soft_wrap=True).print(table, crop=False)

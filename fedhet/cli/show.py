@@ -1,0 +1,138 @@
+"""Commands that look and change nothing: list, cite, fleet show, partition show, explain, report, version."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedhet import __version__
+from fedhet.config import catalog, citations, composition
+from fedhet.display import shown_lines
+from fedhet.errors import InputError
+from fedhet.provenance import source_tree
+
+
+def list_options(axis: str | None, folder: Path | None, as_json: bool) -> None:
+    """Every option, an axis at a time."""
+    found = catalog.entries(axis, folder)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=1))
+        return
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("axis", style="bold cyan", no_wrap=True)
+    table.add_column("option", no_wrap=True)
+    table.add_column("what it does", overflow="fold")
+    table.add_column("arXiv", no_wrap=True)
+    before = ""
+    for entry in found:
+        if before and entry.axis != before:
+            table.add_section()
+        papers = "\n".join(p for p in entry.papers if p[0].isdigit())
+        table.add_row("" if entry.axis == before else entry.axis, entry.name, Text(entry.about), papers)
+        before = entry.axis
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def cite_method(texts: Sequence[str], folder: Path | None) -> None:
+    """BibTeX of a composed method."""
+    cfg = composition.resolved(composition.compose(texts, folder))
+    unknown = [paper for paper in citations.papers(cfg) if paper not in catalog.bibliography()]
+    print(citations.bibtex(cfg))
+    if unknown:
+        print(f"note: title and authors of {', '.join(unknown)} are not in conf/bibliography.yaml", file=sys.stderr)
+
+
+def fleet(texts: Sequence[str], picture: Path | None, folder: Path | None) -> None:
+    """A fleet as a table, with ranks if a budget chooses them; its picture as SVG if a file is named."""
+    from fedhet.config import factory
+
+    _check_folder(picture)
+    cfg = composition.resolved(composition.compose(texts, folder))
+    clients = factory.fleet(cfg)
+    _show("clients.fleet.show", "table", clients, factory.ranks(cfg, clients))
+    _draw("clients.fleet.show", clients, picture)
+
+
+def partition(texts: Sequence[str], picture: Path | None, folder: Path | None) -> None:
+    """A partition as a card; its picture as SVG if a file is named."""
+    from fedhet.config import factory
+
+    _check_folder(picture)
+    cfg = composition.resolved(composition.compose(texts, folder))
+    world: Any = factory.world(cfg, len(factory.fleet(cfg)))
+    _show("clients.data.show", "card", world.partition)
+    _draw("clients.data.show", world.partition, picture)
+
+
+def _function(module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def _show(module: str, name: str, *arguments: Any) -> None:
+    Console().print(_function(module, name)(*arguments))
+
+
+def _check_folder(picture: Path | None) -> None:
+    """Raises InputError before anything is computed for a picture whose folder is not there."""
+    if picture is not None and not picture.parent.is_dir():
+        raise InputError(f"--picture {picture}: there is no folder {picture.parent}")
+
+
+def _draw(module: str, thing: Any, picture: Path | None) -> None:
+    if picture is not None:
+        picture.write_text(_function(module, "picture")(thing), encoding="utf-8")
+        print(picture)
+
+
+def explain_client(folder: Path, client: int, every: bool) -> None:
+    """The story of a client's jobs."""
+    from fedhet.runs import explain
+    from fedhet.runs.event_log import read_rows
+
+    events = folder / "events.jsonl"
+    if not events.is_file():
+        raise InputError(f"{folder} is not a run folder: it has no events.jsonl")
+    story = explain.explain(read_rows(events), client)
+    print(shown_lines(explain.text(story, len(story.jobs) if every else 20)))
+
+
+def rewrite(folder: Path) -> None:
+    """report.html of a run, or comparison.html of a folder of runs."""
+    from fedhet.report import write_comparison, write_report
+    from fedhet.runs.result import Result
+
+    runs = sorted(path.parent for path in folder.glob("*/result.json"))
+    if (folder / "result.json").is_file():
+        Result.read(folder).check_all()
+        print(write_report(folder))
+    elif runs:
+        for run in runs:
+            Result.read(run).check_all()
+        print(write_comparison(runs, folder / "comparison.html"))
+    else:
+        raise InputError(f"{folder} holds no finished run: there is no result.json")
+
+
+def versions() -> None:
+    """fedhet, the code's fingerprint, and what it stands on."""
+    print(f"fedhet {__version__} in {source_tree.root()}")
+    print(f"code {source_tree.fingerprint()}")
+    print(f"python {sys.version.split()[0]}")
+    for name in ("flwr", "torch", "numpy", "peft", "hydra-core", "safetensors", "scikit-learn", "ray"):
+        try:
+            print(f"{name} {installed(name)}")
+        except PackageNotFoundError:
+            print(f"{name} is not installed")

@@ -1,0 +1,192 @@
+"""`fedhet submit`, `follow` and `stop`: a method on real clients, from the operator's terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+from omegaconf import DictConfig, OmegaConf
+
+from fedhet.cli import common
+from fedhet.cli.progress import Bar
+from fedhet.config import composition, overrides
+from fedhet.deployment.notices import Reader
+from fedhet.display import shown_lines
+from fedhet.errors import InputError
+from fedhet.federation.common.errors import EnrollError
+from fedhet.federation.common.output import say, spoken
+from fedhet.federation.pki import operator_key, signed_orders
+from fedhet.federation.pki.ca import Authority
+from fedhet.federation.pki.passphrase import obtain
+from fedhet.federation.server import submit as running
+from fedhet.federation.server.policy import Policy
+from fedhet.federation.server.submit import Crowd, Submission
+from fedhet.federation.server.superlink import SuperLink
+from fedhet.runs import run_config
+from fedhet.runs.run_ending import FAILED
+from fedhet.system.file_lock import occupied
+
+CHOICES = ("ask", "detach", "stop")
+
+
+def submit(
+    home: Path, texts: Sequence[str], least: int | None, detach: bool, on_interrupt: str, resume: Path | None,
+    out: Path | None, folder: Path | None, passphrase: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check all that can be checked, sign what devices build, start the run, follow it."""
+    with spoken(as_json):
+        _known(on_interrupt)
+        if resume is not None and (texts or out is not None):
+            raise InputError("--resume goes on in its own folder and configuration: leave out --out and overrides")
+        link = SuperLink.served(home)
+        if resume is not None:
+            path = resume.resolve()
+            if not (path / "config.yaml").is_file():
+                raise EnrollError("E306", f"{path} is not a run folder: it has no config.yaml")
+            if (path / "result.json").is_file():
+                return _end(path, as_json)
+            if occupied(path):  # it goes on already
+                return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
+        there = running.crowd(home, link)
+        wanted, needed = running.enough(there, least)
+        authority = Authority.load(home / "ca")
+        authority.lock.ask = partial(obtain, passphrase)
+        if resume is None:
+            operator_key.load(authority)  # before anything is written: it may need a passphrase
+            path = _prepare(texts, folder, out, there)
+        _sign(authority, path, Policy.load(home / "policy.yaml").order_days)
+        if not as_json:
+            online = f"{len(there.online)} of {len(there.active)} clients are online"
+            begins = "those of them that answer" if least is None else f"{least}"
+            print(f"{online}; the run begins with {begins}", file=sys.stderr)
+        made = Submission.begin(link, path, wanted, needed)
+        if detach:
+            return _detached(made, as_json)
+        return _follow(made, on_interrupt, as_json)
+
+
+def follow(folder: Path, on_interrupt: str, as_json: bool) -> None:
+    """Follow a run that goes on, or show one that is done."""
+    with spoken(as_json):
+        _known(on_interrupt)
+        if (folder / "result.json").is_file():
+            return _end(folder, as_json)
+        return _follow(Submission.of(folder.resolve()), on_interrupt, as_json)
+
+
+def stop(folder: Path, as_json: bool) -> None:
+    """Stop a run that goes on."""
+    with spoken(as_json):
+        if (folder / "result.json").is_file():
+            raise EnrollError("E315", f"{folder} holds a finished run")
+        made = Submission.of(folder.resolve())
+        if (ended := made.ended) is not None:
+            raise EnrollError(
+                "E315", f"it has {ended.how}: {ended.why}" if ended.how == FAILED else f"it is {ended.how}"
+            )
+        made.stop()
+        say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
+
+
+def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: Crowd) -> Path:
+    """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
+    from fedhet.runs.experiment import ON_GRID, Experiment
+
+    given = {one.key_or_group for one in overrides.parse(list(texts))}
+    cfg = composition.compose(texts, folder)
+    if "fleet.clients" not in given and "clients" in cfg["fleet"]:
+        cfg = composition.compose([*texts, f"fleet.clients={there.expected}"], folder)
+    resolved = composition.resolved(cfg)
+    experiment = Experiment.of({**resolved, "transport": ON_GRID})
+    waits = running.opens(getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there)
+    experiment.check()
+    path = (out or common.new_folder(cfg)).resolve()
+    running.prepare(path, resolved)
+    for notice in [*experiment.notices, *([waits] if waits else [])]:
+        common.notice(notice)
+    return path
+
+
+def _sign(authority: Authority, path: Path, days: float) -> None:
+    """Give the run in a folder the operator's word on what devices build, unless it has it from before."""
+    from fedhet.config import factory
+    from fedhet.runs.experiment import for_devices
+
+    resolved = run_config.read(path / "config.yaml", strict=False)
+    signed_orders.renew(authority, path, for_devices(resolved, len(factory.fleet(resolved))), days, time.time())
+
+
+def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
+    cfg: DictConfig = OmegaConf.load(made.folder / "config.yaml")  # type: ignore[assignment]
+    limits: Mapping[str, Any] = OmegaConf.to_container(cfg["stop"])  # type: ignore[assignment]
+    news = Reader(made.folder)
+    while True:
+        try:
+            with Bar(str(cfg["strategy"])) as show:
+                made.follow(show, limits, hear=lambda show=show: show.say(news()))  # type: ignore[misc]
+            return _end(made.folder, as_json)
+        except KeyboardInterrupt:
+            choice = _asked() if on_interrupt == "ask" else on_interrupt
+            if choice == "detach":
+                return _detached(made, as_json)
+            if choice == "stop":
+                made.stop()
+                say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
+                raise typer.Exit(130) from None
+        except EnrollError as error:
+            if error.data.get("killed"):
+                print("the run's process was killed; the server starts it again from its journal", file=sys.stderr)
+                if (next_life := made.again()) is not None:
+                    made = next_life
+                    continue
+                error = made.over() if made.ended is not None else error
+            if not as_json and "log" in error.data:
+                print(shown_lines(error.data["log"]), file=sys.stderr)
+            raise error from None
+
+
+def _asked() -> str:
+    """What Ctrl-C is to mean. Without a terminal, or at a second Ctrl-C, the run goes on without us."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "detach"
+    print("\nThe run goes on on the server. d: leave it (detach), s: stop it, c: go on following", file=sys.stderr)
+    try:
+        while True:
+            print("d/s/c [d]: ", end="", file=sys.stderr, flush=True)
+            answer = input().strip().lower()[:1]
+            if answer in ("d", "s", "c", ""):
+                return {"s": "stop", "c": "continue"}.get(answer, "detach")
+    except (KeyboardInterrupt, EOFError):
+        return "detach"
+
+
+def _detached(made: Submission, as_json: bool) -> None:
+    say(as_json, _told(made, "running"), f"the run goes on; follow it: fedhet follow {made.folder}", str(made.folder))
+
+
+def _told(made: Submission, state: str) -> dict[str, Any]:
+    return {"run_id": made.run_id, "state": state, "folder": str(made.folder)}
+
+
+def _end(folder: Path, as_json: bool) -> None:
+    from fedhet.report import write_report
+    from fedhet.runs.result import Result
+
+    result = Result.read(folder)
+    if not (folder / "report.html").is_file():
+        write_report(folder)
+    if as_json:
+        print(json.dumps({**result.row, "folder": str(folder)}, indent=1))
+    else:
+        common.tell(result, False)
+
+
+def _known(on_interrupt: str) -> None:
+    if on_interrupt not in CHOICES:
+        raise InputError(f"--on-interrupt {on_interrupt}: one of {', '.join(CHOICES)}")

@@ -1,0 +1,10 @@
+"""From words on a command line to objects: options under conf/ composed by Hydra, checked, listed, cited and built.
+What the objects do belongs to `strategies`, `clients` and the engine."""
+
+from typing import Any
+
+from fedhet import former_names
+
+
+def __getattr__(name: str) -> Any:
+    return former_names.forwarded(__name__, name)

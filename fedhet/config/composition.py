@@ -1,0 +1,155 @@
+"""From overrides to a configuration, and from its nodes to objects; Hydra does the work, the errors are ours.
+
+A group's option is a YAML file under conf/, its `_target_` a dotted path: there is no registry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from fedhet.config import overrides
+from fedhet.errors import ConfigError
+from fedhet.provenance import source_tree
+
+__all__ = ["ConfigError", "compose", "instantiate", "layers", "resolved"]
+
+MOST_WORKERS = 8
+"""`workers: auto` starts one process a core, up to this many."""
+
+
+def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig:
+    """The configuration that `key=value` overrides select; `folder` holds more groups or options.
+
+    Raises ConfigError for an unknown group, option or key, a value of the wrong type, and what does not parse.
+    """
+    source_tree.verify()
+    texts = list(texts)
+    parsed = overrides.parse(texts)
+    for one in parsed:
+        if one.is_sweep_override():
+            raise ConfigError(f"{one.input_line!r} gives several values: use --multirun or `fedhet compare`")
+    known = options(folder)
+    overrides.check_choices(parsed, known)
+    chosen = [t for t, o in zip(texts, parsed, strict=True) if o.key_or_group in known]
+    base = _compose(chosen, folder)
+    overrides.check_values(parsed, base, known)
+    return base if chosen == texts else _compose(texts, folder)
+
+
+def options(folder: Path | None = None) -> dict[str, list[str]]:
+    """Every group with its options, those of `folder` included."""
+    known = overrides.groups(source_tree.conf())
+    if folder is not None:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is no folder of configuration groups")
+        for group, names in overrides.groups(folder).items():
+            known[group] = sorted({*known.get(group, []), *names})
+    return known
+
+
+def _compose(texts: Sequence[str], folder: Path | None) -> DictConfig:
+    more = [f"hydra.searchpath=[{folder.resolve().as_uri()}]"] if folder is not None else []
+    try:
+        with initialize_config_dir(str(source_tree.conf()), version_base="1.3", job_name="fedhet"):
+            return hydra_compose("config", [*texts, *more])  # type: ignore[no-any-return]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split("\nConfig search path")[0].split())) from None
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A plain, resolved copy, ready to be saved: interpolations filled in, `workers: auto` a number.
+
+    Raises ConfigError for an interpolation that leads nowhere and for a bad number of workers.
+    """
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no default: give {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    plain.pop("hydra", None)
+    _check_numbers(plain)
+    workers = plain.get("workers", 0)
+    if workers == "auto":
+        plain["workers"] = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+    elif not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise ConfigError(f"workers={workers}: needs auto or a whole number, 0 for training in this process")
+    return plain
+
+
+def _check_numbers(plain: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a seed or a target out of range."""
+    seed, target = plain.get("seed", 0), plain.get("target", 0.9)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}: needs a whole number, 0 or more and below 2^63")
+    stop = (plain.get("stop") or {}).get("target")
+    for key, share in (("target", target), ("stop.target", stop)):
+        if share is None and key == "stop.target":
+            continue
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+            hint = f"; did you mean {share / 100:g}?" if isinstance(share, int | float) and 1 < share <= 100 else ""
+            raise ConfigError(f"{key}={share}: needs an accuracy above 0 and at most 1{hint}")
+
+
+def _clients(_root_: DictConfig) -> int:
+    """`${clients:}`: how many clients the fleet has, also where it is not a number in its configuration."""
+    stated = OmegaConf.select(_root_, "fleet.clients")
+    if isinstance(stated, int):
+        return stated
+    fleet = OmegaConf.to_container(_root_["fleet"], resolve=True)
+    return len(instantiate(fleet, "fleet").build(int(_root_["seed"])))
+
+
+OmegaConf.register_new_resolver("clients", _clients, replace=True)
+
+
+def instantiate(node: Any, key: str) -> Any:
+    """Build what a node describes; nested nodes come first. `key` is where it lies in the configuration.
+
+    Raises ConfigError naming the key if the target does not exist or refuses its values.
+    """
+    if not isinstance(node, Mapping | DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key}: nothing to build, {node!r} has no _target_")
+    try:
+        return hydra_instantiate(node, _convert_="object")
+    except InstantiationException as error:
+        message, _, inner = str(error).partition("\nfull_key: ")
+        where = ".".join(filter(None, (key, inner.strip()))).removeprefix("world.")
+        cause = error.__cause__
+        if cause is None:
+            raise ConfigError(f"{where}: {' '.join(message.split())}") from error
+        if message.startswith("Error locating target"):
+            raise ConfigError(f"{where}: cannot import {message.split(chr(39))[1]}: {_last(cause)}") from error
+        if isinstance(cause, ValueError | TypeError | OSError):
+            raise ConfigError(f"{where}: {_plain(cause)}") from cause
+        raise cause from None
+
+
+def layers(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """The layers of one slot in order: none for `{}`, one for a node, several for a mapping of names to nodes."""
+    if not node:
+        return ()
+    if "_target_" in node:
+        return (instantiate(node, key),)
+    return tuple(instantiate(inner, f"{key}.{name}") for name, inner in node.items() if inner)
+
+
+def _plain(error: Exception) -> str:
+    """A constructor's complaint without the constructor's inner name."""
+    return str(error).replace(".__init__()", "") or type(error).__name__
+
+
+def _last(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[-1] if str(error) else type(error).__name__

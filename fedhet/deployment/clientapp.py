@@ -1,0 +1,80 @@
+"""The ClientApp of one device, as Flower starts it.
+
+A device builds its half of the method from the configuration inside the first job it gets, within what its owner and
+its federation's operator allow, and keeps it for as long as its process lives. An enrolled device signs every update.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+
+from fedhet.engine.client_runner import Device
+from fedhet.flower import messages as records
+from fedhet.flower.client_handlers import client_app
+from fedhet.flower.messages import Sign
+from fedhet.provenance import source_tree
+
+if TYPE_CHECKING:
+    from fedhet.federation.device.allowlist import Fence
+
+
+@lru_cache(maxsize=2)
+def signer(run: str) -> Sign | None:
+    """How this process signs its updates of a run: with the identity of the device that `fedhet client run` named, or
+    not at all where there is none."""
+    state = os.environ.get("FEDHET_STATE", "")
+    if not state:
+        return None
+    from fedhet.federation.pki.identity import Identity
+    from fedhet.federation.pki.update_signature import Signer
+
+    return Signer(Identity.load(Path(state)), run)
+
+
+@lru_cache(maxsize=2)
+def _fence(state: str) -> Fence:
+    """What the owner of the client in this folder allows; a process takes it as it was when it began."""
+    from fedhet.federation.device.allowlist import Fence
+    from fedhet.federation.device.state import Device as Client
+
+    return Fence.of(Client(Path(state)).about)
+
+
+def _tells(module: str) -> bool:
+    """Whether a server may know which version of a module this process has: of fedhet's, and of what jobs may use."""
+    state = os.environ.get("FEDHET_STATE", "")
+    inside = (*source_tree.PACKAGES, *(_fence(state).packages if state else [module]))
+    return any(f"{module}.".startswith(f"{package}.") or package.startswith(f"{module}.") for package in inside)
+
+
+@lru_cache(maxsize=2)
+def _device(world: str, state: str) -> Device:
+    """The device of a configuration; where its owner has a say (`state` is a client's folder), of one that is allowed.
+
+    Raises EnrollError E213 or E214, and what building raises.
+    """
+    from fedhet.config import factory
+
+    return factory.device(_fence(state).admit(world) if state else json.loads(world))
+
+
+def _from_message(message: Message) -> Device:
+    world = records.read_world(message.content)
+    if not world:
+        raise ValueError("the job carries no configuration; was it sent by a server of another transport?")
+    state = os.environ.get("FEDHET_STATE", "")
+    if state:
+        from fedhet.federation.device.state import Device as Client
+        from fedhet.federation.pki.signed_orders import Guard
+
+        Guard(Client(Path(state))).check(world, records.read_order(message.content))
+    return _device(world, state)
+
+
+client = client_app(_from_message, seal=True, signer=signer, tells=_tells)

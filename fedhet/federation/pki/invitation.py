@@ -1,0 +1,88 @@
+"""An invitation in one line. Who holds it can join once; who reads the server's database cannot use it.
+
+    fh1.<host:port>.<SHA-256 of the root certificate>.<id>.<secret>.<checksum>
+
+The root's hash lets a device recognise the server before it says anything secret. The secret has 256 random bits, so a
+plain hash of it, which is all the server keeps, cannot be searched.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from base64 import b32encode
+from dataclasses import dataclass
+from hashlib import sha256
+
+from fedhet.federation.common.errors import EnrollError
+from fedhet.federation.pki.canonical_json import digest
+
+PREFIX = "fh1."
+TRIES = 5
+"""Wrong secrets after which a token is locked."""
+_FORM = re.compile(r"fh1\.(?P<endpoint>[^\s/@]+:\d{1,5})\.(?P<root>[0-9a-f]{64})\.(?P<id>[0-9a-f]{16})"
+                   r"\.(?P<secret>[a-z2-7]{52})\.(?P<sum>[0-9a-f]{8})")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An invitation. `repr` does not show the secret."""
+
+    endpoint: str
+    root: str
+    id: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Token({self.id} for {self.endpoint})"
+
+    @classmethod
+    def new(cls, endpoint: str, root: str) -> Token:
+        """A fresh token for a server address "host:port" and the hexadecimal SHA-256 of its root certificate."""
+        secret = b32encode(secrets.token_bytes(32)).decode("ascii").rstrip("=").lower()
+        return cls(endpoint, root, secrets.token_hex(8), secret)
+
+    @property
+    def line(self) -> str:
+        """The text that an operator hands over."""
+        body = f"{PREFIX}{self.endpoint}.{self.root}.{self.id}.{self.secret}"
+        return f"{body}.{_checksum(body)}"
+
+    @property
+    def url(self) -> str:
+        """Where its server listens."""
+        return f"https://{self.endpoint}"
+
+    @property
+    def hash(self) -> bytes:
+        """What the server keeps."""
+        return hashed(self.id, self.secret)
+
+    @classmethod
+    def parse(cls, line: str) -> Token:
+        """Read a pasted token, or the whole line that `fedhet enroll invite` printed.
+
+        Raises EnrollError E108, which never repeats the text.
+        """
+        text = line.strip().removeprefix("fedhet join ").strip()
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise EnrollError("E108", f"{len(text)} characters that are not of the form fh1.address.hash.id.secret.sum")
+        if not hmac.compare_digest(_checksum(text.rsplit(".", 1)[0]), found["sum"]):
+            raise EnrollError("E108", "its checksum does not match: a character is missing or wrong")
+        return cls(found["endpoint"], found["root"], found["id"], found["secret"])
+
+
+def hashed(token_id: str, secret: str) -> bytes:
+    """The hash under which a secret is stored."""
+    return digest("fedhet.token.v1", token_id.encode(), secret.encode())
+
+
+def same(stored: bytes, token_id: str, secret: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(stored, hashed(token_id, secret))
+
+
+def _checksum(body: str) -> str:
+    return sha256(body.encode()).hexdigest()[:8]

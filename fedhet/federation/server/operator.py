@@ -1,0 +1,219 @@
+"""What an operator does with a federation: found it, invite, approve, reject, suspend, resume, revoke.
+
+<folder>/ca/  policy.yaml  registry.db  audit.jsonl  flower/
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from fedhet.federation.common import private_files
+from fedhet.federation.common.errors import EnrollError
+from fedhet.federation.pki import operator_key
+from fedhet.federation.pki.ca import Authority
+from fedhet.federation.pki.invitation import Token
+from fedhet.federation.server import registry_check, registry_writes, schema
+from fedhet.federation.server.audit_log import Audit
+from fedhet.federation.server.client_names import check_name
+from fedhet.federation.server.policy import Policy
+from fedhet.federation.server.registry import Client, Registry
+from fedhet.federation.server.schema import ClientRow
+
+log = logging.getLogger("fedhet.federation")
+
+
+def me() -> str:
+    """Who is at the keyboard, for the audit log; an account without a name, as a container may have, by its number."""
+    try:
+        return f"operator:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"operator:{os.getuid()}"
+
+
+@dataclass
+class Federation:
+    """A federation in its folder of mode 0700. Every verb is one transaction with one audit line.
+
+    `clock` is the time of day: what certificates, tokens and signed requests are held against, and what is written
+    down. `ticks` is a clock that nobody sets: how long ago something was, in this process.
+    """
+
+    folder: Path
+    clock: Callable[[], float] = time.time
+    ticks: Callable[[], float] = time.monotonic
+    authority: Authority = field(init=False)
+    policy: Policy = field(init=False)
+    registry: Registry = field(init=False)
+    audit: Audit = field(init=False)
+
+    shut_out: dict[int, str] = field(default_factory=dict)
+    """Clients that a server shuts out although the registry could not be written yet: number to reason."""
+
+    def __post_init__(self) -> None:
+        self.authority = Authority.load(self.folder / "ca")
+        self.policy = Policy.load(self.folder / "policy.yaml")
+        self.registry = Registry(self.folder / "registry.db")
+        self.audit = Audit(self.folder / "audit.jsonl", self.clock)
+
+    @classmethod
+    def create(
+        cls, folder: Path, federation: str, endpoint: str, hosts: Sequence[str] = (), *, passphrase: str = "",
+        root: Path | None = None, signer: Sequence[str] = (), clock: Callable[[], float] = time.time,
+        policy: Policy | None = None,
+    ) -> Federation:  # fmt: skip
+        """Found a federation that devices reach at "host:port"; `hosts` are further names of the server."""
+        host, _, port = endpoint.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise EnrollError("E319", f"the endpoint {endpoint!r} is not of the form host:port")
+        names = list(dict.fromkeys([host.strip("[]"), *hosts]))
+        Authority.check_new(folder / "ca", federation, names, passphrase=passphrase, root=root, command=signer)
+        with private_files.all_or_none(folder):
+            (policy or Policy()).save(folder / "policy.yaml")
+            authority = Authority.create(
+                folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root, command=signer
+            )
+        made = cls(folder, clock)
+        made.authority = authority  # its lock is open
+        operator_key.ensure(made.authority)
+        made.audit.append(me(), "found", federation, endpoint=endpoint, root=made.authority.fingerprint)
+        return made
+
+    def close(self) -> None:
+        """Release the registry's file."""
+        self.registry.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A change of the registry together with the lines that `note` adds to the audit log: both or neither.
+
+        Lines that cannot be written to the log wait in the registry, and are told of in the error log.
+        """
+        with self.registry.transaction() as session:
+            yield session
+        try:
+            with self.registry.transaction() as session:
+                registry_check.settle(session, self.audit)
+        except (OSError, EnrollError) as error:
+            log.error("what was done waits in the registry to be written to the audit log: %s", error)
+
+    def note(self, session: Session, row: ClientRow, actor: str, action: str, **detail: Any) -> None:
+        """A line of the audit log about a client that this transaction has changed."""
+        registry_check.note(session, self.audit, row, actor or me(), action, **detail)
+
+    def invite(
+        self, name: str = "", device_class: str = "edge", *, hours: float | None = None,
+        labels: Mapping[str, str] | None = None, actor: str = "",
+    ) -> tuple[str, Token]:  # fmt: skip
+        """A client's name and the token that lets one device become it. Raises EnrollError E104 or E319."""
+        if device_class not in self.policy.client_days:
+            raise EnrollError("E319", f"there is no class {device_class!r}: {sorted(self.policy.client_days)}")
+        token = Token.new(self.authority.about.endpoint, self.authority.fingerprint)
+        name, now = name or f"{device_class}-{token.id[:8]}", self.clock()
+        check_name(name)
+        expires = now + 3600 * (self.policy.token_hours if hours is None else hours)
+        with self.transaction() as session:
+            row = registry_writes.invite(
+                session, token.id, token.hash, name=name, device_class=device_class, labels=labels or {},
+                expires=expires, now=now, most=self.policy.most_clients, most_per_owner=self.policy.most_per_owner,
+            )  # fmt: skip
+            self.note(session, row, actor, "invite", token=token.id, expires=int(expires))
+        return name, token
+
+    def approve(self, name: str, actor: str = "") -> Client:
+        """Let a pending device in: it gets its certificate when it asks next. Raises E210, E211 or E309."""
+        client = self.registry.client(name)
+        if client.state != schema.PENDING or client.csr is None or client.node is None:
+            raise EnrollError("E211", f"{client.name} is {client.state}, not pending")
+        days, now = self.policy.client_days[client.device_class], self.clock()
+        chain, leaf = self.authority.issue(client.csr, client.node, days, now)  # outside the lock: a signer may be slow
+        with self.transaction() as session:
+            row = registry_writes.by_name(session, client.node)
+            registry_writes.move(row, schema.ACTIVE, now, of=(schema.PENDING,))
+            registry_writes.grant(session, row, leaf, chain, client.csr)
+            row.approved_examples = int(row.declared.get("examples", 0))
+            self.note(session, row, actor, "approve", node=row.node, serial=leaf.serial, examples=row.approved_examples)
+        return self.registry.client(client.node)
+
+    def weigh(self, name: str, examples: int | None = None, actor: str = "") -> Client:
+        """Approve how many examples a client may count with: what it declares now, or another number. Raises E210, E211
+        or E319."""
+        if examples is not None and examples < 0:
+            raise EnrollError("E319", f"--examples {examples} must not be negative")
+        with self.transaction() as session:
+            row = registry_writes.by_name(session, name)
+            if row.state not in (schema.ACTIVE, schema.SUSPENDED):
+                raise EnrollError("E211", f"{row.name} is {row.state}: what it declares is approved with it")
+            old, declared = row.approved_examples, int(row.declared.get("examples", 0))
+            row.approved_examples, row.changed = declared if examples is None else examples, self.clock()
+            self.note(
+                session, row, actor, "weigh", node=row.node, old=old, new=row.approved_examples, declared=declared
+            )
+            number = row.number
+        return next(c for c in self.registry.clients() if c.number == number)
+
+    def reject(self, name: str, reason: str, actor: str = "") -> Client:
+        """Refuse a pending or invited device. Raises E210 or E211."""
+        return self._change(name, schema.REVOKED, "reject", reason, actor, of=(schema.PENDING, schema.INVITED))
+
+    def suspend(self, name: str, reason: str = "", actor: str = "") -> Client:
+        """Shut a client out until it is resumed. Raises E210 or E211."""
+        return self._change(name, schema.SUSPENDED, "suspend", reason, actor)
+
+    def resume(self, name: str, actor: str = "") -> Client:
+        """Let a suspended client in again. Raises E210 or E211."""
+        return self._change(name, schema.ACTIVE, "resume", "", actor, of=(schema.SUSPENDED,))
+
+    def revoke(self, name: str, reason: str, actor: str = "") -> Client:
+        """End a client for good, at its next message: its certificates go on the deny list. Raises E210 or E211."""
+        return self._change(name, schema.REVOKED, "revoke", reason, actor)
+
+    def shut(self, name: str, reason: str) -> Client:
+        """Shut a client out of this process at once, and for good as soon as `settle` can write it down. Raises E210,
+        or E211 if it is out already."""
+        client = self.registry.client(name)
+        if client.state not in schema.LIVING:
+            raise EnrollError("E211", f"{client.name} is {client.state}")
+        self.shut_out[client.number] = reason
+        return client
+
+    def settle(self) -> list[str]:
+        """Revoke in the registry who was shut out; their names. Raises what keeps it from being written."""
+        done, shut = [], dict(self.shut_out)  # more may be shut out meanwhile
+        for client in self.registry.clients(*schema.LIVING) if shut else []:
+            if client.number in shut:
+                self.revoke(client.node or client.name, shut[client.number])
+                done.append(client.name)
+        for number in shut:
+            self.shut_out.pop(number, None)
+        return done
+
+    def leave(self, client: Client) -> Client:
+        """A client goes of its own accord."""
+        assert client.node is not None
+        return self._change(client.node, schema.LEFT, "leave", "left by itself", f"client:{client.node}")
+
+    def crl(self) -> bytes:
+        """The deny list as a signed revocation list, PEM."""
+        return self.authority.crl(self.registry.denied(self.clock()), self.clock())
+
+    def _change(
+        self, name: str, state: str, action: str, reason: str, actor: str, of: Collection[str] = schema.LIVING
+    ) -> Client:  # fmt: skip
+        now = self.clock()
+        with self.transaction() as session:
+            row = registry_writes.by_name(session, name)
+            registry_writes.move(row, state, now, reason, of)
+            denied = registry_writes.deny(session, row, now, reason) if state in (schema.REVOKED, schema.LEFT) else []
+            self.note(session, row, actor, action, node=row.node, reason=reason, serials=denied)
+            number = row.number
+        return next(c for c in self.registry.clients() if c.number == number)

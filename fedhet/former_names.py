@@ -1,0 +1,287 @@
+"""Where modules were before they had rooms: `fedhet.gate` is now `fedhet.engine.update_validation`, and so on.
+
+For one release the former names are imported as the present modules, each with a line that names the present one;
+targets in configurations that were written earlier are read as what they are called now.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import CodeType, ModuleType
+from typing import Any
+
+MODULES = {
+    "aggregation": "engine.aggregator",
+    "app": "flower.client_handlers",
+    "aside": "engine.background_thread",
+    "bases.layer": "bases.transform",
+    "batched": "engine.batched_training",
+    "blocks": "native.concatenate",
+    "books": "engine.server_state",
+    "build": "config.factory",
+    "bulletin": "deployment.notices",
+    "bundle": "flower.app_bundle",
+    "calendar": "population.availability",
+    "card": "export.model_card",
+    "catalogue": "config.catalog",
+    "checkpoint": "runs.checkpoint",
+    "chores": "engine.background_tasks",
+    "cite": "config.citations",
+    "cli_bench": "cli.bench",
+    "cli_client": "cli.client",
+    "cli_compare": "cli.compare",
+    "cli_enroll": "cli.federation",
+    "cli_run": "cli.run",
+    "cli_show": "cli.show",
+    "cli_simulate": "cli.simulate",
+    "cli_submit": "cli.submit",
+    "cli_sweep": "cli.sweep",
+    "cli_use": "cli.use",
+    "client": "engine.client_runner",
+    "clock": "engine.clock",
+    "compiled": "native.compiler",
+    "compose": "engine.method",
+    "descent": "native.mlp_sgd",
+    "descent_source": "native.mlp_sgd_c",
+    "device_code": "provenance.device_code",
+    "drive": "flower.event_loop",
+    "durable": "system.atomic_file",
+    "ending": "runs.run_ending",
+    "enroll.admission": "federation.server.admission",
+    "enroll.agent": "federation.device.agent",
+    "enroll.agree": "federation.server.registry_check",
+    "enroll.alone": "federation.common.exclusive",
+    "enroll.audit": "federation.server.audit_log",
+    "enroll.benchmark": "federation.device.benchmark",
+    "enroll.ca": "federation.pki.ca",
+    "enroll.canonical": "federation.pki.canonical_json",
+    "enroll.certificates": "federation.pki.certificates",
+    "enroll.commands": "federation.server.commands",
+    "enroll.desk": "federation.server.control_socket",
+    "enroll.device": "federation.device.state",
+    "enroll.device_commands": "federation.device.commands",
+    "enroll.doctor": "federation.device.doctor",
+    "enroll.errors": "federation.common.errors",
+    "enroll.federation": "federation.server.operator",
+    "enroll.fence": "federation.device.allowlist",
+    "enroll.files": "federation.common.private_files",
+    "enroll.flower": "federation.server.superlink",
+    "enroll.guard": "federation.server.connection_limits",
+    "enroll.identity": "federation.pki.identity",
+    "enroll.join": "federation.device.join",
+    "enroll.limits": "federation.server.rate_limits",
+    "enroll.link": "federation.device.server_connection",
+    "enroll.lock": "federation.pki.key_encryption",
+    "enroll.members": "federation.server.membership",
+    "enroll.names": "federation.server.client_names",
+    "enroll.node": "deployment.device_node",
+    "enroll.offline": "federation.device.offline_join",
+    "enroll.operator_key": "federation.pki.operator_key",
+    "enroll.orders": "federation.pki.signed_orders",
+    "enroll.output": "federation.common.output",
+    "enroll.passphrase": "federation.pki.passphrase",
+    "enroll.peers": "federation.server.peer_addresses",
+    "enroll.policy": "federation.server.policy",
+    "enroll.processes": "federation.common.process_supervisor",
+    "enroll.profiles": "federation.server.client_profiles",
+    "enroll.proxy": "federation.server.tls_proxy",
+    "enroll.registry": "federation.server.registry",
+    "enroll.rows": "federation.server.registry_writes",
+    "enroll.runs": "federation.server.run_supervisor",
+    "enroll.seal": "federation.pki.signed_requests",
+    "enroll.serve": "federation.server.serve",
+    "enroll.service": "federation.server.http_api",
+    "enroll.sign": "federation.pki.update_signature",
+    "enroll.signer": "federation.pki.ca_signer",
+    "enroll.speed": "federation.device.bandwidth",
+    "enroll.submit": "federation.server.submit",
+    "enroll.tables": "federation.server.schema",
+    "enroll.tokens": "federation.pki.invitation",
+    "enroll.trust": "federation.pki.trust",
+    "enroll.vouch": "federation.server.update_verification",
+    "evaluate": "runs.evaluator",
+    "experiment": "runs.experiment",
+    "explain": "runs.explain",
+    "finished": "runs.saved_run",
+    "flower_compat": "flower.compat",
+    "flower_fleet": "flower.fleet_api",
+    "flower_legacy": "simulation.legacy_servers",
+    "flower_project": "simulation.flower_project",
+    "flower_replies": "flower.reply_stream",
+    "flower_socket": "flower.socket_files",
+    "gate": "engine.update_validation",
+    "grids.arena": "numerics.shared_memory",
+    "grids.cluster": "simulation.ray_executor",
+    "grids.crew": "simulation.simultaneous",
+    "grids.executor": "simulation.executor",
+    "grids.hands": "simulation.background_tasks",
+    "grids.line": "simulation.worker_channel",
+    "grids.parcel": "simulation.message_packing",
+    "grids.pool": "simulation.worker_pool",
+    "grids.pulse": "system.process_liveness",
+    "grids.virtual": "simulation.virtual_grid",
+    "grids.worker": "simulation.worker",
+    "heap": "native.malloc",
+    "hierarchy.columns": "hierarchy.column_shards",
+    "hierarchy.leaf": "hierarchy.worker",
+    "hierarchy.share": "hierarchy.shard",
+    "hierarchy.team": "hierarchy.processes",
+    "hierarchy.tree": "hierarchy.reduction_tree",
+    "initial": "flower.initial_model",
+    "inner": "numerics.gram",
+    "joined": "model.batch_joining",
+    "journal": "runs.write_ahead_log",
+    "keep": "flower.client_state",
+    "kernel": "native.weighted_sum",
+    "launch": "runs.runner",
+    "limits": "engine.stopping",
+    "live": "deployment.live_run",
+    "locks": "system.file_lock",
+    "lowrank": "numerics.low_rank",
+    "message": "flower.messages",
+    "module_state": "model.module_state",
+    "nodes": "flower.node_directory",
+    "origin": "provenance.source_tree",
+    "overrides": "config.overrides",
+    "perceptron": "native.mlp_gradient",
+    "plain": "numerics.plain_data",
+    "profile": "population.profile",
+    "progress": "cli.progress",
+    "ray": "deployment.ray_simulation",
+    "record": "runs.event_log",
+    "rehearsal": "runs.rehearsal",
+    "report.bars": "report.timeline_items",
+    "report.chart": "report.line_chart",
+    "report.compare": "report.aggregate_runs",
+    "report.comparison": "report.comparison_page",
+    "report.figures": "report.number_format",
+    "report.files": "report.run_reader",
+    "report.labels": "report.run_labels",
+    "report.ledger": "report.update_accounting",
+    "report.lives": "report.event_records",
+    "report.markup": "report.html",
+    "report.ranking": "report.comparison_table",
+    "report.runs": "report.run_groups",
+    "report.skeleton": "report.page_layout",
+    "report.staleness": "report.staleness_chart",
+    "report.story": "report.event_replay",
+    "report.tables": "report.page_tables",
+    "result": "runs.result",
+    "roster": "population.roster",
+    "run_config": "runs.run_config",
+    "seeding": "simulation.global_seeds",
+    "server": "engine.server",
+    "session": "runs.session",
+    "shelf": "numerics.buffer_pool",
+    "shown": "display",
+    "simulate": "simulation.flower_app",
+    "streams": "numerics.rng",
+    "superlink": "deployment.local_superlink",
+    "transports": "simulation.virtual_time",
+    "tree": "numerics.tree",
+    "variation": "population.speed_variation",
+    "wire": "numerics.wire_format",
+}
+"""Former module names below `fedhet`, and what they are now."""
+NAMES = {
+    "config": "config.composition",
+    "flower": "deployment.strategy",
+    "export": "export.export",
+    "model": "model.flat_model",
+    "testing": "testing.quadratic",
+}
+"""Of packages that bear a former module's name: which module has what that one had."""
+TRANSPORTS = {
+    "virtual": "fedhet.simulation.virtual_time.VirtualTime",
+    "cluster": "fedhet.simulation.virtual_time.RayCluster",
+    "ray": "fedhet.deployment.ray_simulation.RaySimulation",
+    "superlink": "fedhet.deployment.local_superlink.LocalSuperLink",
+    "flower": "fedhet.deployment.live_run.OnGrid",
+}
+"""Transports by the name that configurations had in place of a target."""
+
+
+class FormerNames(MetaPathFinder, Loader):
+    """Imports a former name as the present module: the same object, so that there are no two of any class."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A spec for a former name of ours; None for any other."""
+        return ModuleSpec(fullname, self, is_package=False) if present(fullname) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The present module."""
+        now = present(spec.name)
+        assert now is not None
+        _warn(spec.name, now)
+        return importlib.import_module(now)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It was executed under its present name, which its `__spec__` goes on to say."""
+        module.__spec__ = find_spec(module.__name__)
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """For `python -m`."""
+        now = present(fullname)
+        spec = find_spec(now) if now else None
+        code: CodeType | None = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore[attr-defined]
+        return code
+
+
+def install() -> None:
+    """Former names can be imported from now on; what exists comes first."""
+    if not any(isinstance(finder, FormerNames) for finder in sys.meta_path):
+        sys.meta_path.append(FormerNames())
+
+
+def present(module: str) -> str | None:
+    """The present name of a former module; None if it is none."""
+    top, _, rest = module.partition(".")
+    return f"fedhet.{MODULES[rest]}" if top == "fedhet" and rest in MODULES else None
+
+
+def forwarded(package: str, name: str) -> Any:
+    """What the former module of a package's name had. Raises AttributeError."""
+    now = NAMES.get(package.removeprefix("fedhet."))
+    if now is None or name.startswith("__") or find_spec(f"{package}.{name}") is not None:  # that is imported then
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    module = importlib.import_module(f"fedhet.{now}")
+    if not hasattr(module, name):
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return getattr(module, name)
+
+
+def current(node: Any) -> Any:
+    """A configuration as it would be written today: former targets by their present names, nothing else changed."""
+    if isinstance(node, Mapping):
+        made = {key: current(value) for key, value in node.items()}
+        if isinstance(target := made.get("_target_"), str):
+            made["_target_"] = target_now(target)
+        transport = made.get("transport")
+        if isinstance(transport, Mapping) and "_target_" not in transport and transport.get("name") in TRANSPORTS:
+            rest = {key: value for key, value in transport.items() if key != "name"}
+            made["transport"] = {"_target_": TRANSPORTS[str(transport["name"])], **rest}
+        return made
+    if isinstance(node, list | tuple):
+        return [current(value) for value in node]
+    return node
+
+
+def target_now(target: str) -> str:
+    """A dotted name of something inside a module, by the module's present name."""
+    module, _, name = target.rpartition(".")
+    if now := present(module):
+        return f"{now}.{name}"
+    inside = module.removeprefix("fedhet.")
+    return f"fedhet.{NAMES[inside]}.{name}" if inside in NAMES and module.startswith("fedhet.") else target
+
+
+def _warn(former: str, now: str) -> None:
+    warnings.warn(f"{former} is now {now}; the former name goes with the next release", DeprecationWarning, 4)

@@ -1,0 +1,126 @@
+"""How the runs of a comparison are named: by the overrides that set them apart, or by what differs in what was run.
+
+`fedhet compare` and `fedhet run --multirun` write down which overrides each of their runs had (compare.json,
+sweep.json); for other folders the resolved configurations are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedhet.report.errors import ReportError
+from fedhet.report.run_reader import Row, document, text
+
+NOT_THE_METHOD = frozenset({"seed", "workers", "out", "folder", "path", "name"})
+"""Keys in which runs of one method may differ."""
+
+MEMORIES = ("compare.json", "sweep.json")
+LONGEST = 120
+"""Characters of a label."""
+
+Overrides = Mapping[str, str]
+"""Key to value as they were typed, of the keys that were given several values."""
+
+
+def labels(folders: Sequence[Path], strategies: Sequence[str]) -> list[str]:
+    """A name for every run: its strategy, and what sets it apart from the other runs of that strategy."""
+    typed = [swept(folder) for folder in folders]
+    result = [""] * len(folders)
+    for name in dict.fromkeys(strategies):
+        members = [k for k, other in enumerate(strategies) if other == name]
+        known = [typed[k] for k in members]
+        if all(one is not None for one in known):
+            apart = [_joined(one or {}) for one in known]
+            apart = apart if len(set(apart)) > 1 else [""] * len(apart)
+        else:
+            apart = variants([text(folders[k] / "config.yaml") for k in members])
+        for k, words in zip(members, apart, strict=True):
+            result[k] = f"{name} · {words}" if words else name
+    return result
+
+
+def swept(folder: Path) -> Overrides | None:
+    """The overrides that set this run of a comparison or a sweep apart; None if nobody wrote them down."""
+    for name in MEMORIES:
+        path = folder.parent / name
+        runs = document(path).data.get("runs") if path.is_file() else None
+        texts = runs.get(folder.name) if isinstance(runs, Mapping) else None
+        if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
+            pairs = (one.lstrip("+").partition("=") for one in texts)
+            return {key: value for key, _, value in pairs}
+    return None
+
+
+def without_effect(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every key that was given several values although no run ended with other weights for it."""
+    typed = [swept(row.path.parent) for row in rows]
+    found = []
+    for key in dict.fromkeys(key for one in typed for key in one or {}):
+        groups: dict[tuple[tuple[str, str], ...], list[tuple[str, str]]] = {}
+        for row, one in zip(rows, typed, strict=True):
+            if one is not None and key in one and row.text("weights_sha256"):
+                others = tuple((k, v) for k, v in one.items() if k != key)
+                groups.setdefault(others, []).append((one[key], row.text("weights_sha256")))
+        compared = [members for members in groups.values() if len(members) > 1]
+        if compared and all(len({digest for _, digest in members}) == 1 for members in compared):
+            values = ",".join(dict.fromkeys(value for members in compared for value, _ in members))
+            found.append(f"{key}={values} had no effect: runs that differ in it alone ended with the same weights")
+    return found
+
+
+def variants(configs: Sequence[str]) -> list[str]:
+    """What sets each configuration apart from the others of its strategy; "" for all if they are one."""
+    flat = [dict(_flat(_parsed(config))) for config in configs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
+    parts = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
+    names: dict[tuple[tuple[str, str | None], ...], str] = {}
+    result = []
+    for one in flat:
+        mine = tuple((key, one.get(key)) for key in keys)
+        if mine not in names:
+            words = _joined({key.removesuffix("._target_"): _short(key, value) for key, value in _telling(mine, parts)})
+            names[mine] = words if words not in names.values() else f"{words} ({len(names) + 1})"
+        result.append(names[mine])
+    return result
+
+
+def _telling(mine: Iterable[tuple[str, str | None]], parts: set[str]) -> Iterable[tuple[str, str]]:
+    """The pairs worth naming: of a part that is another class only its class, not the values inside."""
+    for key, value in mine:
+        inside = any(key.startswith(f"{part}.") and key != f"{part}._target_" for part in parts)
+        if value is not None and not inside:
+            yield key, value
+
+
+def _short(key: str, value: str) -> str:
+    return value.rpartition(".")[2] if key.endswith("._target_") else value
+
+
+def _joined(pairs: Overrides) -> str:
+    words = [f"{key}={value}" for key, value in pairs.items() if key not in (*NOT_THE_METHOD, "strategy")]
+    told = ", ".join(words)
+    while len(told) > LONGEST and len(words) > 1:
+        words.pop()
+        told = ", ".join(words) + ", ..."
+    return told if len(told) <= LONGEST else told[: LONGEST - 3] + "..."
+
+
+def _parsed(config: str) -> Any:
+    try:
+        return yaml.safe_load(config)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ReportError(f"a run's config.yaml is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted keys and values as text, without the keys that are not the method's."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if str(key) not in NOT_THE_METHOD:
+                yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, "null" if node is None else str(node)

@@ -1,0 +1,202 @@
+"""A run on disk, whole or not at all: everything needed to go on bit for bit after a kill at any moment.
+
+A checkpoint is a folder of one JSON file and one payload per tree, written beside the last one and made current by
+renaming a file that names it and its hash; the JSON file has the hashes of the others. So a file that was altered, cut
+or lost is found before anything is built on it. Jobs in flight are stored as what they are, not as what they will
+bring: their training is repeated, which gives the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fedhet import types
+from fedhet.engine.background_tasks import Chore
+from fedhet.engine.server import Server
+from fedhet.engine.server_state import Seen
+from fedhet.engine.update_validation import Gate
+from fedhet.flower.messages import parcel
+from fedhet.numerics import plain_data, wire_format
+from fedhet.runs.event_log import write_atomic
+from fedhet.system import atomic_file
+from fedhet.system.atomic_file import DamagedError
+from fedhet.types import Job, Tree, Update
+
+PLAIN = (
+    "now",
+    "version",
+    "closing",
+    "turns",
+    "held",
+    "timers",
+    "draws",
+    "jobs",
+    "landed",
+    "barren",
+    "opened",
+    "cause",
+    "alike",
+)
+"""Fields of the server that are plain data and go into the file as they are."""
+
+
+class CheckpointError(DamagedError):
+    """A run folder that cannot be resumed."""
+
+
+@dataclass
+class Extras:
+    """What the host adds to the server's own state: clock, file sizes, byte counts, clients' memories."""
+
+    numbers: dict[str, Any]
+    clients: dict[int, RecordDict]
+
+
+def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
+    """Make the present state the folder's checkpoint. The server must be between two instants."""
+    root = folder / "checkpoint"
+    root.mkdir(exist_ok=True)
+    name = _free(root, f"{server.landed:012d}-{server.version:08d}")
+    part, sums = root / (name + ".part"), dict[str, str]()
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+
+    def put(file: str, tree: Tree) -> None:
+        sums[file] = atomic_file.write(part / file, wire_format.encode(tree))
+
+    for version, tree in server.bases.items():
+        put(f"base-{version}", tree)
+    for number, update in server.updates.items():
+        put(f"update-{number}", update.delta)
+    for layer, memory in server.memories.items():
+        put(f"memory-{layer}", memory)
+    for number, chore in server.chores.open.items():
+        put(f"chore-{number}", chore.update.delta)
+        put(f"task-{number}", chore.task)
+    clients = {}
+    for client, state in extras.clients.items():
+        clients[str(client)] = sorted(state.array_records)
+        for record, arrays in state.array_records.items():
+            file = f"client-{client}-{record}"
+            sums[file] = atomic_file.write(part / file, arrays["tree"].data)
+    data = {
+        "server": {name: plain_data.dump(getattr(server, name)) for name in PLAIN},
+        "counts": dict(server.counts),
+        "seen": {
+            str(c): [s.finished, s.failed, s.seconds_per_step, s.rank, s.faults, s.why] for c, s in server.seen.items()
+        },
+        "barred": sorted(server.barred),
+        "withdrawn": sorted(server.withdrawn),
+        "inflight": plain_data.dump(list(server.inflight.values())),
+        "buffer": plain_data.dump(list(server.buffer.values())),
+        "updates": {str(n): [u.weight, u.scale, dict(u.metrics)] for n, u in server.updates.items()},
+        "chores": [
+            [
+                plain_data.dump(c.update.job),
+                [c.update.weight, c.update.scale, dict(c.update.metrics)],
+                c.layer,
+                c.due,
+                c.seconds,
+            ]
+            for c in server.chores.open.values()
+        ],
+        "bases": sorted(server.bases),
+        "memories": sorted(server.memories),
+        "schedule": plain_data.dump(server.method.schedule),
+        "gate": gate.dump(),
+        "clients": clients,
+        "extras": extras.numbers,
+        "files": sums,
+    }
+    whole = atomic_file.write(part / "run.json", json.dumps(data).encode())
+    atomic_file.sync_folder(part)
+    final = root / name
+    part.replace(final)
+    atomic_file.sync_folder(root)
+    write_atomic(root / "current", f"{name} {whole}")  # on the disk before the last checkpoint is deleted
+    for old in root.iterdir():
+        if old.is_dir() and old != final:
+            shutil.rmtree(old)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a run folder has a complete checkpoint."""
+    return (folder / "checkpoint" / "current").is_file()
+
+
+def peek(folder: Path) -> dict[str, Any]:
+    """The host's numbers of the current checkpoint, without building anything."""
+    numbers: dict[str, Any] = _read(folder)[1]["extras"]
+    return numbers
+
+
+def load(folder: Path, server: Server, gate: Gate) -> Extras:
+    """Put the folder's checkpoint into a freshly built server and gate; what is left is for the host."""
+    at, data = _read(folder)
+    sums = data["files"]
+
+    def take(file: str) -> bytes:
+        if file not in sums:
+            raise CheckpointError(f"{at}: run.json has no hash of {file}")
+        return atomic_file.read(at / file, sums[file])
+
+    def tree(file: str) -> Tree:
+        return wire_format.open_tree(bytearray(take(file)))
+
+    schedule = server.method.schedule
+    modules = [sys.modules[type(schedule).__module__], types]
+    for name in PLAIN:
+        setattr(server, name, plain_data.load(data["server"][name], modules))
+    plain_data.fill(schedule, data["schedule"], modules)
+    server.counts = Counter(data["counts"])
+    server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
+    server.barred.update(data["barred"])
+    server.withdrawn = set(data["withdrawn"])
+    server.bases = {v: tree(f"base-{v}") for v in data["bases"]}
+    server.state = server.bases[server.version]
+    server.memories = {m: dict(tree(f"memory-{m}")) for m in data["memories"]}
+    jobs: list[Job] = plain_data.load(data["buffer"], modules)
+    inflight: list[Job] = plain_data.load(data["inflight"], modules)
+    updates = {
+        job.id: Update(job, tree(f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
+    }  # weight, scale, metrics in the record's order
+    for kept, told, layer, due, seconds in data["chores"]:
+        job = plain_data.load(kept, modules)
+        update = Update(job, tree(f"chore-{job.id}"), *told)
+        server.chores.take(Chore(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
+    server.adopt(inflight, jobs, updates)
+    gate.remember(updates.values())  # for what follows from waiting updates; the rest is as it was
+    gate.load(data["gate"])
+    clients = {
+        int(c): RecordDict({r: parcel(take(f"client-{c}-{r}")) for r in records})
+        for c, records in data["clients"].items()
+    }
+    return Extras(data["extras"], clients)
+
+
+def _free(root: Path, name: str) -> str:
+    """A folder's name that is not taken: saving twice at one moment must not touch the checkpoint there is."""
+    names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))
+    return next(one for one in names if not (root / one).exists())
+
+
+def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
+    current = folder / "checkpoint" / "current"
+    if not current.is_file():
+        raise CheckpointError(f"{folder} has no checkpoint to resume from")
+    name, _, whole = current.read_text(errors="replace").partition(" ")
+    if not re.fullmatch(r"\d{12}-\d{8}(-\d+)?", name) or not whole:
+        raise CheckpointError(f"{current} does not name a checkpoint: {atomic_file.OR_ANEW}")
+    at = folder / "checkpoint" / name
+    data: dict[str, Any] = json.loads(atomic_file.read(at / "run.json", whole))
+    return at, data

@@ -1,0 +1,196 @@
+"""Everything once, before a run begins: what cannot work shows here, with nothing written.
+
+A model is built and scored on a few samples; clients with the smallest and the largest budget do a job of one step,
+whose answer passes the gate; the server combines as many of these answers as the schedule would. All of it is made anew
+and thrown away, and random streams are keyed by name, so no bit of the run depends on whether it was rehearsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from fedhet.engine.aggregator import Foreseen
+from fedhet.engine.client_runner import Device
+from fedhet.engine.method import Misfit
+from fedhet.engine.server import Server
+from fedhet.engine.stopping import Diverged, Limits
+from fedhet.engine.update_validation import Gate, Rejected
+from fedhet.errors import InputError
+from fedhet.flower import messages as records
+from fedhet.model.flat_model import Model
+from fedhet.numerics import wire_format
+from fedhet.types import Budget, ClientId, Job, Update
+
+if TYPE_CHECKING:
+    from fedhet.runs.experiment import Experiment
+
+LOOKED_AT = 10_000
+"""Clients of a larger fleet whose budgets are looked at."""
+SMALL = 1 << 20
+"""Numbers of a model up to which a job is done twice, to see whether the first leaves a trace."""
+ROWS = 1 << 22
+"""Numbers of all updates together up to which a combination is tried."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A world that can say whether a model fits its data."""
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError saying what does not fit: shapes, classes, labels."""
+        ...
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Raises Misfit (or the part's own InputError) for a run that would fail in its first round."""
+    from fedhet.system.threads import one_thread
+
+    experiment.transport.check(experiment)
+    named = _model_named(experiment)
+    with one_thread():
+        with _told(named):
+            model = experiment.world.model()
+            _fits_memory(experiment, model)
+            if isinstance(experiment.world, Checked):
+                experiment.world.check(model)
+            experiment.world.flops()
+        with _told(f"space={_name(experiment.method.space)} and {named}"):
+            state = experiment.method.space.begin(model)
+            limits = Limits(versions=1)
+            server = Server(experiment.method, state, experiment.clients, limits, experiment.seed, _silent)
+        budgets = _budgets(experiment, server)
+        for budget in budgets:
+            with _told(f"budget={_name(experiment.method.budget)} with space={_name(experiment.method.space)}"):
+                server.space.expects(state, Job(0, 0, 0, 0, budget, 0.0))
+        chosen = dict.fromkeys((min(budgets, key=_size), max(budgets, key=_size)))  # one if all are alike
+        device = Device(experiment.method, model, experiment.world, experiment.seed)
+        for budget in chosen:
+            answers = _jobs(experiment, device, server, [(c, budget) for c in budgets[budget]])
+        _combine(experiment, server, answers)
+
+
+def _size(budget: Budget) -> tuple[float, int]:
+    return budget.width, budget.rank
+
+
+def _budgets(experiment: Experiment, server: Server) -> dict[Budget, list[ClientId]]:
+    """Every rank and width that clients get, with two clients each that have data and mean well: who has the most of
+    the first thousand comes first."""
+    attack, counts = getattr(experiment.method.work, "attack", ()), experiment.world.examples()
+    found: dict[Budget, list[ClientId]] = {}
+    with _told(f"budget={_name(experiment.method.budget)}"):
+        for client in range(min(len(experiment.clients), LOOKED_AT)):
+            if not counts[client]:
+                continue
+            given = experiment.method.budget(client, server)
+            who = found.setdefault(replace(given, steps=1), [])
+            if client not in attack and client < 1000:
+                who.append(client)
+    if not found:
+        raise Misfit("no client has any data")
+    return {b: sorted(who, key=lambda c: (-counts[c], c))[:2] for b, who in found.items()}
+
+
+def _jobs(
+    experiment: Experiment, device: Device, server: Server, asked: Sequence[tuple[ClientId, Budget]]
+) -> list[Update]:
+    """What these clients answer, through the gate."""
+    gate, answers = Gate(max_weight=experiment.max_weight, **experiment.gate), []
+    first: bytes | memoryview = b""
+    again = asked[:1] if device.model.flat.numel() <= SMALL else []
+    alone = device.model.batch_statistics and experiment.method.work.batch == 1
+    hint = "; its batch statistics need batches of two samples or more: raise work.batch" if alone else ""
+    for at, (client, budget) in enumerate([*asked, *again]):
+        job = Job(at, client, 0, 0, budget, 0.0)
+        with _told(f"a job of client {client} fails ({_parts(experiment)}{hint})"):
+            update = device.answer(job, server.space.offer(server.state, job), {})
+            payload = wire_format.encode(update.delta)
+            expects = server.expects(job)
+        if at == len(asked):
+            if bytes(payload) != first:
+                raise Misfit(
+                    f"{_model_named(experiment)}, work={_name(experiment.method.work)}: the same job gives another "
+                    "result after one of another client. What one client leaves behind would reach the next: keep what "
+                    "changes in forward in registered buffers or plain attributes, and draw random numbers from "
+                    "torch's, numpy's or Python's global stream"
+                )
+            break
+        first = first or bytes(payload)
+        answer = records.read_answer(records.answer(update, code="", seal=False))
+        with _told(f"a first update of client {client} ({_parts(experiment)})"):
+            verdict = gate.check(answer, client, {job.id: job}, expects, experiment.clients, {}, server.rank_of(job))
+        if isinstance(verdict, Rejected) and verdict.code != "clone":
+            large = " after a single step: is work.lr too large?" if verdict.code == "non_finite" else ""
+            raise Misfit(f"a first update of client {client} is rejected: {verdict.code}: {verdict.detail}{large}")
+        if isinstance(verdict, Update):
+            answers.append(verdict)
+    return answers
+
+
+def _combine(experiment: Experiment, server: Server, answers: Sequence[Update]) -> None:
+    """As many answers as the schedule takes at a time, if it knows; one if it does not."""
+    schedule, clients = experiment.method.schedule, len(experiment.clients)
+    many = (schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None) or 1
+    if not answers or many * sum(leaf.numel() for leaf in answers[0].delta.values()) > ROWS:
+        return
+    if many == 1 and not isinstance(schedule, Foreseen):
+        return
+    updates = [
+        replace(one, job=replace(one.job, id=at, client=at % clients))
+        for at, one in ((at, answers[at % len(answers)]) for at in range(many))
+    ]
+    rule = f"rule={_name(experiment.method.rule)} with schedule={_name(schedule)} of {many} updates at a time"
+    with _told(rule):
+        server.step_of(updates)
+
+
+def _fits_memory(experiment: Experiment, model: Model) -> None:
+    """Raises Misfit for a model that this machine or every client is too small for; activations are not counted."""
+    one = sum(t.nbytes for t in (*model.module.parameters(), *model.module.buffers()))
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    processes = max(1, experiment.workers)
+    need = one * (2 * processes + 4)  # with its gradient in each; the server's model, the evaluated one, sum and update
+    if need > here:
+        raise Misfit(
+            f"the model takes {one:,} bytes, this run at least {need:,} with {processes} processes, this machine has "
+            f"{here:,}: lower workers, or take a smaller model"
+        )
+    most = float(np.max(experiment.clients.columns.get("memory_bytes", np.inf)))
+    if one > most:
+        raise Misfit(f"the model takes {one} bytes, but no client has a memory_bytes above {most:g}")
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Any failure of a part as one sentence that says of what."""
+    try:
+        yield
+    except (InputError, Misfit):
+        raise
+    except (Exception, Diverged) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())
+        raise Misfit(f"{what}: {kind}{text[:600]}") from error
+
+
+def _parts(experiment: Experiment) -> str:
+    method = experiment.method
+    return f"{_model_named(experiment)}, work={_name(method.work)}, space={_name(method.space)}"
+
+
+def _model_named(experiment: Experiment) -> str:
+    given = experiment.config.get("model")
+    return f"model={given['_target_']}" if isinstance(given, dict) and "_target_" in given else "the model"
+
+
+def _name(part: object) -> str:
+    return type(part).__name__
+
+
+def _silent(t: float, name: str, fields: object) -> None: ...

@@ -1,0 +1,165 @@
+"""The server's own work: the schedule hears of an update when it is done, and no update is lost on the way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Error, Message
+from flwr.app import RecordDict as Records
+
+from clients.work.sgd import Sgd
+from fedhet.bases import AbstractLayer
+from fedhet.engine.background_tasks import Chore, Own
+from fedhet.engine.background_thread import Aside
+from fedhet.engine.method import Method
+from fedhet.engine.server import Send, Server
+from fedhet.engine.stopping import Limits
+from fedhet.flower.compat import claim_identity
+from fedhet.flower.execution import Outcome
+from fedhet.numerics.tree import FlatTree
+from fedhet.protocols import View
+from fedhet.simulation.background_tasks import PoolHands
+from fedhet.testing.quadratic import QuadraticWorld, equal_clients
+from fedhet.types import Memory, Tree, Update
+from strategies.budgets.fixed import Fixed
+from strategies.rules.mean import Mean
+from strategies.schedules.fedbuff import FedBuff
+from strategies.spaces.full import Full
+
+
+@dataclass(frozen=True)
+class Doubling(AbstractLayer):
+    """Doubles what client 0 sends, after two seconds of thought."""
+
+    def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
+        return ({"delta": update.delta["x"]}, 2.0) if update.job.client == 0 else None
+
+    def solve(self, task: Tree) -> Tree:
+        return {"twice": 2.0 * task["delta"]}
+
+    def solved(self, update: Update, result: Tree, memory: Memory) -> None:
+        memory["twice"] = result["twice"]
+
+    def arrive(self, update: Update, view: View, memory: Memory) -> Update:
+        if update.job.client != 0:
+            return update
+        return Update(update.job, FlatTree(update.delta.schema, memory.pop("twice")), update.weight)  # type: ignore[attr-defined]
+
+
+def begun() -> tuple[Server, list[Send], list[dict[str, Any]]]:
+    world, rows = QuadraticWorld([1.0] * 2, [1.0, 2.0]), list[dict[str, Any]]()
+    parts = FedBuff(size=1), Full(), Mean(over="count"), Sgd(lr=0.1), Fixed(steps=1)
+    method = Method(*parts, staleness=(Doubling(),))
+    state = method.space.begin(world.model())
+    emit = lambda t, name, fields: rows.append({"t": t, "event": name, **fields})  # noqa: E731
+    server = Server(method, state, equal_clients(world), Limits(versions=9), 0, emit)
+    server.start()
+    return server, server.settle(0.0), rows
+
+
+def answer(send: Send, value: float) -> Update:
+    assert isinstance(send.payload, FlatTree)
+    return Update(send.job, FlatTree(send.payload.schema, torch.full_like(send.payload.flat, value)), 1.0)
+
+
+def test_an_update_counts_when_the_chore_is_done_and_others_go_on_meanwhile() -> None:
+    server, sends, rows = begun()
+    server.arrived(answer(sends[0], 1.0), 1.0)
+    assert server.version == 0 and not server.buffer and server.next_timer == 3.0 and server.row()["buffered"] == 1
+    server.arrived(answer(sends[1], 0.25), 2.0)
+    assert server.version == 1
+    server.wake(2.5)
+    assert server.version == 1
+    server.wake(3.0)
+    assert server.version == 2 and server.next_timer is None and float(server.state["x"]) == 2.25
+    assert server.row()["buffered"] == 0 and server.row()["accepted"] == 2
+    told = [row for row in rows if row["event"] in ("arrived", "pondered")]
+    assert [(row["t"], row["event"]) for row in told] == [(1.0, "arrived"), (1.0, "pondered"), (2.0, "arrived")]
+    assert told[1]["until"] == 3.0 and rows[-1]["staleness"] == [1]
+
+
+def test_who_is_expelled_takes_its_chore_along() -> None:
+    server, sends, _ = begun()
+    server.arrived(answer(sends[0], 1.0), 1.0)
+    server.expel(0, "banned", 1.5)
+    server.wake(3.0)
+    row = server.row()
+    assert server.version == 0 and server.next_timer is None
+    assert row["late"] == {"banned": 1} and row["buffered"] == 0
+
+
+def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as_it_was() -> None:
+    server, sends, _ = begun()
+    began, go_on, threads = threading.Event(), threading.Event(), []
+
+    class Slow(Own):
+        def result(self, chore: Chore) -> Tree:
+            threads.append(threading.get_ident())
+            began.set()
+            assert go_on.wait(30)
+            return super().result(chore)
+
+    with Aside(Slow(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        update = answer(sends[0], 1.0)
+        server.arrived(update, 1.0)
+        assert began.wait(30), "begun before it is due"
+        update.delta["x"].fill_(100.0)  # memory that is used again
+        server.arrived(answer(sends[1], 0.25), 2.0)
+        assert server.version == 1, "others are combined meanwhile"
+        go_on.set()
+        server.wake(3.0)
+    assert server.version == 2 and float(server.state["x"]) == 2.25
+    assert len(threads) == 1 and threads[0] != threading.get_ident()
+
+
+def test_what_fails_in_a_thread_fails_where_it_is_asked_for_and_what_is_dropped_is_never_asked() -> None:
+    class Failing(Own):
+        def result(self, chore: Chore) -> Tree:
+            raise ArithmeticError("no such task")
+
+    server, sends, _ = begun()
+    with Aside(Failing(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        server.arrived(answer(sends[0], 1.0), 1.0)
+        with pytest.raises(ArithmeticError, match="no such task"):
+            server.wake(3.0)
+    server, sends, _ = begun()
+    with Aside(Failing(dict(server.method.layers))) as aside:
+        server.chores.employ(aside)
+        server.arrived(answer(sends[0], 1.0), 1.0)
+        server.expel(0, "banned", 1.5)
+        server.wake(3.0)
+    assert server.version == 0
+
+
+@dataclass
+class Dying:
+    """An executor whose workers die of every task."""
+
+    tasks: dict[int, Message] = field(default_factory=dict)
+
+    def submit(self, number: int, urgency: int, message: Message, context: Context) -> None:
+        self.tasks[number] = message
+
+    def result(self, number: int) -> Outcome:
+        return Outcome(Message(Error(1, "died"), reply_to=self.tasks.pop(number)), Records())
+
+    def close(self) -> None:
+        return None
+
+
+def test_a_chore_whose_worker_dies_is_done_by_the_server() -> None:
+    claim_identity(1)
+    server, sends, _ = begun()
+    pool = Dying()
+    server.chores.employ(PoolHands(pool, Own(dict(server.method.layers))))
+    server.arrived(answer(sends[0], 1.0), 1.0)
+    (chore,) = server.chores.open.values()
+    assert isinstance(chore, Chore) and list(pool.tasks) == [-1 - sends[0].job.id]
+    server.wake(3.0)
+    assert float(server.state["x"]) == 2.0 and not pool.tasks

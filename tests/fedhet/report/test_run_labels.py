@@ -1,0 +1,48 @@
+"""Names of the runs of a comparison, and options that changed nothing."""
+
+from __future__ import annotations
+
+import json
+
+from fedhet.report.run_groups import read
+from fedhet.report.run_labels import labels, variants, without_effect
+
+RULE = "strategy: x\nseed: 1\nrule:\n  _target_: a.rules.{}\n  f: {}\nattack:\n  seed: 3\n  fraction: {}\n"
+
+
+def test_another_part_is_named_by_its_class_and_not_by_all_that_it_brings():
+    other = RULE.format("Krum", 2, 0.2) + "  strength: 10\n"
+    assert variants([RULE.format("Mean", 1, 0.0), other]) == [
+        "rule=Mean, attack.fraction=0.0",
+        "rule=Krum, attack.fraction=0.2, attack.strength=10",
+    ]
+
+
+def test_many_differences_are_cut_and_still_told_apart():
+    long = ["".join(f"key{k}: {'x' * 30}{k + n}\n" for k in range(9)) for n in range(3)]
+    names = variants(long)
+    assert len(set(names)) == 3 and max(map(len, names)) <= 125 and "configuration" not in "".join(names)
+
+
+def _compared(tmp_path, fake_run, runs, digests):
+    folders = [fake_run(name, seed=k) for k, name in enumerate(runs)]
+    for folder, digest in zip(folders, digests, strict=True):
+        row = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**row, "weights_sha256": digest}))
+    (folders[0].parent / "compare.json").write_text(json.dumps({"runs": runs}))
+    return folders
+
+
+def test_runs_of_a_comparison_are_named_by_the_overrides_that_were_typed(fake_run, tmp_path):
+    runs = {f"{rule}{seed}": [f"rule={rule}", f"seed={seed}"] for rule in ("mean", "krum") for seed in (1, 2)}
+    folders = _compared(tmp_path, fake_run, runs, "abcd")
+    assert labels(folders, ["fedavg"] * 4) == ["fedavg · rule=mean"] * 2 + ["fedavg · rule=krum"] * 2
+    assert labels(folders[:2], ["fedavg"] * 2) == ["fedavg"] * 2
+    assert without_effect(read(folders)) == []
+
+
+def test_an_option_that_changed_no_weight_is_said_to_have_had_no_effect(fake_run, tmp_path):
+    runs = {f"{rule}{power}": [f"rule={rule}", f"attack.power={power}"] for rule in ("a", "b") for power in (1, 9)}
+    (told,) = without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "x", "y", "y"])))
+    assert told.startswith("attack.power=1,9 had no effect")
+    assert without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "x", "y", "z"]))) == []
