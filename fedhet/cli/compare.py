@@ -114,9 +114,12 @@ def _prepared(one: Planned) -> None:
 
 def _run(one: Planned, folder: Path, label: str) -> Path:
     """Run it, continue it or keep it; returns its folder."""
+    from fedhet.runs.result import Result
+
     if (folder / "config.yaml").is_file():
         same_run(folder, one.resolved)
         if (folder / "result.json").is_file():
+            Result.read(folder).check_all()
             print(f"{label}: finished before, kept", file=sys.stderr)
             return folder
         return resume_in(folder, int(one.resolved["workers"]), label).path

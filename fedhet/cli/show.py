@@ -101,10 +101,13 @@ def explain_client(folder: Path, client: int, every: bool) -> None:
     """The story of a client's jobs."""
     from fedhet.runs import explain
     from fedhet.runs.event_log import read_rows
+    from fedhet.runs.result import Result
 
     events = folder / "events.jsonl"
     if not events.is_file():
         raise InputError(f"{folder} is not a run folder: it has no events.jsonl")
+    if (folder / "result.json").is_file():
+        Result.read(folder).check_all()
     story = explain.explain(read_rows(events), client)
     print(shown_lines(explain.text(story, len(story.jobs) if every else 20)))
 

@@ -179,6 +179,7 @@ def _end(folder: Path, as_json: bool) -> None:
     from fedhet.runs.result import Result
 
     result = Result.read(folder)
+    result.check_all()
     if not (folder / "report.html").is_file():
         write_report(folder)
     if as_json:

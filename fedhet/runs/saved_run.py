@@ -32,12 +32,13 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path) -> Finished:
-        """From a run folder. Raises InputError if it holds no finished run."""
+        """From a run folder. Raises InputError if it holds no finished run, DamagedError if any of its files is not what
+        the run wrote."""
         for name in ("result.json", "config.yaml", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no finished run: there is no {name}")
         result = Result.read(folder)
-        result.check("config.yaml")
+        result.check_all()
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
         return cls(folder, cfg, result)
 

@@ -29,6 +29,7 @@ from fedhet.flower.execution import App, Outcome, execute
 from fedhet.provenance import source_tree
 from fedhet.simulation.message_packing import pack, unpack
 from fedhet.simulation.worker_pool import DEPTH
+from fedhet.system import network_port
 from fedhet.system import process_liveness as pulse
 from fedhet.system.process_liveness import Pulse
 
@@ -38,10 +39,9 @@ PATIENCE = 120.0
 
 def reachable(address: str) -> None:
     """Raises ConnectionError if nothing listens at host:port: Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon:
+    if ":" in address:
         try:
-            socket.create_connection((host, int(port)), timeout=10.0).close()
+            socket.create_connection(network_port.endpoint(address), timeout=10.0).close()
         except (OSError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {address}: {error}") from None
 

@@ -78,7 +78,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
     "E315": (409, "the run does not go on any more", "unless it is finished: fedhet submit --resume RUN_DIR"),
     "E317": (400, "a file cannot be read or written", "check its path and whose it is"),
     "E318": (409, "a port is taken", "end what listens there, or choose another: --port"),
-    "E319": (400, "an option or override is not one that there is", "see the message, or the command with --help"),
+    "E319": (400, "an option or its value cannot be used", "see the message, or the command with --help"),
     "E320": (409, "another process works in this folder", "end that process, or let it do the work"),
     "E321": (507, "the disk is full or cannot be written", "make room or mount it for writing, then try again"),
     "E322": (

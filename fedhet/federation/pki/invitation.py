@@ -17,6 +17,7 @@ from hashlib import sha256
 
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki.canonical_json import digest
+from fedhet.system import network_port
 
 PREFIX = "fh1."
 TRIES = 5
@@ -71,6 +72,10 @@ class Token:
             raise EnrollError("E108", f"{len(text)} characters that are not of the form fh1.address.hash.id.secret.sum")
         if not hmac.compare_digest(_checksum(text.rsplit(".", 1)[0]), found["sum"]):
             raise EnrollError("E108", "its checksum does not match: a character is missing or wrong")
+        try:
+            network_port.endpoint(found["endpoint"])
+        except ValueError as error:
+            raise EnrollError("E108", f"of its address: {error}") from None
         return cls(found["endpoint"], found["root"], found["id"], found["secret"])
 
 

@@ -23,6 +23,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +44,8 @@ ALTERED = "altered"
 REKEYED = "rekey"
 """The action of a line from which on the log is proved by a new key."""
 KEY_BYTES = 32
+HEAD = re.compile(r"[0-9a-f]{64}", re.ASCII)
+"""What a line's hash looks like."""
 TAIL = 1 << 16
 """Bytes at the end in which a line is looked for that may have been written already."""
 ANEW = "if there is no copy: fedhet audit rekey"

@@ -30,7 +30,11 @@ def check(public: bytes, node: str, claim: Any, now: float, skew: float) -> tupl
 
 
 def examples(client: Client) -> int:
-    """How many training examples a client counts with: what it declares, as far as an operator approved it."""
+    """How many training examples a client counts with: what it declares, as far as an operator approved it.
+
+    0 if it declares none or none were approved: a run then counts it with what its part of the run's data holds, see
+    `fedhet.deployment.live_run`.
+    """
     return min(int(client.declared.get("examples", 0)), client.approved_examples or 0)
 
 

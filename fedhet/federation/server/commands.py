@@ -25,7 +25,7 @@ from fedhet.federation.common.process_supervisor import close_memory
 from fedhet.federation.pki import operator_key
 from fedhet.federation.pki.passphrase import obtain
 from fedhet.federation.server import client_profiles, control_socket, offline_approval, registry_check, schema
-from fedhet.federation.server.audit_log import KEY_BYTES, Audit
+from fedhet.federation.server.audit_log import HEAD, KEY_BYTES, Audit
 from fedhet.federation.server.operator import Federation, me
 from fedhet.federation.server.registry import Client, Registry
 from fedhet.federation.server.serve import LOCK, Server
@@ -234,9 +234,23 @@ def weight(home: Path, name: str, examples: int | None, as_json: bool) -> None:
         before = federation.registry.client(name).approved_examples
         done = federation.weigh(name, examples)
         counts = client_profiles.examples(done)
-        told = {"name": done.name, "old": before, "approved": done.approved_examples, "counts": counts}
-        line = f"{done.name} counts with {counts} examples; {done.approved_examples} are approved, {before or 0} were"
-        say(as_json, told, line)
+        told = {"name": done.name, "old": before, "approved": done.approved_examples, "counts": counts or None}
+        say(as_json, told, _counts(done, counts, before or 0))
+
+
+def _counts(client: Client, counts: int, before: int) -> str:
+    """With how many examples a client counts in a run, and why not with more."""
+    approved, declared = client.approved_examples, int(client.declared.get("examples", 0))
+    if counts:
+        less = f" of the {declared} it declares" if counts < declared else ""
+        more = ""
+        if approved is not None and approved > declared:
+            more = f"; it declares no more than {declared}: more are declared when it joins (fedhet join --examples)"
+        return f"{client.name} counts with {counts} examples{less}; {approved} are approved, {before} were{more}"
+    why = f"none of the {declared} it declares is approved"
+    if not declared:
+        why = f"it declares no number, whatever is approved ({approved} now); fedhet join --examples N declares one"
+    return f"{client.name} counts with the examples of its part of each run's data: {why}"
 
 
 def sign(
@@ -280,12 +294,16 @@ def show(home: Path, name: str, as_json: bool) -> None:
 
 
 def audit_verify(home: Path, head: str, as_json: bool) -> None:
-    """Check the audit log, and the registry against it."""
+    """Check the audit log, and the registry against it. `head` is a hash that was printed earlier, or ""."""
     with spoken(as_json):
+        noted = head.strip().lower()
+        if noted and not HEAD.fullmatch(noted):
+            form = "64 hexadecimal digits, which `fedhet audit verify` prints behind the word head"
+            raise EnrollError("E319", f"--head {head} is not a head: {form}")
         audit, registry = _log(home), Registry(home / "registry.db")
         # Nobody changes a client meanwhile, so neither is ahead of the other.
         with contextlib.closing(registry), registry.transaction() as session:
-            verdict = audit.check(head.strip().lower())
+            verdict = audit.check(noted)
             if not verdict.lines:  # there is one from the founding on
                 raise EnrollError("E310", "it is gone", line=1)
             differ = registry_check.differences(session, audit)

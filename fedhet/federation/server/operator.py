@@ -28,6 +28,7 @@ from fedhet.federation.server.client_names import check_name
 from fedhet.federation.server.policy import Policy
 from fedhet.federation.server.registry import Client, Registry
 from fedhet.federation.server.schema import ClientRow
+from fedhet.system import network_port
 
 log = logging.getLogger("fedhet.federation")
 
@@ -71,11 +72,15 @@ class Federation:
         root: Path | None = None, signer: Sequence[str] = (), clock: Callable[[], float] = time.time,
         policy: Policy | None = None,
     ) -> Federation:  # fmt: skip
-        """Found a federation that devices reach at "host:port"; `hosts` are further names of the server."""
-        host, _, port = endpoint.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise EnrollError("E319", f"the endpoint {endpoint!r} is not of the form host:port")
-        names = list(dict.fromkeys([host.strip("[]"), *hosts]))
+        """Found a federation that devices reach at "host:port"; `hosts` are further names of the server.
+
+        Raises EnrollError E319 for another endpoint, and what `Authority.check_new` raises.
+        """
+        try:
+            host, _ = network_port.endpoint(endpoint)
+        except ValueError as error:
+            raise EnrollError("E319", f"--endpoint {endpoint}: {error}") from None
+        names = list(dict.fromkeys([host, *hosts]))
         Authority.check_new(folder / "ca", federation, names, passphrase=passphrase, root=root, command=signer)
         with private_files.all_or_none(folder):
             (policy or Policy()).save(folder / "policy.yaml")

@@ -27,6 +27,7 @@ from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.peer_addresses import Proxies
 from fedhet.federation.server.run_supervisor import Runs
 from fedhet.federation.server.superlink import SuperLink
+from fedhet.system import network_port
 
 log = logging.getLogger("fedhet.federation")
 HOUSEKEEPING_S = 3600.0
@@ -88,7 +89,11 @@ class Server:
         return tls.serving(self._certificate, self.federation.authority.lock.password)
 
     def check_port(self) -> None:
-        """Raises EnrollError E318 unless the port can be listened on."""
+        """Raises EnrollError E319 for a port that is none, and E318 unless it can be listened on."""
+        try:
+            network_port.check(self.port, least=0)
+        except ValueError as error:
+            raise EnrollError("E319", f"--port {self.port}: {error}") from None
         with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -234,6 +234,33 @@ def test_an_audit_log_that_is_gone_is_not_in_order(fedhet, tmp_path):
     assert code_of(fedhet("audit", "verify", "--json", code=EnrollError("E310").exit_code)) == "E310"
 
 
+def test_a_head_that_has_not_the_form_of_one_is_no_alarm(fedhet):
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
+    wrong, altered = EnrollError("E319").exit_code, EnrollError("E310").exit_code
+    for head in ("zz", "12 " + "0" * 64, "0" * 63, "٣" * 64):
+        answer = fedhet("audit", "verify", "--head", head, "--json", code=wrong)
+        assert code_of(answer) == "E319" and "64 hexadecimal digits" in answer["error"]["detail"]
+    good = fedhet("audit", "verify", "--json")["head"]
+    assert fedhet("audit", "verify", "--head", f" {good.upper()}", "--json")["head"] == good
+    assert code_of(fedhet("audit", "verify", "--head", "0" * 64, "--json", code=altered)) == "E310"
+
+
+@pytest.mark.parametrize("endpoint", ["nowhere", "::1:8443", ":8443", "host:٣", "a b:1", "host:0", "127.0.0.1:99999"])
+def test_an_endpoint_is_refused_for_what_is_wrong_with_it(fedhet, endpoint):
+    wrong = EnrollError("E319").exit_code
+    told = fedhet("ca", "init", "--no-passphrase", "--endpoint", endpoint, "--json", code=wrong)["error"]["detail"]
+    assert ("is not between 1 and 65535" if endpoint[-1] in "09" else "of the form host:port") in told
+    assert f"--endpoint {endpoint}" in told
+
+
+def test_a_port_out_of_range_is_refused_before_anything_starts(fedhet):
+    fedhet("ca", "init", "--no-passphrase", "--endpoint", "localhost:9")
+    wrong = EnrollError("E319").exit_code
+    for port in (99999, -1):
+        answer = fedhet("serve", "--host", "127.0.0.1", "--port", port, "--json", code=wrong)
+        assert answer["error"]["detail"] == f"--port {port}: port {port} is not between 0 and 65535"
+
+
 def test_a_tampered_audit_log_is_found_at_its_line(fedhet, tmp_path):
     joined_offline(fedhet, tmp_path)
     log = tmp_path / "op" / "audit.jsonl"

@@ -108,14 +108,16 @@ def test_a_finished_run_whose_files_changed_is_not_used(runs, tmp_path, capsys):
     folder, _ = runs
     for what, copy in damaged(folder / "whole", tmp_path / "copy"):
         name = what.rpartition(" ")[2]
-        for command in (["run", "--resume"], ["evaluate"]):
-            if name in ("report.html", "events.jsonl", "metrics.jsonl") or name.startswith("checkpoint/"):
+        to = ["--to", "merged", "--out", str(tmp_path / "merged")]
+        for command, more in ((["run", "--resume"], []), (["evaluate"], []), (["export"], to), (["report"], [])):
+            if name == "report.html" or name.startswith("checkpoint/"):
                 continue
-            if (command[0] == "run" and name == "model.safetensors") or what == "deleted of result.json":
+            if what == "deleted of result.json" or (command[0] in ("export", "report") and not what.startswith("cut")):
                 continue
-            code = main.main([*command, str(copy)])
+            code = main.main([*command, str(copy), *more])
             out, err = capsys.readouterr()
             assert code == 2 and name in err and not out, (command, what, err)
+            assert not (tmp_path / "merged").exists()
         if name == "model.safetensors" and what.startswith("middle"):
             code = main.main(["run", *QUICK, "model=checkpoint", "model@model.model=softmax", f"model.path={copy}",
                              "--out", str(tmp_path / "next")])  # fmt: skip

@@ -79,6 +79,18 @@ def test_one_who_declared_nothing_has_nothing_to_raise(door, refused):
     members.close()
 
 
+def test_the_command_says_what_a_run_counts_a_client_with(door):
+    door.member("mute")
+    told = fedhet(door, "clients", "weight", "mute", "--examples", 7)
+    assert told.startswith("mute counts with the examples of its part of each run's data: it declares no number")
+    assert "(7 now)" in told and "fedhet join --examples" in told
+    door.member("c0", Data(examples=600))
+    assert "counts with 50 examples of the 600 it declares" in fedhet(door, "clients", "weight", "c0", "--examples", 50)
+    assert "declares no more than 600" in fedhet(door, "clients", "weight", "c0", "--examples", 700)
+    told = fedhet(door, "clients", "weight", "c0", "--examples", 0)
+    assert told == "c0 counts with the examples of its part of each run's data: none of the 600 it declares is approved"
+
+
 def test_a_registry_from_before_approves_what_was_declared_then(door, members):
     path = door.federation.folder / "registry.db"
     with sqlite3.connect(path) as db:
@@ -92,10 +104,11 @@ def test_in_a_run_a_raise_counts_as_approved_and_is_told_and_strikes_nobody(door
     """The devices of this run train on 10, 20, 30 and 40 examples; c2 was approved with 5 and says 50 by now."""
     monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
     door.federation.weigh("c2", 5)
+    door.federation.weigh("c3", 0)  # it counts with its part of the run's data
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=3))
     assert row["updates"]["rejected"] == {} and row["versions"] == 6
     weights = {r["client"]: r["weight"] for r in rows if r["event"] == "arrived"}
-    assert weights[2] == 5.0 and weights[0] == 10.0
+    assert weights[2] == 5.0 and weights[0] == 10.0 and weights[3] == 40.0
     assert Reader(tmp_path / "run")() == [
         "c2 counts as 5 examples, not as the 30 that it says it has: more were not approved (fedhet clients weight c2)"
     ]
