@@ -32,8 +32,8 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path) -> Finished:
-        """From a run folder. Raises InputError if it holds no finished run, DamagedError if any of its files is not what
-        the run wrote."""
+        """From a run folder. Raises InputError if it holds no finished run, DamagedError if it is not what the run
+        wrote, to the last file."""
         for name in ("result.json", "config.yaml", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no finished run: there is no {name}")
