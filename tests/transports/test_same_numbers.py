@@ -91,7 +91,7 @@ def test_what_is_started_at_the_moment_of_the_end_is_ended_too(tmp_path, monkeyp
 
     monkeypatch.setattr(subprocess, "Popen", ended_within)
     monkeypatch.setattr(
-        local_superlink.flower_socket, "command", lambda *words: list(words)
+        local_superlink.socket_files, "command", lambda *words: list(words)
     )  # `sleep` is none of Flower's
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(end), local_superlink._processes(tmp_path) as start:
