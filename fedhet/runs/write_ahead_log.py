@@ -275,6 +275,7 @@ def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
             server.left(data["client"], at)
         case "expel":
             server.expel(data["client"], data["reason"], at)
+            gate.pardon(data["client"])  # as the run did: its fate is the registry's
         case "wake":
             server.wake(at)
         case "stop":
