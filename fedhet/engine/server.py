@@ -85,6 +85,7 @@ class Server(AbstractBooks):
         """An answer that passed the gate."""
         self._advance(now)
         self._hold(update.job.version)  # before the job in flight lets go of its base
+        earlier = update.job.id in self.sent_earlier
         job = self._land(update.job.id)
         seconds = self.now - job.sent
         seen = self.seen.setdefault(job.client, Seen())
@@ -92,7 +93,8 @@ class Server(AbstractBooks):
         seen.faults = 0
         seen.seconds_per_step = seconds / max(1, job.budget.steps)
         seen.rank = int(update.metrics.get(KEPT_RANK, seen.rank))
-        self.held[job.client] = job.version
+        if not earlier:
+            self.held[job.client] = job.version
         self.counts["arrived"] += 1
         self.barren = 0
         self._emit(
@@ -128,7 +130,9 @@ class Server(AbstractBooks):
         """A client that is in the roster (again) and may be given work."""
         self._advance(now)
         self.barred.discard(client)
-        self.held.pop(client, None)  # it may come back on another device
+        self.held.pop(client, None)  # it may come back on another device, whatever an earlier one still answers
+        if client in self._busy:
+            self.sent_earlier.update(job.id for job in self.inflight.values() if job.client == client)
         self._emit("joined", client=client)
         self._react(Joined(client))
 

@@ -67,6 +67,8 @@ class AbstractBooks:
     memories: dict[str, Memory] = field(default_factory=dict)
     turns: dict[ClientId, int] = field(default_factory=dict)
     held: dict[ClientId, Version] = field(default_factory=dict)
+    sent_earlier: set[JobId] = field(default_factory=set)
+    """Jobs in flight whose client joined again since: an answer does not tell what its device now holds."""
     seen: dict[ClientId, Seen] = field(default_factory=dict)
     barred: set[ClientId] = field(default_factory=set)
     withdrawn: set[JobId] = field(default_factory=set)
@@ -142,6 +144,13 @@ class AbstractBooks:
         return {client for client in self.barred if client not in self.turns and client in self.roster}
 
     @property
+    def undecided(self) -> Mapping[JobId, Job]:
+        """Jobs whose updates are in, and neither combined nor dropped: buffered, or with a layer that has a chore."""
+        if not self.chores.open:
+            return self.buffer
+        return {**self.buffer, **{number: chore.update.job for number, chore in self.chores.open.items()}}
+
+    @property
     def taking_part(self) -> int:
         """How many clients are there or were."""
         return len(self.roster) - len(self.absent)
@@ -194,6 +203,7 @@ class AbstractBooks:
     def _land(self, job_id: JobId) -> Job:
         """A job leaves the air; its client is free."""
         job = self.inflight.pop(job_id)
+        self.sent_earlier.discard(job_id)
         self._busy.discard(job.client)
         self._release(job.version)
         self.landed += 1

@@ -160,7 +160,7 @@ class Drive:
             self.bytes_up += len(answer.payload)
             expects = server.expects(job)
             verdict = self.gate.check(
-                answer, job.client, server.inflight, expects, server.roster, server.buffer, server.rank_of(job)
+                answer, job.client, server.inflight, expects, server.roster, server.undecided, server.rank_of(job)
             )
         except MalformedUpdate as error:
             verdict = Rejected(error.code, error.detail)

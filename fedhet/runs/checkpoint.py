@@ -38,6 +38,7 @@ PLAIN = (
     "closing",
     "turns",
     "held",
+    "sent_earlier",
     "timers",
     "draws",
     "jobs",
@@ -175,7 +176,8 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
         update = Update(job, tree(f"chore-{job.id}"), *told)
         server.chores.take(Chore(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
     server.adopt(inflight, jobs, updates)
-    gate.remember(updates.values())  # for what follows from waiting updates; the rest is as it was
+    pondered = [chore.update for chore in server.chores.open.values()]
+    gate.remember([*updates.values(), *pondered])  # for what follows from waiting updates; the rest is as it was
     gate.load(data["gate"])
     clients = {
         int(c): RecordDict({r: parcel(take(f"client-{c}-{r}")) for r in records})

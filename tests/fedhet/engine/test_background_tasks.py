@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fedhet.flower.compat import claim_identity
 from fedhet.flower.execution import Outcome
 from fedhet.numerics.tree import FlatTree
 from fedhet.protocols import View
+from fedhet.runs.experiment import Experiment
 from fedhet.simulation.background_tasks import PoolHands
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Memory, Tree, Update
@@ -90,6 +92,15 @@ def test_who_is_expelled_takes_its_chore_along() -> None:
     row = server.row()
     assert server.version == 0 and server.next_timer is None
     assert row["late"] == {"banned": 1} and row["buffered"] == 0
+
+
+def test_a_copy_is_refused_while_a_layer_still_has_a_chore_with_the_first(tmp_path: Path) -> None:
+    """Equal clients send equal bytes; the first update is not in the buffer yet when the second comes."""
+    world = QuadraticWorld([1.0] * 2, [1.0, 1.0])
+    method = Method(FedBuff(size=1), Full(), Mean(over="count"), Sgd(lr=0.1), Fixed(steps=1), staleness=(Doubling(),))
+    row = Experiment(method, equal_clients(world), world, Limits(versions=1), gate={"clones": True}).run(tmp_path).row
+    assert row["updates"]["rejected"] == {"clone": 3}, "asked again each second, until the first is decided on"
+    assert row["updates"]["accepted"] == 1
 
 
 def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as_it_was() -> None:
