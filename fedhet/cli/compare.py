@@ -186,13 +186,15 @@ def conclude(folders: Sequence[Path], where: Path, as_json: bool) -> None:
 
     rows, target = read(folders), None
     results = [row.data for row in rows]
-    for told in without_effect(rows):
-        notice(told)
     if (where / "compare.json").is_file():
         target = float(_mapping(folders[-1] / "config.yaml")["target"])
     write_comparison(folders, where / "comparison.html", target=target)
     if as_json:
         print(json.dumps(comparison_rows(results, target), indent=1))
-        return
-    put(comparison_table(results, target))
-    print(where)
+    else:
+        put(comparison_table(results, target))
+    sys.stdout.flush()
+    for told in without_effect(rows):  # behind the table, where it is read
+        notice(told)
+    if not as_json:
+        print(where)

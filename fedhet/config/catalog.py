@@ -54,11 +54,14 @@ def entries(axis: str | None = None, folder: Path | None = None) -> list[Entry]:
 
 
 def _meant(word: str, known: Mapping[str, list[str]]) -> str:
-    """The axis that a word is near to, or the axes that have an option of that name, in brackets."""
+    """The axis that a word begins or is near to, or the axes that have an option of that name, in brackets."""
     having = [axis for axis, names in known.items() if word in names]
     if having:
         return f" ({word} is an option of {', '.join(having)})"
-    near = difflib.get_close_matches(word, known, 1, 0.6)
+    near = [axis for axis in known if len(word) > 2 and axis.startswith(word)]
+    near = near or difflib.get_close_matches(word, known, 1, 0.6)
+    if not near and difflib.get_close_matches(word, ("axis", "axes"), 1, 0.7):
+        return ": `fedhet list` without a word shows every one"
     if not near:
         options = {name: axis for axis, names in known.items() for name in names}
         found = difflib.get_close_matches(word, options, 1, 0.75)

@@ -6,6 +6,7 @@ A group's option is a YAML file under conf/, its `_target_` a dotted path: there
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def instantiate(node: Any, key: str) -> Any:
         if message.startswith("Error locating target"):
             raise ConfigError(f"{where}: cannot import {message.split(chr(39))[1]}: {_last(cause)}") from error
         if isinstance(cause, ValueError | TypeError | OSError):
-            raise ConfigError(f"{where}: {_plain(cause)}") from cause
+            raise ConfigError(_of_part(where, _plain(cause), _inside(node, inner.strip()))) from cause
         raise cause from None
 
 
@@ -142,6 +143,25 @@ def layers(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     if "_target_" in node:
         return (instantiate(node, key),)
     return tuple(instantiate(inner, f"{key}.{name}") for name, inner in node.items() if inner)
+
+
+def _inside(node: Mapping[str, Any] | DictConfig, key: str) -> Mapping[str, Any]:
+    """The node below another one at a dotted key, `node` itself for an empty key; empty if there is no mapping."""
+    found: Any = node
+    for part in filter(None, key.split(".")):
+        found = found.get(part) if isinstance(found, Mapping | DictConfig) else None
+    return found if isinstance(found, Mapping | DictConfig) else {}
+
+
+def _of_part(where: str, text: str, node: Mapping[str, Any]) -> str:
+    """What a part says of its values, said of the keys that people set: `alpha=-1 ...` is `partition.alpha=-1 ...`."""
+    if re.match(r"\w+(\.\w+)+=", text):  # it names a whole key already
+        return text
+    if unknown := re.search(r"(\w+) got an unexpected keyword argument '(\w+)'", text):
+        near = overrides.nearest(unknown[2], overrides.parameters(str(node.get("_target_", ""))) or ())
+        return f"{where}.{unknown[2]}: {unknown[1]} has no parameter {unknown[2]!r}{near}"
+    first = re.match(r"(\w+)=", text)
+    return f"{where}.{text}" if first and first[1] in node else f"{where}: {text}"
 
 
 def _plain(error: Exception) -> str:

@@ -6,19 +6,23 @@ Grammar and parser are Hydra's; what is added are checks that name the key, the 
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedhet.errors import ConfigError
 
 LIST = "`fedhet list` shows what there is"
+LAYERS = ("optimizer", "staleness", "privacy", "codec")
+"""Axes that may hold several layers, each under a name of its own."""
 HIDDEN = ("hydra",)
 """Groups of Hydra's own, which it checks itself."""
 
@@ -93,7 +97,7 @@ def check_choices(parsed: Iterable[Override], known: Mapping[str, list[str]]) ->
             )
         if str(value) not in known[group]:
             raise ConfigError(
-                f"{one.input_line}: there is no {group} {str(value)!r}{_nearest(str(value), known[group])}; "
+                f"{one.input_line}: there is no {group} {str(value)!r}{nearest(str(value), known[group])}; "
                 f"there are {_some(known[group])}. `fedhet list {group}` describes them"
             )
 
@@ -107,10 +111,10 @@ def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str
             continue
         if one.is_delete():
             raise ConfigError(f"~{key}: a key cannot be removed; set it to null where that is allowed")
-        if one.type is OverrideType.ADD or one.type is OverrideType.FORCE_ADD:
-            continue
         if key not in keys:
-            told = f"{key}={_told(one.value())}: there is no key {key!r}{_nearest(key, keys)}"
+            if one.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and may_be_added(key, cfg, keys):
+                continue
+            told = f"{key}={_told(one.value())}: there is no key {key!r}{nearest(key, keys)}"
             raise ConfigError(f"{told}. {_lister(key, known)}")
         default = OmegaConf.select(cfg, key)
         if key in OPTIONAL and default is None:
@@ -118,6 +122,41 @@ def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str
         wanted = mismatch(default, one.value())
         if wanted:
             raise ConfigError(f"{key}={_told(one.value())}: needs {wanted}")
+
+
+def may_be_added(key: str, cfg: DictConfig, keys: Sequence[str]) -> bool:
+    """Whether something reads a key that the configuration does not have: a parameter of the class that its parent
+    names, anything inside a parameter that is a mapping, a further layer of a slot.
+
+    Raises ConfigError with the nearest parameter where the parent's class has no such one.
+    """
+    path = key.split(".")
+    above = [".".join(path[:k]) for k in range(1, len(path))]
+    there = [name for name in above if isinstance(OmegaConf.select(cfg, name), DictConfig)]
+    built = [name for name in there if "_target_" in OmegaConf.select(cfg, name)]
+    if not there:
+        return False
+    if not built:
+        return there[-1] in LAYERS
+    if built[-1] != there[-1]:
+        return True
+    target, name = str(OmegaConf.select(cfg, built[-1])["_target_"]), path[len(built[-1].split("."))]
+    taken = parameters(target)
+    if taken is not None and name not in taken:
+        own = target.rpartition(".")[2]
+        raise ConfigError(f"{key}: {own} has no parameter {name!r}{nearest(name, taken)}. {_lister(key, cfg)}")
+    return f"{built[-1]}.{name}" not in keys  # else it is a value, which has nothing inside
+
+
+def parameters(target: str) -> list[str] | None:
+    """The names that a class or function takes; None if it takes any, or cannot be imported or asked here."""
+    try:
+        found = inspect.signature(get_object(target)).parameters
+    except (ImportError, ValueError, TypeError, HydraException):
+        return None
+    if any(one.kind is one.VAR_KEYWORD for one in found.values()):
+        return None
+    return list(found)
 
 
 def mismatch(default: Any, value: Any) -> str:
@@ -148,13 +187,13 @@ def flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from flat(inner, f"{prefix}{key}.")
 
 
-def _lister(key: str, known: Mapping[str, list[str]]) -> str:
+def _lister(key: str, known: Container[str]) -> str:
     head = key.partition(".")[0]
     more = f", `fedhet list {head}` its options" if head in known else ""
     return f"`fedhet run --cfg job` shows every key{more}"
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
     """The nearest existing words, in brackets: neighbours of the key first, then same endings, then by spelling."""
     pool = [w for w in dict.fromkeys(words) if not w.endswith("_target_")]
     head, _, last = word.rpartition(".")

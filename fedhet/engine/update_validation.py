@@ -90,16 +90,17 @@ class Gate:
     def __post_init__(self) -> None:
         if isinstance(self.weight_medians, str) and self.weight_medians != AUTO:
             raise ValueError(
-                f"gate: weight_medians={self.weight_medians} must be a number, {AUTO}, or null for no bound"
+                f"gate.weight_medians={self.weight_medians} must be a number, {AUTO}, or null for no bound"
             )
         for name in ("max_weight", "weight_medians", "max_norm", "clip", "per_buffer", "suspend_seconds"):
             value = getattr(self, name)
             if value is not None and (name, value) != ("weight_medians", AUTO) and not value > 0:
-                raise ValueError(f"gate: {name}={value} must be positive, or null for no such limit")
+                key = name if name == "max_weight" else f"gate.{name}"  # as people set them
+                raise ValueError(f"{key}={value} must be positive, or null for no such limit")
         if self.suspend_after < 0 or self.forgive_after < 1:
             raise ValueError(
-                f"gate: suspend_after={self.suspend_after} must be 0 (never) or more rejections, "
-                f"forgive_after={self.forgive_after} at least 1 accepted update"
+                f"gate.suspend_after={self.suspend_after} must be 0 (never) or more rejections, "
+                f"gate.forgive_after={self.forgive_after} at least 1 accepted update"
             )
 
     def check(

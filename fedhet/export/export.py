@@ -118,8 +118,13 @@ def _split(module: nn.Module, changed: Collection[str], new: Collection[str]) ->
         bad = next(n for n in changed if n.rpartition(".")[0] == "" or n.startswith(tuple(inside)))
         raise InputError(f"the run changed {bad}, which no adapter can stand for: use --to merged")
     if not layers:
-        why = f"it trained {', '.join(sorted(whole))} whole" if whole else "its weights are those it began with"
-        raise InputError(f"the run has no layer that an adapter could stand for, {why}: use --to merged")
+        if not whole:
+            raise InputError("an adapter holds what training changed, and the run's weights are those it began with")
+        raise InputError(
+            "an adapter adds to the weight matrices of layers, and of every layer it changed this run trained "
+            f"biases as well (layers by their names in the model: {', '.join(sorted(whole))}). Runs with low-rank "
+            "adapters export so, such as strategy=flora; of this one write the whole weights: --to merged"
+        )
     return layers, whole
 
 

@@ -56,19 +56,23 @@ def swept(folder: Path) -> Overrides | None:
 
 
 def without_effect(rows: Sequence[Row]) -> list[str]:
-    """A sentence for every key that was given several values although no run ended with other weights for it."""
+    """A sentence for all values of a key that no run ended with other weights for, whatever the other keys were."""
     typed = [swept(row.path.parent) for row in rows]
     found = []
     for key in dict.fromkeys(key for one in typed for key in one or {}):
-        groups: dict[tuple[tuple[str, str], ...], list[tuple[str, str]]] = {}
+        ends: dict[str, dict[tuple[tuple[str, str], ...], str]] = {}
         for row, one in zip(rows, typed, strict=True):
             if one is not None and key in one and row.text("weights_sha256"):
                 others = tuple((k, v) for k, v in one.items() if k != key)
-                groups.setdefault(others, []).append((one[key], row.text("weights_sha256")))
-        compared = [members for members in groups.values() if len(members) > 1]
-        if compared and all(len({digest for _, digest in members}) == 1 for members in compared):
-            values = ",".join(dict.fromkeys(value for members in compared for value, _ in members))
-            found.append(f"{key}={values} had no effect: runs that differ in it alone ended with the same weights")
+                ends.setdefault(one[key], {})[others] = row.text("weights_sha256")
+        alike: dict[frozenset[tuple[tuple[tuple[str, str], ...], str]], list[str]] = {}
+        for value, weights in ends.items():
+            alike.setdefault(frozenset(weights.items()), []).append(value)
+        found += [
+            f"{key}={','.join(values)} had no effect: runs that differ in it alone ended with the same weights"
+            for values in alike.values()
+            if len(values) > 1
+        ]
     return found
 
 

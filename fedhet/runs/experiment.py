@@ -149,4 +149,5 @@ def _limits(stop: Mapping[str, Any]) -> Limits:
     try:
         return Limits(**stop)
     except ValueError as error:
-        raise ConfigError(f"stop: {error}") from None
+        text = str(error)
+        raise ConfigError(f"stop.{text}" if text.partition("=")[0] in stop else f"stop: {text}") from None

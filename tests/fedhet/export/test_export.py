@@ -89,6 +89,15 @@ def test_a_fixed_rank_holds_for_every_layer(fedhet, stacked, tmp_path, most):
     assert close == (most == 40)  # everything fits into 24 hidden units
 
 
+def test_a_run_that_no_adapter_can_stand_for_says_why_and_what_to_do(fedhet, tmp_path):
+    folder = run(tmp_path / "run", "strategy=fedavg", "data=synthetic", "data.samples=120", "partition=iid")
+    code, told, err = fedhet("export", folder, "--to", "adapter", "--max-rank", 16, "--out", tmp_path / "a")
+    assert code == 2 and str(tmp_path / "a") not in told and not (tmp_path / "a").exists()
+    for part in ("biases as well", "names in the model: 1, 3", "strategy=flora", "--to merged"):
+        assert part in err
+    assert fedhet("export", folder, "--to", "merged", "--out", tmp_path / "a")[0] == 0
+
+
 def test_merged_weights_are_the_runs(fedhet, stacked, tmp_path):
     code, told, _ = fedhet("export", stacked, "--to", "merged", "--out", tmp_path / "m")
     assert code == 0 and told == f"{tmp_path / 'm'}\n"

@@ -46,3 +46,9 @@ def test_an_option_that_changed_no_weight_is_said_to_have_had_no_effect(fake_run
     (told,) = without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "x", "y", "y"])))
     assert told.startswith("attack.power=1,9 had no effect")
     assert without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "x", "y", "z"]))) == []
+
+
+def test_values_that_are_one_are_named_although_another_value_is_not(fake_run, tmp_path):
+    runs = {f"{late}{opt}": [f"late={late}", f"opt={opt}"] for late in ("none", "half", "pull") for opt in (1, 2)}
+    (told,) = without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "y", "x", "y", "z", "y"])))
+    assert told.startswith("late=none,half had no effect")
