@@ -9,13 +9,15 @@
 
 Plug-ins are frozen dataclasses of hyper-parameters. What changes lives in a `Memory` the host keeps, except for a
 `Schedule`, whose fields are plain data (numbers, strings, lists, dicts, sets, nested dataclasses) that can be saved.
+
+What a protocol reads it declares as a property: a class variable, a field of a frozen dataclass and a property all do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -157,9 +159,11 @@ class Policy(Protocol):
 class Space(Protocol):
     """What is sent, how it is installed, how it combines. Server half and client half of one geometry."""
 
-    gives: ClassVar[frozenset[str]]
-    """"coordinates" if the leaves of two deltas line up element by element; "flat" if a payload is the model's whole
-    buffer, and the delta its change."""
+    @property
+    def gives(self) -> frozenset[str]:
+        """ "coordinates" if the leaves of two deltas line up element by element; "flat" if a payload is the model's
+        whole buffer, and the delta its change."""
+        ...
 
     # server
     def begin(self, model: Model) -> Tree:
@@ -262,10 +266,14 @@ class Rule(Protocol):
 class Layer(Protocol):
     """Two halves of one idea around the wire; see `fedhet.bases.AbstractLayer` for the identity."""
 
-    needs: ClassVar[frozenset[str]]
-    hides: ClassVar[frozenset[str]]
-    notice: ClassVar[str]
-    """What whoever runs this must know before it starts, such as what the server learns; empty if nothing."""
+    @property
+    def needs(self) -> frozenset[str]: ...
+    @property
+    def hides(self) -> frozenset[str]: ...
+    @property
+    def notice(self) -> str:
+        """What whoever runs this must know before it starts, such as what the server learns; empty if nothing."""
+        ...
 
     def send(self, update: Update, memory: Memory) -> Update:
         """Client: after training, before the wire. `memory` is this client's."""
@@ -319,11 +327,15 @@ def keeps(kind: type, protocol: type) -> bool:
 class Work(Protocol):
     """Local training. Changes the model in place and reports finite scalar metrics (at least "loss")."""
 
-    needs: ClassVar[frozenset[str]]
-    """Names the space must give beyond sending parameters, such as "control" for control variates."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names the space must give beyond sending parameters, such as "control" for control variates."""
+        ...
 
-    batch: int
-    """Samples per optimiser step, so that epochs and virtual time can be worked out."""
+    @property
+    def batch(self) -> int:
+        """Samples per optimiser step, so that epochs and virtual time can be worked out."""
+        ...
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]: ...
 

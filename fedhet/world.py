@@ -39,7 +39,10 @@ class Scores:
 class World(Protocol):
     """Data, its partition, and models that fit it."""
 
-    clients: int
+    @property
+    def clients(self) -> int:
+        """Number of clients that the data are divided among."""
+        ...
 
     def examples(self) -> np.ndarray:
         """Training samples per client, int64 (clients,)."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,5 +152,6 @@ class Poisoned:
     def whole(self) -> tuple[Tensor, Tensor]:
         return self.attack.change(*self.data.whole(), self.classes)
 
-    def rng(self, purpose: str):  # type: ignore[no-untyped-def]  # the inner shard's generator
+    def rng(self, purpose: str) -> np.random.Generator:
+        """The inner shard's stream."""
         return self.data.rng(purpose)

@@ -8,7 +8,7 @@ by leaf. Nothing modifies its arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,7 +111,7 @@ class FlatTree(Mapping[str, Tensor]):
             at += leaf.size
         raise KeyError(name)
 
-    def items(self):  # type: ignore[no-untyped-def]  # the Mapping's view type, built in one pass
+    def items(self) -> ItemsView[str, Tensor]:
         """Name and leaf pairs in one pass over the buffer."""
         return dict(self._pairs()).items()
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from fedhet.config import factory
 from fedhet.engine.aggregator import Aggregation, Flat
@@ -36,8 +36,10 @@ class Transport(Protocol):
     The method is the same object on every transport. A transport of your own is a class and a YAML with its `_target_`.
     """
 
-    name: ClassVar[str]
-    """What results call it."""
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
 
     def check(self, experiment: Experiment) -> None:
         """Before anything is written: raises Misfit for what the run would lack."""
