@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from fedhet import native  # noqa: E402  # threads are fixed and the checkout is found before anything is imported
 from fedhet.bench import aggregation  # noqa: E402
 from fedhet.bench.turns import Cost  # noqa: E402
-from fedhet.native import weighted_sum  # noqa: E402  # threads are fixed and the checkout is found before anything is imported
 
 SIZES = ((100, 1_663_370), (16, 25_000_000))
 QUICK = ((20, 200_000),)
@@ -66,7 +66,7 @@ def main() -> None:
     lines += [
         f"Medians of {given.repeats} turns; {os.cpu_count()} cores, {platform.machine()}, Python "
         f"{platform.python_version()}, torch {version('torch')}, flwr {version('flwr')}; the loop of large sums: "
-        f"{weighted_sum.status()}; load average {began:.1f} before and {os.getloadavg()[0]:.1f} after."
+        f"{native.backend('sum')}; load average {began:.1f} before and {os.getloadavg()[0]:.1f} after."
     ]
     text = "\n".join(lines) + "\n"
     print(text)

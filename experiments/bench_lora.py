@@ -39,8 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.bench_rules import status
+from fedhet import native
 from fedhet.model.flat_model import Model
-from fedhet.native import concatenate
 from strategies.spaces.lora import ledger
 from strategies.spaces.lora.factors import Pair, added, compress, incompressible
 from strategies.spaces.stacked_lora import StackedLora
@@ -205,7 +205,7 @@ def main() -> None:
         f"{TARGET:g}; out of reach: any stack has R (d + k) numbers a layer against d k, {ideal:.1f} times fewer).",
         f"Stack against reading: {stacked.cpu / floor.cpu:.2f} times (target: {FLOOR:g}); against copying with",
         f"ordinary stores, which read every line they overwrite: {stacked.cpu / copied.cpu:.2f} times. The loop of",
-        f"large stacks: {concatenate.status()}. A stack is what goes down to clients, numbers in an order of their",
+        f"large stacks: {native.backend('stack')}. A stack is what goes down to clients, numbers in an order of their",
         "own, so it is written once in any case; one of references to what came would put it off until it is sent. Its",
         "memory is used again by the next one, however the C library is set; a server's first stack pays for new.",
         f"It is {stacked.cpu / (merged.cpu * rest):.1%} of the whole step. Nearly all of that is the merge: a product",

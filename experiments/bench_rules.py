@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from fedhet import native
 from fedhet.bench.turns import Cost, in_turns
-from fedhet.native import weighted_sum
 from fedhet.numerics import tree
 from fedhet.numerics.rng import stream
 from fedhet.numerics.tree import FlatTree, Leaf, Schema
@@ -295,7 +295,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"# Cost of combination rules\n\n`{' '.join(['python', *sys.argv])}`\n\n{versions()}\n")
-    print(f"Large sums: {weighted_sum.status()}.")
+    print(f"Large sums: {native.backend('sum')}.")
     print("Medians of", given.repeats, "turns. Rivals: how many times our processor time, theirs, and their memory.")
     sizes = SIZES if given.size is None else SIZES[given.size :][:1]
     for n, d in QUICK if given.quick else sizes:

@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from fedhet.types import Budget, ClientId, Command, Event, Job, JobId, Memory, Tree, Update, Version
+from fedhet.types import Budget, ClientId, Command, Event, IndexedBatches, Job, JobId, Memory, Tree, Update, Version
 
 if TYPE_CHECKING:
-    from fedhet.engine.batched_training import Batched
     from fedhet.model.flat_model import Model
-    from fedhet.native.mlp_sgd import Picked
+    from fedhet.native import BatchedStepper
     from fedhet.numerics.tree import Schema
     from fedhet.population.profile import Profile
 
@@ -313,7 +312,7 @@ class Shard(Protocol):
 class Picking(Protocol):
     """A shard that need not copy anything for a batch."""
 
-    def pick(self, size: int, count: int) -> Picked:
+    def pick(self, size: int, count: int) -> IndexedBatches:
         """The first `count` of `batches(size)`."""
         ...
 
@@ -359,7 +358,7 @@ class Together(Protocol):
         ...
 
     def together(
-        self, rows: Batched, data: Sequence[Shard], jobs: Sequence[Job]
+        self, rows: BatchedStepper, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
         """Train row c of `rows` on the data of job c, all of one length, number of steps and version; metrics as
         `Work.run` reports them. None if these jobs are for `run` alone; the rows may have changed then."""

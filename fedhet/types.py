@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ Version: TypeAlias = int
 
 JobId: TypeAlias = int
 
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs (n, ...), and targets (n, ...): classes (n,), say, or each class's share in a sample (n, classes)."""
+
 Tree: TypeAlias = Mapping[str, Tensor]
 """Named tensors: a model, a delta or a payload."""
 
@@ -29,6 +32,18 @@ Memory: TypeAlias = dict[str, Tensor]
 
 KEPT_RANK = "kept_rank"
 """The metric with which a client says that it goes on with a lower rank; the server asks it for no more again."""
+
+
+class IndexedBatches(NamedTuple):
+    """Batches whose samples stay in the data set: the t-th are the next sizes[t] that `order`, int64, names."""
+
+    x: Tensor
+    """Inputs (samples, ...)."""
+    y: Tensor
+    """Classes (samples,), int64."""
+    order: Tensor
+    """Places of samples, (sum of sizes,)."""
+    sizes: list[int]
 
 
 @dataclass(frozen=True, slots=True)

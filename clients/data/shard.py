@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.native.mlp_sgd import Picked
 from fedhet.numerics.rng import stream
+from fedhet.types import IndexedBatches
 
 FIRST, FETCH = 1 << 18, 1 << 21
 """Bytes of samples fetched at once, about: at first, and at most."""
@@ -42,7 +42,7 @@ class ClientShard:
         self._check(size)
         return self._epochs(size)
 
-    def pick(self, size: int, count: int) -> Picked:
+    def pick(self, size: int, count: int) -> IndexedBatches:
         """The first `count` of `batches(size)`, uncopied. Raises ValueError as that does."""
         self._check(size)
         rng, n = self.rng("batches"), len(self)
@@ -51,7 +51,7 @@ class ClientShard:
         orders = [self._index.index_select(0, torch.from_numpy(rng.permutation(n))) for _ in range(epochs)]
         sizes = (epoch * epochs)[:count]
         order = orders[0] if epochs == 1 else torch.cat(orders)
-        return Picked(self._x, self._y, order[: sum(sizes)], sizes)
+        return IndexedBatches(self._x, self._y, order[: sum(sizes)], sizes)
 
     def _check(self, size: int) -> None:
         if size < 1 or len(self) == 0:

@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from fedhet.model.flat_model import Model
-from fedhet.native.mlp_sgd import Batch
 from fedhet.numerics.tree import accumulator
 from fedhet.protocols import Shard
-from fedhet.types import Job, Memory
+from fedhet.types import Batch, Job, Memory
 
 Adjust = Callable[[Tensor, Tensor], None]
 """adjust(grad, params): change the gradient in place before the step."""

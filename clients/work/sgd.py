@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from clients.work.loop import AbstractLocal, plain_metrics, portions
-from fedhet.engine.batched_training import Batched
 from fedhet.model.flat_model import Model
+from fedhet.native import BatchedStepper
 from fedhet.protocols import Picking, Shard, keeps
 from fedhet.types import Job, Memory
 
@@ -30,7 +30,7 @@ class Sgd(AbstractLocal):
         return not (self.momentum or self.weight_decay or self.clip_norm is not None)
 
     def together(
-        self, rows: Batched, data: Sequence[Shard], jobs: Sequence[Job]
+        self, rows: BatchedStepper, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
         """Jobs of equal length, side by side."""
         count, rate = jobs[0].budget.steps, self.rate(jobs[0])

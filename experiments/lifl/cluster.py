@@ -19,8 +19,8 @@ from statistics import median
 import numpy as np
 import torch
 
+from fedhet import native
 from fedhet.hierarchy.plan import Groups
-from fedhet.native import weighted_sum
 
 HOSTS, CORES, PORT, CAPACITY, LEAF = 5, 8, 10e9 / 8, 24, 4
 COUNTS = (20, 60, 120)
@@ -49,7 +49,7 @@ def measure() -> Costs:
 
     def add() -> float:
         began = time.process_time()
-        weighted_sum.weighted_sum(rows, [1.0] * 4, out)
+        native.sum_into(rows, [1.0] * 4, out)
         return (time.process_time() - began) / 4
 
     def copy() -> float:

@@ -34,9 +34,9 @@ import numpy as np  # noqa: E402
 import parts  # noqa: E402
 import torch  # noqa: E402
 
+from fedhet import native  # noqa: E402
 from fedhet.hierarchy.plan import Groups  # noqa: E402
 from fedhet.hierarchy.processes import Team  # noqa: E402
-from fedhet.native import weighted_sum  # noqa: E402
 
 MODELS = {"ResNet-18": 11_689_512, "ResNet-50": 25_557_032}
 SIZES = (("ResNet-18", 20), ("ResNet-18", 60), ("ResNet-18", 120), ("ResNet-50", 20), ("ResNet-50", 40))
@@ -176,8 +176,8 @@ def flat(n: int, x: np.ndarray, room: str) -> dict[str, float]:
     torch.set_num_threads(1)
     out = torch.zeros(len(x))
     meter = Meter([])
-    if not weighted_sum.weighted_sum(rows, [1 / n] * n, out):
-        raise SystemExit(f"the loop of large sums is not there: {weighted_sum.status()}")
+    if not native.sum_into(rows, [1 / n] * n, out):
+        raise SystemExit(f"the loop of large sums is not there: {native.backend('sum')}")
     told = meter.read()
     check(out.numpy(), x)
     return told
@@ -254,7 +254,7 @@ def main() -> None:
     lines += [
         f"Medians of {1 if given.quick else given.repeats} interleaved turns; {os.cpu_count()} cores, "
         f"{platform.machine()}, Python {platform.python_version()}, numpy {version('numpy')}, torch "
-        f"{version('torch')}, the loop of large sums: {weighted_sum.status()}; load average {began:.1f} before and "
+        f"{version('torch')}, the loop of large sums: {native.backend('sum')}; load average {began:.1f} before and "
         f"{os.getloadavg()[0]:.1f} after."
     ]
     text = "\n".join(lines) + "\n"

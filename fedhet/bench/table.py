@@ -12,9 +12,9 @@ from statistics import median
 
 import torch
 
+from fedhet import native
 from fedhet.bench import aggregation, rules, simulation
 from fedhet.bench.aggregation import FLOWER, OURS, READ
-from fedhet.native import mlp_sgd, weighted_sum
 
 REPEATS = 3
 
@@ -56,7 +56,8 @@ def simulated() -> Section:
         found = simulation.ours(load, min(8, cores))
         told = f"softmax, 100 of {clients:,} clients"
         rows.append({"load": told, "system": f"fedhet, workers={min(8, cores)}", "tasks/s": found["rate"]})
-    note = f"Client tasks per second of real time, warm; one torch thread per process; small steps: {mlp_sgd.status()}."
+    steps = native.backend("mlp")
+    note = f"Client tasks per second of real time, warm; one torch thread per process; small steps: {steps}."
     return Section("simulation", "Simulated client tasks", note, ("load", "system", "tasks/s", "x hand"), tuple(rows))
 
 
@@ -75,7 +76,7 @@ def combined() -> Section:
         for name, cost in costs.items()
     )
     note = (
-        f"{n} updates of {d:,} float32 numbers, {threads} thread(s); the loop of large sums: {weighted_sum.status()}."
+        f"{n} updates of {d:,} float32 numbers, {threads} thread(s); the loop of large sums: {native.backend('sum')}."
     )
     return Section("aggregation", "Combining updates", note, ("system", "ms", "x reading", "GB/s", "extra MB"), rows)
 

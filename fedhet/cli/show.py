@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedhet import __version__
+from fedhet import __version__, native
 from fedhet.config import catalog, citations, composition
 from fedhet.display import shown_lines
 from fedhet.errors import InputError
@@ -139,3 +139,5 @@ def versions() -> None:
             print(f"{name} {installed(name)}")
         except PackageNotFoundError:
             print(f"{name} is not installed")
+    for of, words in native.status().items():
+        print(f"{of} backend: {words}")

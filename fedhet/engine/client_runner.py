@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
+from fedhet import native
 from fedhet.bases import AbstractLayer
-from fedhet.engine.batched_training import Batched
 from fedhet.engine.method import Method
 from fedhet.model.batch_joining import Joined
 from fedhet.model.flat_model import Model
@@ -46,7 +46,7 @@ class Device:
     model: Model
     world: World
     seed: int
-    _rooms: dict[int, Batched] = field(default_factory=dict)
+    _rooms: dict[int, native.BatchedStepper | None] = field(default_factory=dict)
     _together: Together | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +108,8 @@ class Device:
         free = rooms or [None] * len(jobs)
         for group in _groups(alike, BESIDE // model.flat.nbytes):
             rows = self._room(len(jobs[group]))
+            if rows is None:
+                return None
             deltas = [wire_format.blank(model.schema, room) for room in free[group]]
             rows.begin(befores[group], [delta.flat for delta in deltas])
             told = work.together(rows, shards[group], jobs[group])
@@ -118,9 +120,10 @@ class Device:
                 updates.append(Update(job, delta, float(len(shard)), metrics=metrics))
         return updates
 
-    def _room(self, count: int) -> Batched:
+    def _room(self, count: int) -> native.BatchedStepper | None:
         if count not in self._rooms:
-            self._rooms[count] = Batched(self.model, count)
+            one = self.model.perceptron
+            self._rooms[count] = None if one is None else native.batched_stepper(one, count)
         return self._rooms[count]
 
     def _send(self, update: Update, memories: Memories) -> Update:

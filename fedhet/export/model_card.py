@@ -34,6 +34,7 @@ def card(done: Finished, what: Exported) -> str:
         _client_ranks(done),
         _layer_ranks(what),
         "## Versions\n\n" + ", ".join(f"{name} {number}" for name, number in row["packages"].items()) + ".",
+        f"Steps of small perceptrons: {row['mlp_backend']}." if "mlp_backend" in row else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

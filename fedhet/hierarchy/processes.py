@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhet.native import weighted_sum
+from fedhet import native
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.provenance import source_tree
 from fedhet.system import process_liveness as pulse
@@ -80,7 +80,7 @@ class Team:
         self.started, self.deaths, self.cpu = 0, 0, 0.0
         self._descriptor = _memory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         self._arena = Arena(os.fstat(self._descriptor).st_size, self._descriptor)
-        self._loop = weighted_sum.path()
+        self._loop = native.sum_library()
         self._selector = selectors.DefaultSelector()
         self._processes: list[_Process] = []
         self._queue: deque[int] = deque()

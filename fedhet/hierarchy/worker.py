@@ -13,38 +13,20 @@ federation has no aggregator at all.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import mmap
 import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Sum = Callable[[int, int, Sequence[int], Sequence[float]], None]
-"""sum(out, size, rows, c): places in bytes, `size` in float32 numbers."""
+from fedhet import native
+from fedhet.native import SharedSum
 
 
-def compiled(path: str, memory: mmap.mmap) -> Sum:
-    """The compiled loop on this memory, one thread."""
-    call = ctypes.CDLL(path).weighted_sum
-    pointer = ctypes.c_void_p
-    call.argtypes = [pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
-    call.restype = None
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-    def run(out: int, size: int, rows: Sequence[int], c: Sequence[float]) -> None:
-        n = len(rows)
-        addresses, factors = (pointer * n)(*[base + at for at in rows]), (ctypes.c_float * n)(*c)
-        call(base + out, addresses, factors, n, size, 1)
-
-    return run
-
-
-def with_torch(memory: mmap.mmap) -> Sum:
+def with_torch(memory: mmap.mmap) -> SharedSum:
     """The same sum by torch."""
     import torch
 
@@ -62,12 +44,9 @@ def with_torch(memory: mmap.mmap) -> Sum:
     return run
 
 
-def summing(path: str, memory: mmap.mmap) -> Sum:
+def summing(path: str, memory: mmap.mmap) -> SharedSum:
     """The compiled loop, or torch's with the same bits where there is none or it is gone."""
-    if path:
-        with contextlib.suppress(OSError, AttributeError):
-            return compiled(path, memory)
-    return with_torch(memory)
+    return native.shared_sum(path, memory) or with_torch(memory)
 
 
 def lines(descriptor: int, idle: float) -> Iterator[bytes]:
@@ -81,7 +60,7 @@ def lines(descriptor: int, idle: float) -> Iterator[bytes]:
         yield from whole
 
 
-def work(task: Mapping[str, Any], memory: mmap.mmap, add: Sum) -> None:
+def work(task: Mapping[str, Any], memory: mmap.mmap, add: SharedSum) -> None:
     """Do one task."""
     if task["do"] == "sum":
         add(task["out"], task["size"], task["rows"], task["c"])

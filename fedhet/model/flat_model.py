@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fedhet import native
 from fedhet.model.module_state import ModuleState, Put
-from fedhet.native.mlp_gradient import Perceptron
-from fedhet.native.mlp_sgd import Batch
 from fedhet.numerics.tree import FlatTree, Leaf, Schema
 from fedhet.numerics.wire_format import NAMES
+from fedhet.types import Batch
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(output, target) to a scalar, the mean over the batch."""
@@ -42,7 +42,7 @@ class Model:
     every job, so that nothing of one client reaches another, and that value is what a finished run saves. `params` is
     the part the optimiser touches and `grad` its gradient, of equal length. `extras` carries what a space installs
     beside the parameters (control variates) and what work leaves for it to extract. `perceptron` is the shorter way to
-    the same gradients, where there is one.
+    the same gradients, where there is one (`fedhet.native.stepper`).
 
     Raises ValueError naming the tensor that does not fit.
     """
@@ -75,7 +75,7 @@ class Model:
                 view.copy_(b)
                 b.data = view
                 at += b.numel()
-        self.perceptron = Perceptron.of(module) if loss is cross_entropy else None
+        self.perceptron = native.stepper(module) if loss is cross_entropy else None
         self._travels = [b for _, b in buffers]
         self._state = ModuleState(module, self._travels)
         self.batch_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
@@ -159,7 +159,7 @@ class Model:
         losses = short.descend_all(batches, rate) if short is not None else None
         return torch.stack([self.descend(x, y, rate) for x, y in batches]) if losses is None else losses
 
-    def _short(self) -> Perceptron | None:
+    def _short(self) -> native.Stepper | None:
         """The perceptron whose steps are those of this model: none if a space shows the work a part of it."""
         short = self.perceptron
         return short if short is not None and self.params.numel() == short.size else None

@@ -121,28 +121,20 @@ void stack(float *out, const float *const *parts, const int64_t *widths, const f
 """
 
 
-def stack(parts: Sequence[Tensor], out: Tensor, scales: Sequence[float] | None = None, *, dim: int) -> Tensor:
-    """`out`, filled with matrices on top of each other (`dim` 0) or side by side (1), each times its scale.
+def stack(parts: Sequence[Tensor], out: Tensor, scales: Sequence[float] | None = None, *, dim: int) -> bool:
+    """Fill `out` with matrices on top of each other (`dim` 0) or side by side (1), each times its scale; False if it is
+    not done.
 
-    Parts have `out`'s dtype, and its extent along the other dimension; together they have its extent along `dim`.
-    Raises ValueError if they have not.
+    It is done for contiguous float32 on the CPU that make up a result of `LEAST` elements or more, if the loop could be
+    compiled.
     """
-    shapes, whole = [p.shape for p in parts], out.shape
-    widths = [shape[dim] for shape in shapes]
-    fits = all(len(shape) == 2 and shape[1 - dim] == whole[1 - dim] for shape in shapes)
-    if not fits or sum(widths) != whole[dim] or any(p.dtype != out.dtype for p in parts):
-        raise ValueError(f"{[tuple(shape) for shape in shapes]} along {dim} do not make up {tuple(whole)}")
-    if scales is not None and len(scales) != len(parts):
-        raise ValueError(f"{len(parts)} parts with {len(scales)} scales")
-    call = _load() if out.numel() >= LEAST and _fits(parts, widths, out, dim) else "torch"
-    if not isinstance(call, str):
-        _run(call, parts, out, scales, dim, max(1, min(torch.get_num_threads(), out.numel() // SHARE)))
-    elif scales is None:
-        torch.cat(list(parts), dim, out=out)
-    else:
-        for part, place, scale in zip(parts, torch.split(out, widths, dim), scales, strict=True):
-            torch.mul(part, float(scale), out=place)
-    return out
+    if out.numel() < LEAST or not _fits(parts, out, dim) or (scales is not None and len(scales) != len(parts)):
+        return False
+    call = _load()
+    if isinstance(call, str):
+        return False
+    _run(call, parts, out, scales, dim, max(1, min(torch.get_num_threads(), out.numel() // SHARE)))
+    return True
 
 
 def status() -> str:
@@ -151,9 +143,12 @@ def status() -> str:
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 
 
-def _fits(parts: Sequence[Tensor], widths: Sequence[int], out: Tensor, dim: int) -> bool:
+def _fits(parts: Sequence[Tensor], out: Tensor, dim: int) -> bool:
     """Whether the loop takes these, and gains: short rows that begin anywhere in 16 bytes cannot go past the cache."""
-    if dim == 1 and (out.data_ptr() % 16 or any(w % 4 for w in widths)):
+    if any(x.dim() != 2 or x.shape[1 - dim] != out.shape[1 - dim] for x in (out, *parts)):
+        return False
+    widths = [p.shape[dim] for p in parts]
+    if sum(widths) != out.shape[dim] or (dim == 1 and (out.data_ptr() % 16 or any(w % 4 for w in widths))):
         return False
     return out.dtype == torch.float32 and all(
         x.is_contiguous() and x.is_cpu and x.data_ptr() % 4 == 0 for x in (*parts, out)

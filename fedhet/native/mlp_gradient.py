@@ -14,11 +14,15 @@ batches in one compiled call (`fedhet.native.mlp_sgd`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fedhet.native.mlp_sgd import IN_PLACE, Batch, Descent, Ends, Picked
+from fedhet.native.mlp_sgd import IN_PLACE, Descent, Ends
+
+if TYPE_CHECKING:
+    from fedhet.types import Batch, IndexedBatches
 
 NLL = torch.ops.aten.nll_loss_forward.default
 NLL_BACKWARD = torch.ops.aten.nll_loss_backward.default
@@ -39,7 +43,7 @@ class Perceptron:
         self.shapes = tuple((layer.out_features, layer.in_features) for layer in layers)
         self.dtype = self._weights[0].dtype
         self._descent = Descent([self.shapes[0][1], *(out for out, _ in self.shapes)])
-        self._flat = _row(self._weights, self._biases)
+        self.flat = _row(self._weights, self._biases)
 
     @classmethod
     def of(cls, module: nn.Module) -> Perceptron | None:
@@ -65,7 +69,7 @@ class Perceptron:
 
     def compiles(self, samples: int) -> bool:
         """Whether steps on so many samples are compiled ones."""
-        return self.dtype == torch.float32 and self._flat is not None and self._descent.fits(samples)
+        return self.dtype == torch.float32 and self.flat is not None and self._descent.fits(samples)
 
     def steps(
         self, rows: Tensor, batches: Sequence[Sequence[Batch]], rate: float, ends: Ends = IN_PLACE
@@ -84,7 +88,7 @@ class Perceptron:
             return None
         return self._descent.steps(rows, every, sizes, rate, ends)
 
-    def pick(self, rows: Tensor, picked: Sequence[Picked], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
+    def pick(self, rows: Tensor, picked: Sequence[IndexedBatches], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
         """The same steps on batches whose samples are still where the data set has them."""
         whole = picked[0]
         if whole.y.dtype != torch.int64 or not whole.y.is_contiguous() or not self.fits(whole.x):
@@ -110,7 +114,7 @@ class Perceptron:
     def descend_all(self, batches: Sequence[Batch], rate: float) -> Tensor | None:
         """What `descend` does on one batch after the other, in one compiled call; the losses, (steps,), or None, with
         nothing done, if these are not all for compiled code."""
-        losses = self.steps(self._flat[None], [batches], rate) if self._flat is not None else None
+        losses = self.steps(self.flat[None], [batches], rate) if self.flat is not None else None
         return None if losses is None else losses[0]
 
     @torch.no_grad()
@@ -122,8 +126,8 @@ class Perceptron:
         and rounds once less than gradient and step do. It is compiled if `fedhet.native.mlp_sgd` takes this shape and
         batch.
         """
-        if self._flat is not None:
-            losses = self.steps(self._flat[None], [[(x, y)]], rate)
+        if self.flat is not None:
+            losses = self.steps(self.flat[None], [[(x, y)]], rate)
             if losses is not None:
                 return losses[0, 0]
 

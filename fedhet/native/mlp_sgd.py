@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from fedhet.native.compiler import Call, Source
 from fedhet.native.mlp_sgd_c import SOURCE
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
-"""Inputs (n, ...), and classes (n,) or each class's share in a sample (n, classes)."""
+if TYPE_CHECKING:
+    from fedhet.types import Batch, IndexedBatches
 
 SAMPLES = 64
 """Largest batch that gains; beyond it torch's own layout of the operands pays for itself."""
@@ -32,17 +32,6 @@ NUMBERS = 1 << 18
 
 LAYERS = 8
 """Most layers."""
-
-
-class Picked(NamedTuple):
-    """Batches that are samples of a data set: the t-th are the next sizes[t] that `order`, int64, names."""
-
-    x: Tensor
-    """Inputs (samples, ...)."""
-    y: Tensor
-    """Classes (samples,), int64."""
-    order: Tensor
-    sizes: list[int]
 
 
 class Ends(NamedTuple):
@@ -107,7 +96,7 @@ class Descent:
         x, y = (_places(part) for part in zip(*batches, strict=True))
         return self._run(call, flat, x, None if shares else y, y if shares else None, None, 0, sizes, rate, ends)
 
-    def pick(self, flat: Tensor, picked: Sequence[Picked], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
+    def pick(self, flat: Tensor, picked: Sequence[IndexedBatches], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
         """The same steps on samples that nobody has laid beside each other: of every row its own, from one data set.
 
         None, with nothing done, also if an index is out of range.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedhet.native.compiler import Call, Source, Unusable
+from fedhet.native.shared_sum import TYPES
 
 LEAST = 1 << 20
 """Elements read by one sum below which there is little to gain: torch takes 0.2 ms for as many."""
@@ -90,11 +91,11 @@ void weighted_sum(float *out, const float *const *rows, const float *c, int64_t 
 def weighted_sum(rows: Sequence[Tensor], coefficients: Sequence[float], out: Tensor) -> bool:
     """out = sum_i coefficients[i] * rows[i], in that order, on as many threads as torch uses; False if it is not done.
 
-    `rows` and `out` are 1-D and of one length. It is done for contiguous float32 on the processor that add up to
-    `LEAST` elements, if the loop could be compiled.
+    It is done for contiguous float32 on the CPU, 1-D and of one length, that add up to `LEAST` elements, if the loop
+    could be compiled.
     """
     read = len(rows) * len(out)
-    if read < LEAST or not all(_fits(x) for x in (*rows, out)):
+    if read < LEAST or len(rows) != len(coefficients) or not all(_fits(x, out) for x in (*rows, out)):
         return False
     call = _load()
     if isinstance(call, str):
@@ -110,7 +111,7 @@ def status() -> str:
 
 
 def path() -> str:
-    """Where the compiled loop lies, for processes without torch; empty if there is none."""
+    """Where the compiled loop lies, for `fedhet.native.shared_sum`; empty if there is none."""
     if isinstance(_load(), str):
         return ""
     try:
@@ -119,8 +120,9 @@ def path() -> str:
         return ""
 
 
-def _fits(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.data_ptr() % 4 == 0
+def _fits(x: Tensor, out: Tensor) -> bool:
+    here = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.data_ptr() % 4 == 0
+    return here and x.dim() == 1 and x.shape == out.shape
 
 
 def _run(call: Call, rows: Sequence[Tensor], c: Sequence[float], out: Tensor, threads: int) -> None:
@@ -136,8 +138,7 @@ def _source() -> Source:
 @cache
 def _load() -> Call | str:
     """The compiled loop, or why there is none."""
-    pointer, many = ctypes.c_void_p, ctypes.c_int64
-    call = _source().load([pointer, pointer, pointer, many, many, ctypes.c_int32])
+    call = _source().load(TYPES)
     if isinstance(call, str):
         return call
     return call if _agrees(call) else "the compiled loop rounds otherwise than torch on this processor"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.native import weighted_sum as kernel
+from fedhet import native
 from fedhet.numerics import gram as inner
 from fedhet.numerics.buffer_pool import Shelf
 from fedhet.types import Tree
@@ -188,7 +188,7 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
         assert isinstance(first, FlatTree)
         rows = [tree.flat for tree in trees]  # type: ignore[attr-defined]
         total = _room(first.flat)
-        if kernel.weighted_sum(rows, coefficients, total):
+        if native.sum_into(rows, coefficients, total):
             return FlatTree(first.schema, total)
         for at in range(0, len(total), PIECE):
             _sum_into(total[at : at + PIECE], [row[at : at + PIECE] for row in rows], coefficients)

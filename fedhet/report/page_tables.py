@@ -15,6 +15,8 @@ from fedhet.report.update_accounting import ACCOUNTS, Ledger
 CLIENTS = 200
 CONFIG_CHARACTERS = 60_000
 REASONS = 12
+BACKENDS = (("steps of small perceptrons", "mlp_backend", "small_steps"), ("large sums", "sum_backend"))
+"""What computed what: a name to show, and its entry in result.json, former names of it last."""
 ALWAYS = ("accepted", "late", "rejected", "failed")
 """Accounts that are shown when they are empty."""
 
@@ -145,6 +147,7 @@ def versions(result: Row) -> Html:
         for name, key in (("weights", "weights_sha256"), ("events", "events_sha256"))
         if result.text(key)
     ]
+    pairs += [(name, words) for name, *keys in BACKENDS for key in keys if (words := result.text(key))]
     memory = result.optional("peak_rss_bytes")
     if memory is not None:
         pairs.append(("peak memory", number_format.size(memory)))

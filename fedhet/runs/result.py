@@ -24,8 +24,11 @@ result.json, schema 2:
     config_sha256                            none)
     sha256                                   of this row without this entry, see `row_digest`
     packages                                 versions of Python and of the packages results depend on
-    small_steps                              how small perceptrons are trained here: compiled or by torch, which differs
-                                             in its last bits
+    mlp_backend                              what took the steps of small perceptrons: "compiled", or "torch (WHY)" or
+                                             "autograd (WHY)", which differ in their last bits; former rows call it
+                                             small_steps
+    sum_backend                              what computed large weighted sums: "compiled" or "torch (WHY)", with equal
+                                             bits; former rows do not say
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ from fedhet.system import atomic_file
 from fedhet.system.atomic_file import DamagedError
 
 SCHEMA = 2
+RENAMED = {"small_steps": "mlp_backend"}
+"""Entries by the names that rows were written with before."""
 
 
 def row_digest(row: Mapping[str, Any]) -> str:
@@ -55,7 +60,8 @@ def row_digest(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. `row` is result.json; the arrays have one entry per evaluation."""
+    """A finished run. `row` is result.json, its entries by their present names; the arrays have one entry per
+    evaluation."""
 
     path: Path
     row: dict[str, Any]
@@ -73,7 +79,7 @@ class Result:
             raise DamagedError(f"{path} is no JSON ({error}): {otherwise}") from None
         if not isinstance(row, dict) or (row.get("schema") != 1 and row.get("sha256") != row_digest(row)):
             raise DamagedError(f"{path} is not what the run wrote: {otherwise}")
-        return cls(folder, row)
+        return cls(folder, {RENAMED.get(str(key), str(key)): value for key, value in row.items()})
 
     def check(self, name: str) -> None:
         """Raises DamagedError if model.safetensors, metrics.jsonl, events.jsonl or config.yaml is not what the

@@ -19,11 +19,11 @@ from flwr.serverapp import Grid
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fedhet import native
 from fedhet.engine.server import Send, Server
 from fedhet.engine.update_validation import Gate
 from fedhet.flower.event_loop import Drive
 from fedhet.flower.node_directory import absence
-from fedhet.native import mlp_sgd
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import Schema
 from fedhet.protocols import Clock
@@ -267,7 +267,8 @@ class Session:
             "model_sha256": saved,
             "config_sha256": atomic_file.digest(path) if (path := self.folder / "config.yaml").is_file() else None,
             "packages": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-            "small_steps": mlp_sgd.status(),
+            "mlp_backend": native.backend("mlp"),
+            "sum_backend": native.backend("sum"),
         }
         row = json.loads(json.dumps(row))
         row["sha256"] = row_digest(row)

@@ -23,10 +23,10 @@ from typing import Any
 
 from flwr.app import Context, Error, Message
 
+from fedhet import native
 from fedhet.flower.compat import ErrorCode
 from fedhet.flower.execution import App, Outcome, execute
 from fedhet.flower.job_batch import Brief, Briefed
-from fedhet.native import malloc
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.simulation.message_packing import Place, pack, unpack
 from fedhet.simulation.worker import SHARES, Short, Whole, serve
@@ -95,7 +95,7 @@ class Pool:
             pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             self._arena = Arena(pages)
             self._selector = selectors.PollSelector()
-            malloc.keep()
+            native.keep_freed_memory()
             # what is there by now stays: collections need not walk it here, nor touch and thereby copy it in workers
             gc.collect()
             gc.freeze()

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedhet import native
 from fedhet.model.flat_model import Model
-from fedhet.native.mlp_gradient import Perceptron
 
 PLAIN = {"clients.work.sgd.Sgd": "", "clients.work.fedprox.FedProx": "mu"}
 """Works whose steps are known here, with the name of the strength of their pull."""
@@ -94,7 +94,7 @@ def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) ->
     model.module.train()
     params, grad = model.params, model.grad
     if not path.decay and not path.pull:
-        short = Perceptron.of(model.module)
+        short = native.stepper(model.module)
         batches = [(x[at], shares[at]) for at in map(path.part, range(path.steps))]
         if short is not None and short.descend_all(batches, path.rate) is not None:
             return model.flat - start

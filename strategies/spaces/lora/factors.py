@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.native import concatenate
+from fedhet.numerics import stacking
 
 BLOCK = 1 << 21
 """Numbers of a product that exist at a time, in float64, when it is added to a weight: they stay in cache."""
@@ -56,8 +56,8 @@ def stack(pairs: Sequence[Pair], coefficients: Sequence[float], out: Pair | None
     once."""
     rank, (left, right) = sum(p.rank for p in pairs), pairs[0]
     room = out or Pair(left.new_empty((len(left), rank)), right.new_empty((rank, right.shape[1])))
-    concatenate.stack([p.left for p in pairs], room.left, dim=1)
-    concatenate.stack([p.right for p in pairs], room.right, coefficients, dim=0)
+    stacking.stack([p.left for p in pairs], room.left, dim=1)
+    stacking.stack([p.right for p in pairs], room.right, coefficients, dim=0)
     return room
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedhet.native import concatenate
+from fedhet.numerics import stacking
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -87,7 +88,7 @@ def test_large_contiguous_float32_takes_the_compiled_loop_and_nothing_else(
     monkeypatch.setattr(concatenate, "LEAST", 1000)
     monkeypatch.setattr(concatenate, "_run", lambda call, parts, out, *rest: taken.append(out.numel()))
     parts, scales = matrices(10, (64, 36), 1)
-    concatenate.stack(parts, place(parts, 1), scales, dim=1)
+    assert concatenate.stack(parts, place(parts, 1), scales, dim=1)
     assert taken == [1000]
     for others in (
         [p[:9] for p in parts],  # too few
@@ -96,11 +97,13 @@ def test_large_contiguous_float32_takes_the_compiled_loop_and_nothing_else(
         [p[:, 1:].contiguous() for p in matrices(12, (64, 36), 1)[0]],  # short rows at odd places
     ):
         out = place(others, 1).to(others[0].dtype)
-        assert torch.equal(concatenate.stack(others, out, dim=1), torch.cat(others, 1))
+        assert not concatenate.stack(others, out, dim=1)
+        assert torch.equal(stacking.stack(others, out, dim=1), torch.cat(others, 1))
     assert taken == [1000]
 
 
-def test_parts_that_do_not_make_up_the_result_are_refused() -> None:
+def test_parts_that_do_not_make_up_the_result_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concatenate, "LEAST", 1)
     parts, scales = matrices(4, (3, 2), 1)
     for out, factors, dim in (
         (torch.empty(4, 6), scales, 1),
@@ -108,10 +111,12 @@ def test_parts_that_do_not_make_up_the_result_are_refused() -> None:
         (torch.empty(4, 5, dtype=torch.float64), scales, 1),
         (torch.empty(4, 5), scales, 0),
     ):
+        assert not concatenate.stack(parts, out, factors, dim=dim), "the C code would write beyond an end"
         with pytest.raises(ValueError, match="do not make up"):
-            concatenate.stack(parts, out, factors, dim=dim)
+            stacking.stack(parts, out, factors, dim=dim)
+    assert not concatenate.stack(parts, torch.empty(4, 5), scales[:1], dim=1)
     with pytest.raises(ValueError, match="2 parts with 1 scales"):
-        concatenate.stack(parts, torch.empty(4, 5), scales[:1], dim=1)
+        stacking.stack(parts, torch.empty(4, 5), scales[:1], dim=1)
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
@@ -123,9 +128,9 @@ def test_without_a_compiler_the_stack_is_the_same_and_the_status_says_why(
     monkeypatch.setenv("CC", compiler)
     for dim in (0, 1):
         parts, scales = matrices(9, (5, 4), dim)
-        assert same(concatenate.stack(parts, place(parts, dim), dim=dim), torch.cat(parts, dim))
+        assert same(stacking.stack(parts, place(parts, dim), dim=dim), torch.cat(parts, dim))
         wanted = torch.cat([p * c for p, c in zip(parts, scales, strict=True)], dim)
-        assert same(concatenate.stack(parts, place(parts, dim), scales, dim=dim), wanted)
+        assert same(stacking.stack(parts, place(parts, dim), scales, dim=dim), wanted)
     assert concatenate.status() == {
         "/nowhere/cc": "torch (no C compiler: CC=/nowhere/cc is not found)",
         "false": "torch (the compiled loop is not usable: the compiler ended with 1: )",

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from clients.models.vision import mlp
 from fedhet.config import composition
-from fedhet.engine.batched_training import Batched
 from fedhet.model.flat_model import Model
-from fedhet.native import mlp_sgd
+from fedhet.native import mlp_sgd, weighted_sum
+from fedhet.native.mlp_batched import BatchedPerceptron
 from fedhet.runs.experiment import Experiment
+from fedhet.types import IndexedBatches
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 SHAPE = (1, 5, 5)
@@ -35,6 +36,12 @@ def fresh() -> Iterator[None]:
 def model(*hidden: int, classes: int = 4, shape: tuple[int, int, int] = SHAPE) -> Model:
     torch.manual_seed(len(hidden))
     return Model(mlp(input_shape=shape, classes=classes, hidden=hidden))
+
+
+def rows_of(m: Model, count: int) -> BatchedPerceptron:
+    rows = BatchedPerceptron.of(m.perceptron, count)
+    assert rows is not None
+    return rows
 
 
 def batches(sizes: list[int], seed: int = 0, classes: int = 4, shape: tuple[int, int, int] = SHAPE):
@@ -90,7 +97,7 @@ def test_steps_are_those_of_float64_to_rounding(hidden, sizes, classes, side, so
 @pytest.mark.parametrize("hidden", [(), (16,), (9, 33)])
 def test_no_bit_depends_on_how_many_steps_or_models_a_call_takes(hidden: tuple[int, ...]) -> None:
     m, sizes = model(*hidden), [10, 10, 7, 64]
-    rows = Batched(m, 3)
+    rows = rows_of(m, 3)
     rows.flat.copy_(torch.randn(3, len(m.flat), generator=torch.Generator().manual_seed(1)) * 0.1)
     before, own = rows.flat.clone(), [batches(sizes, seed) for seed in range(3)]
     together = rows.descend_all(own, 0.1)
@@ -110,7 +117,7 @@ def test_samples_picked_from_a_data_set_give_the_bits_of_their_batches(hidden: t
     m, sizes, draw = model(*hidden), [10, 1, 64, 10], torch.Generator().manual_seed(5)
     x, y = torch.randn(200, *SHAPE, generator=draw), torch.randint(4, (200,), generator=draw)
     orders = [torch.randint(200, (sum(sizes),), generator=draw) for _ in range(3)]
-    rows = Batched(m, 3)
+    rows = rows_of(m, 3)
     starts = list(torch.randn(3, len(m.flat), generator=draw) * 0.1)
     rows.flat.copy_(torch.stack(starts))
     own = [list(zip(x[o].split(sizes), y[o].split(sizes), strict=True)) for o in orders]
@@ -118,7 +125,7 @@ def test_samples_picked_from_a_data_set_give_the_bits_of_their_batches(hidden: t
     expected = rows.flat - torch.stack(starts)
     deltas = list(torch.empty_like(expected))
     rows.begin(starts, deltas)
-    assert torch.equal(rows.pick([mlp_sgd.Picked(x, y, o, sizes) for o in orders], 0.1), losses)
+    assert torch.equal(rows.pick([IndexedBatches(x, y, o, sizes) for o in orders], 0.1), losses)
     rows.finish()
     assert torch.equal(torch.stack(deltas), expected)
 
@@ -140,9 +147,9 @@ def test_a_sample_that_is_not_there_is_not_picked_and_moves_nothing(bad: str) ->
     sizes = {"count": [10, 9], "large": [mlp_sgd.SAMPLES + 1]}.get(bad, [10, 10])
     if bad == "large":
         order = torch.zeros(sizes[0], dtype=torch.int64)
-    rows, start = Batched(m, 1), m.flat.clone()
+    rows, start = rows_of(m, 1), m.flat.clone()
     rows.begin([m.flat], [torch.zeros_like(start)])
-    picked = mlp_sgd.Picked(x, y, order, sizes)
+    picked = IndexedBatches(x, y, order, sizes)
     assert rows.pick([picked], 0.1) is None
     assert m.perceptron._descent.pick(m.flat[None], [picked], 0.1) is None, "also without the perceptron's look"
     rows.finish()
@@ -217,7 +224,7 @@ def test_a_wrong_step_is_not_used_and_looking_draws_nothing(
     assert "not torch's" in mlp_sgd.status()
 
 
-def test_a_result_says_how_its_small_steps_were_taken(tmp_path: Path) -> None:
+def test_a_result_says_what_took_its_steps_and_what_computed_its_sums(tmp_path: Path) -> None:
     asked = ["model=mlp_small", "fleet.clients=2", "workers=0", "stop.versions=1"]
     row = Experiment.of(composition.resolved(composition.compose(asked))).run(tmp_path / "run").row
-    assert row["small_steps"] == mlp_sgd.status()
+    assert (row["mlp_backend"], row["sum_backend"]) == (mlp_sgd.status(), weighted_sum.status())

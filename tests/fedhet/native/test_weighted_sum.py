@@ -70,6 +70,8 @@ def test_large_sums_take_the_compiled_loop_and_nothing_else_does(monkeypatch: py
     assert not weighted_sum.weighted_sum([r[:249] for r in rows], coefficients, out[:249])  # too few
     assert not weighted_sum.weighted_sum([r.double() for r in rows], coefficients, out.double())
     assert not weighted_sum.weighted_sum([r.repeat(2)[::2] for r in rows], coefficients, out)  # not contiguous
+    assert not weighted_sum.weighted_sum([*rows[:3], torch.ones(300)], coefficients, out)  # not of one length
+    assert not weighted_sum.weighted_sum(rows, coefficients[:3], out)
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])

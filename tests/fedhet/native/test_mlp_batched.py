@@ -16,11 +16,11 @@ from clients.models.vision import mlp
 from clients.work.fedprox import FedProx
 from clients.work.sgd import Sgd
 from clients.world import SimulatedWorld
-from fedhet.engine.batched_training import Batched
 from fedhet.engine.client_runner import Device
 from fedhet.engine.method import Method
 from fedhet.model.flat_model import Model
 from fedhet.native import mlp_sgd
+from fedhet.native.mlp_batched import BatchedPerceptron
 from fedhet.numerics import wire_format
 from fedhet.types import Budget, Job
 from strategies.budgets.fixed import Fixed
@@ -44,7 +44,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def test_steps_of_rows_are_those_of_each_alone(count: int, size: int) -> None:
     torch.manual_seed(size)
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
-    rows = Batched(model, count)
+    rows = rows_of(model, count)
     rows.flat.normal_().mul_(0.1)
     x, y = torch.randn(count, size, 1, 8, 8), torch.randint(0, 10, (count, size))
     exact, before = rows.agrees(size), rows.flat.clone()
@@ -62,7 +62,7 @@ def test_steps_of_rows_are_those_of_each_alone(count: int, size: int) -> None:
 @pytest.mark.parametrize(("hidden", "size"), [((9,), 1), ((9,), 20), ((31, 17), 3), ((100, 8), 5), ((32, 64), 10)])
 def test_a_size_whose_bits_differ_anywhere_is_not_used(hidden: tuple[int, ...], size: int) -> None:
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=hidden))
-    rows, lots = Batched(model, 4), torch.Generator().manual_seed(99)
+    rows, lots = rows_of(model, 4), torch.Generator().manual_seed(99)
     agrees, same = rows.agrees(size), True
     for _ in range(20):
         rows.flat.normal_(generator=lots).mul_(0.1)
@@ -79,11 +79,17 @@ def test_a_size_whose_bits_differ_anywhere_is_not_used(hidden: tuple[int, ...], 
 
 def test_a_trial_leaves_rows_and_model_as_they_were() -> None:
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
-    rows = Batched(model, 3)
+    rows = rows_of(model, 3)
     rows.flat.normal_()
     before = rows.flat.clone(), model.flat.clone()
     rows.agrees(10)
     assert torch.equal(rows.flat, before[0]) and torch.equal(model.flat, before[1])
+
+
+def rows_of(model: Model, count: int) -> BatchedPerceptron:
+    rows = BatchedPerceptron.of(model.perceptron, count)
+    assert rows is not None
+    return rows
 
 
 def device(work: Any, samples: int = 120, clients: int = 6, hidden: Sequence[int] = HIDDEN, **layers: Any) -> Device:
@@ -108,7 +114,7 @@ def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
     alone = [d.answer(job, payload, {}) for job in tasks]
     together = d.together(tasks, [payload] * 5)
     sizes = {batch, 20 % batch or batch}
-    assert (together is None) == (not all(Batched(d.model, 5).agrees(n) for n in sizes))
+    assert (together is None) == (not all(rows_of(d.model, 5).agrees(n) for n in sizes))
     for a, b in zip(alone, together or alone, strict=True):
         assert torch.equal(a.delta.flat, b.delta.flat)
         assert (a.job, a.weight, a.metrics) == (b.job, b.weight, b.metrics)
@@ -140,7 +146,7 @@ def test_unlike_jobs_go_in_groups_and_get_the_bits_they_get_alone() -> None:
     for a, b in zip(alone, together or alone, strict=True):
         assert torch.equal(a.delta.flat, b.delta.flat)
         assert (a.job, a.weight, a.metrics) == (b.job, b.weight, b.metrics)
-    assert together is not None or not all(Batched(d.model, n).agrees(size) for n in (1, 2) for size in (1, 10))
+    assert together is not None or not all(rows_of(d.model, n).agrees(size) for n in (1, 2) for size in (1, 10))
 
 
 def test_updates_lie_in_the_rooms_they_were_given_if_those_are_large_enough() -> None:
@@ -161,7 +167,7 @@ def test_updates_lie_in_the_rooms_they_were_given_if_those_are_large_enough() ->
 @pytest.mark.parametrize("told", [False, True])
 def test_rows_that_begin_and_end_elsewhere_move_as_rows_in_place_do(parts: int, told: bool) -> None:
     model = Model(mlp(input_shape=(1, 8, 8), classes=10, hidden=HIDDEN))
-    rows, lots = Batched(model, 2), torch.Generator().manual_seed(3)
+    rows, lots = rows_of(model, 2), torch.Generator().manual_seed(3)
     starts = [torch.randn(len(model.flat), generator=lots) * 0.1 for _ in range(2)]
     own = [
         [(torch.randn(10, 1, 8, 8, generator=lots), torch.randint(10, (10,), generator=lots)) for _ in range(4)]

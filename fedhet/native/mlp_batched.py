@@ -1,10 +1,10 @@
-"""Several perceptrons of one shape, trained side by side: one kernel call a layer for all, and the bits of each alone.
+"""Several perceptrons of one shape trained side by side: one kernel call a layer for all, with the bits of each alone.
 
-Row c of `flat` (clients, parameters) is the whole model of client c. Where the steps of one model are compiled, so are
+Row c of `flat`, (count, parameters), is the whole model of client c. Where the steps of one model are compiled, so are
 those of all rows, one after the other in one call. Otherwise the products are those of `fedhet.native.mlp_gradient`, as
 batched matrix products. Most sizes are computed slice by slice like single products, some are not (one sample, very
-narrow layers); so a size is used only after it gave the bits of each alone on a trial, and who is trained beside whom
-shows on the clock only. Small models gain most: their steps cost more in calls than in arithmetic.
+narrow layers); so a size is used only after it gave the bits of each alone in a trial, and no result depends on which
+clients are trained together. Small models gain most: their steps cost more in calls than in arithmetic.
 
 Between `begin` and `finish` rows start as vectors that lie elsewhere and leave their differences to them elsewhere.
 Compiled steps read and write those directly, and the rows are never filled.
@@ -13,36 +13,40 @@ Compiled steps read and write those directly, and the rows are never filled.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedhet.model.flat_model import Model
-from fedhet.native.mlp_gradient import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD
-from fedhet.native.mlp_sgd import IN_PLACE, Batch, Ends, Picked
+from fedhet.native.mlp_gradient import IGNORE, MEAN, NLL, RELU_BACKWARD, SOFTMAX_BACKWARD, Perceptron
+from fedhet.native.mlp_sgd import IN_PLACE, Ends
+
+if TYPE_CHECKING:
+    from fedhet.types import Batch, IndexedBatches
 
 TRIAL_RATE = 0.05
 ROWS = 48
 """Rows compared in a trial. Where batched products differ at all they do so in a third of the rows or more."""
 
 
-class Batched:
-    """Room for `count` models like this one: `flat`, (count, parameters).
+class BatchedPerceptron:
+    """Memory for `count` perceptrons like `one`, and their steps; see `fedhet.native.BatchedStepper`.
 
-    Raises ValueError for a model that is no perceptron.
+    `alone` is the vector of the parameters of `one`: a trial steps them, and puts them back.
     """
 
-    def __init__(self, model: Model, count: int) -> None:
-        perceptron = model.perceptron
-        if perceptron is None:
-            raise ValueError("only perceptrons with the standard loss are trained side by side")
-        kind, size = perceptron.dtype, perceptron.size
-        self._model, self._perceptron, self._shapes = model, perceptron, perceptron.shapes
-        self.flat = torch.zeros(count, size, dtype=kind)
-        self._weights, self._biases = _views(self.flat, perceptron.shapes)
+    def __init__(self, one: Perceptron, alone: Tensor, count: int) -> None:
+        self._one, self._alone, self._shapes = one, alone, one.shapes
+        self.flat = torch.zeros(count, one.size, dtype=one.dtype)
+        self._weights, self._biases = _views(self.flat, one.shapes)
         self._across = [w.transpose(1, 2) for w in self._weights]
         self._agrees: dict[int, bool] = {}
         self._ends, self._fresh, self._done = IN_PLACE, False, False
+
+    @classmethod
+    def of(cls, one: Perceptron, count: int) -> BatchedPerceptron | None:
+        """None if the parameters do not lie in order as one vector."""
+        return None if one.flat is None else cls(one, one.flat, count)
 
     def begin(self, starts: Sequence[Tensor], deltas: Sequence[Tensor]) -> None:
         """The rows are these vectors from now on, which are only read; `finish` makes `deltas` what rows moved by."""
@@ -65,20 +69,20 @@ class Batched:
     def agrees(self, n: int) -> bool:
         """Whether batches of n samples give each row the bits it gets alone; tried once a size, on random numbers.
 
-        The trial overwrites rows and the model: ask between jobs, or put them back.
+        The trial steps rows and the parameters of the one, and puts both back.
         """
-        if self._perceptron.compiles(n):
+        if self._one.compiles(n):
             return True  # it is the same code
         if n not in self._agrees:
             self._agrees[n] = self._try(n)
         return self._agrees[n]
 
     def _try(self, n: int) -> bool:
-        kept, before = self.flat.clone(), self._model.flat.clone()
+        kept, before = self.flat.clone(), self._alone.clone()
         lots, count = torch.Generator().manual_seed(n), len(self.flat)
         same = all(self._like_alone(n, lots) for _ in range(-(-ROWS // count)))
         self.flat.copy_(kept)
-        self._model.flat.copy_(before)
+        self._alone.copy_(before)
         return same
 
     def _like_alone(self, n: int, lots: torch.Generator) -> bool:
@@ -89,9 +93,9 @@ class Batched:
         before = self.flat.clone()
         losses = self.descend(x, y, TRIAL_RATE)
         for start, row, inputs, targets, loss in zip(before, self.flat, x, y, losses, strict=True):
-            self._model.flat.copy_(start)
-            alone = self._model.descend(inputs, targets, TRIAL_RATE)
-            if not (torch.equal(alone, loss) and torch.equal(self._model.flat, row)):
+            self._alone.copy_(start)
+            alone = self._one.descend(inputs, targets, TRIAL_RATE)
+            if not (torch.equal(alone, loss) and torch.equal(self._alone, row)):
                 return False
         return True
 
@@ -101,7 +105,7 @@ class Batched:
         None if rows differ in the sizes of their batches, or a size is not for here; rows may have moved then. `last`
         says that `finish` comes next.
         """
-        losses = self._perceptron.steps(self.flat, batches, rate, self._now(last))
+        losses = self._one.steps(self.flat, batches, rate, self._now(last))
         if losses is not None:
             self._fresh, self._done = False, last
             return losses
@@ -116,10 +120,10 @@ class Batched:
             told.append(self.descend(x, y, rate))
         return torch.stack(told, 1)
 
-    def pick(self, picked: Sequence[Picked], rate: float) -> Tensor | None:
+    def pick(self, picked: Sequence[IndexedBatches], rate: float) -> Tensor | None:
         """All steps of every row, `finish` comes next; the losses, (count, steps). None, with nothing done, if only
         batches are for here."""
-        losses = self._perceptron.pick(self.flat, picked, rate, self._now(last=True))
+        losses = self._one.pick(self.flat, picked, rate, self._now(last=True))
         if losses is not None:
             self._fresh, self._done = False, True
         return losses
@@ -132,7 +136,7 @@ class Batched:
     @torch.no_grad()
     def descend(self, x: Tensor, y: Tensor, rate: float) -> Tensor:
         """One step of every row on its inputs (count, n, ...) and classes (count, n); the losses before it."""
-        losses = self._perceptron.steps(self.flat, [[pair] for pair in zip(x, y, strict=True)], rate)
+        losses = self._one.steps(self.flat, [[pair] for pair in zip(x, y, strict=True)], rate)
         if losses is not None:
             return losses[:, 0]
         h, last = x.flatten(2), len(self._weights) - 1
