@@ -196,7 +196,12 @@ class AbstractLinearRule(AbstractRule):
 
     def on(self, rows: Rows, view: View) -> Tree:
         gram = rows.gram if self.reads_gram else np.empty((0, 0))
-        return rows.sum(self.coefficients(gram, rows.weights, rows.updates, view))
+        found = np.asarray(self.coefficients(gram, rows.weights, rows.updates, view), dtype=np.float64)
+        if found.shape != (len(rows),):
+            raise ValueError(f"{type(self).__name__}: coefficients has shape {found.shape}, needs ({len(rows)},)")
+        if not np.isfinite(found).all():
+            raise ValueError(f"{type(self).__name__}: coefficients {found.tolist()} are not finite")
+        return rows.sum(found)
 
 
 class AbstractCoordinateRule(AbstractRule):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -22,6 +23,9 @@ from fedhet.errors import InputError, Interrupted, RunFailed
 if TYPE_CHECKING:
     from fedhet.runs.result import Result
 
+LONGEST = 120
+"""Characters of a method in a folder's name."""
+
 
 def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result:
     """Run a configuration, showing progress, into a folder; None is a new one below `out` of the configuration.
@@ -32,7 +36,7 @@ def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result
 
     prepared = runner.prepare(cfg)
     folder = out or new_folder(cfg)
-    with _gone_if_empty(folder), failures(folder), Bar(name or str(cfg["strategy"])) as show:
+    with _gone_if_empty(folder), failures(folder), Bar(name or _method(cfg)) as show:
         return runner.start(prepared, folder, progress=show, tell=notice)
 
 
@@ -82,12 +86,18 @@ def failures(out: Path) -> Iterator[None]:
 
 
 def new_folder(cfg: DictConfig, kind: str | None = None) -> Path:
-    """Make a new folder below `out`, named by strategy, seed and time, or by `kind` and time."""
+    """Make a new folder below `out`, named by method, seed and time, or by `kind` and time."""
     from fedhet.runs import runner
 
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{kind}-{stamp}" if kind else f"{cfg['strategy']}-seed{cfg['seed']}-{stamp}"
+    method = re.sub(r"[^\w.=+-]", "_", _method(cfg).replace(" + ", "+"))[:LONGEST]
+    name = f"{kind}-{stamp}" if kind else f"{method}-seed{cfg['seed']}-{stamp}"
     return runner.claim(Path(str(cfg["out"])), name)
+
+
+def _method(cfg: DictConfig) -> str:
+    """A method's name: its strategy, and the parts that were chosen in place of the strategy's."""
+    return " + ".join([str(cfg["strategy"]), *map(str, cfg["replaced"])])
 
 
 def tell(result: Result, as_json: bool) -> None:

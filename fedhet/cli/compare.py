@@ -22,7 +22,7 @@ from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.provenance import source_tree
 from fedhet.runs.event_log import write_atomic
 
-HOW = ("workers", "out", "checkpoint", "target")
+HOW = ("workers", "out", "checkpoint", "target", "replaced")
 """Keys that do not make a run another run."""
 
 TASKS = 720

@@ -251,9 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [a for a in given if a != "--debug"]
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing here phones anybody
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # a model or data set of the user's own, by dotted path
+    source_tree.also(Path.cwd())  # plug-ins of the user's own, by dotted path
     try:
         return int(app(given, standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

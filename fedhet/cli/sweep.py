@@ -148,7 +148,9 @@ def sweep_job(cfg: DictConfig) -> float | None:
 
     hydra_cfg = HydraConfig.get()
     out, texts = Path(hydra_cfg.runtime.output_dir), list(hydra_cfg.overrides.task)
+    own = [source.path for source in hydra_cfg.runtime.config_sources if source.provider == "command-line"]
     try:
+        composition.note_replaced(cfg, hydra_cfg.runtime.choices, Path(own[0]) if own else None)
         accuracy = _run(cfg, out).row["accuracy"]
     except (KeyboardInterrupt, Interrupted):
         raise KeyboardInterrupt from None  # Hydra takes any other exception for the job's own

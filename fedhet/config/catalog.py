@@ -21,7 +21,7 @@ from fedhet.config import composition
 from fedhet.errors import ConfigError
 from fedhet.provenance import source_tree
 
-METHOD = ("strategy", "schedule", "budget", "staleness", "space", "rule", "codec", "privacy", "optimizer", "work")
+METHOD = composition.METHOD
 WORLD = ("fleet", "data", "partition", "model", "attack", "transport", "aggregation", "debug")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 

@@ -1,6 +1,7 @@
 """From overrides to a configuration, and from its nodes to objects; Hydra does the work, the errors are ours.
 
-A group's option is a YAML file under conf/, its `_target_` a dotted path: there is no registry.
+A group's option is a YAML file under conf/ or in a folder of the user's own, its `_target_` a dotted path: there is no
+registry. The dotted path of a class takes the place of an option's name, too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fedhet.config import overrides
+from fedhet.config import overrides, targets
 from fedhet.errors import ConfigError
-from fedhet.provenance import source_tree
+from fedhet.provenance import plugin_code, source_tree
 
 __all__ = ["ConfigError", "compose", "instantiate", "layers", "resolved"]
 
+METHOD = ("strategy", "schedule", "budget", "staleness", "space", "rule", "codec", "privacy", "optimizer", "work")
+"""The axes of a method; a strategy is a choice for each of the others."""
 MOST_WORKERS = 8
 """`workers: auto` starts one process a core, up to this many."""
 
@@ -39,7 +43,7 @@ def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig
     for one in parsed:
         if one.is_sweep_override():
             raise ConfigError(f"{one.input_line!r} gives several values: use --multirun or `fedhet compare`")
-    known = options(folder)
+    known = targets.register(parsed, options(folder))
     overrides.check_choices(parsed, known)
     chosen = [t for t, o in zip(texts, parsed, strict=True) if o.key_or_group in known]
     base = _compose(chosen, folder)
@@ -47,28 +51,53 @@ def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig
     return base if chosen == texts else _compose(texts, folder)
 
 
+def note_replaced(cfg: DictConfig, choices: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Write into a configuration which of its strategy's parts were replaced; `choices` is group to option."""
+    usual = dict(_usual(str(choices["strategy"]), folder))
+    others = [axis for axis in METHOD[1:] if choices.get(axis) != usual.get(axis)]
+    cfg["replaced"] = [f"{axis}={choices[axis]}" for axis in others]
+
+
+@lru_cache(maxsize=64)
+def _usual(strategy: str, folder: Path | None) -> tuple[tuple[str, Any], ...]:
+    return tuple(_composed([f"strategy={strategy}"], folder)[1].items())
+
+
 def options(folder: Path | None = None) -> dict[str, list[str]]:
-    """Every group with its options, those of `folder` included."""
+    """Every group with its options, those of `folder` included; `folder` and what it lies in join the import path."""
     known = overrides.groups(source_tree.conf())
     if folder is not None:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is no folder of configuration groups")
+        source_tree.also(folder.resolve().parent, folder)
         for group, names in overrides.groups(folder).items():
             known[group] = sorted({*known.get(group, []), *names})
     return known
 
 
 def _compose(texts: Sequence[str], folder: Path | None) -> DictConfig:
+    cfg, choices = _composed(texts, folder)
+    note_replaced(cfg, choices, folder)
+    return cfg
+
+
+def _composed(texts: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration without Hydra's own, and the option of every group."""
     more = [f"hydra.searchpath=[{folder.resolve().as_uri()}]"] if folder is not None else []
     try:
         with initialize_config_dir(str(source_tree.conf()), version_base="1.3", job_name="fedhet"):
-            return hydra_compose("config", [*texts, *more])  # type: ignore[no-any-return]
+            cfg: DictConfig = hydra_compose("config", [*texts, *more], return_hydra_config=True)
+            choices = dict(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(" ".join(str(error).split("\nConfig search path")[0].split())) from None
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A plain, resolved copy, ready to be saved: interpolations filled in, `workers: auto` a number.
+    """A plain, resolved copy, ready to be saved: interpolations filled in, `workers: auto` a number, and the hashes of
+    the plug-ins from outside that it names, if it names any.
 
     Raises ConfigError for an interpolation that leads nowhere and for a bad number of workers.
     """
@@ -85,6 +114,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         plain["workers"] = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
     elif not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ConfigError(f"workers={workers}: needs auto or a whole number, 0 for training in this process")
+    if found := plugin_code.hashes(plain):
+        plain["plugins"] = found
     return plain
 
 
@@ -130,6 +161,7 @@ def instantiate(node: Any, key: str) -> Any:
         if cause is None:
             raise ConfigError(f"{where}: {' '.join(message.split())}") from error
         if message.startswith("Error locating target"):
+            targets.locate(message.split(chr(39))[1], where)  # says what there is
             raise ConfigError(f"{where}: cannot import {message.split(chr(39))[1]}: {_last(cause)}") from error
         if isinstance(cause, ValueError | TypeError | OSError):
             raise ConfigError(_of_part(where, _plain(cause), _inside(node, inner.strip()))) from cause

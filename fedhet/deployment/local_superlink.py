@@ -94,14 +94,18 @@ def _socket(home: Path, number: int) -> Path:
 
 def _environment(home: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    root = os.pathsep.join([str(source_tree.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     own = {"FLWR_HOME": str(home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     own |= {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2", "OMP_NUM_THREADS": "1"}
     inherited = {
         k: v for k, v in os.environ.items() if not k.startswith(("FEDHET_HOME", "FEDHET_STATE", "FEDHET_PASS"))
     }
     own |= socket_files.environment({socket_files.address(n): _socket(home, n) for n in range(MOST + 1)})
-    return {**inherited, **own, "PATH": path, "PYTHONPATH": root}  # a federation's registry is none of this run's
+    return {
+        **inherited,
+        **own,
+        "PATH": path,
+        "PYTHONPATH": source_tree.python_path(),
+    }  # a federation's registry is none of this run's
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ MOST = 64
 def card(done: Finished, what: Exported) -> str:
     """The text of an exported folder's README.md."""
     row = done.result.row
+    name = " + ".join([str(row["strategy"]), *row.get("replaced", ())])
     head: dict[str, Any] = {"tags": ["federated-learning", "fedhet", str(row["strategy"])]}
     if what.kind == "adapter":
         head |= {"library_name": "peft", "tags": ["lora", *head["tags"]]}
@@ -27,7 +28,7 @@ def card(done: Finished, what: Exported) -> str:
             head["base_model"] = what.base
     parts = [
         "---\n" + OmegaConf.to_yaml(OmegaConf.create(head)) + "---",
-        f"# {what.kind.capitalize()} weights trained with {row['strategy']} on {row['clients']} clients",
+        f"# {what.kind.capitalize()} weights trained with {name} on {row['clients']} clients",
         _use(what),
         "## Training\n\n" + _table(("", ""), _facts(done)),
         "## Metrics\n\nOf the last version, on the run's test data.\n\n" + _table(("metric", "value"), _metrics(row)),

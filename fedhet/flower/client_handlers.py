@@ -28,11 +28,12 @@ PRIVATE = frozenset({"data", "state"})
 
 def client_app(
     device_of: Callable[[Message], Device], *, seal: bool, signer: Callable[[str], Sign | None] = lambda run: None,
-    tells: Callable[[str], bool] = lambda module: True,
+    tells: Callable[[str], bool] = lambda module: True, code: str = "",
 ) -> ClientApp:  # fmt: skip
     """A ClientApp around a way to get the device. `seal` is for a device across a network: every answer has a SHA-256,
     and what it is asked is checked. `signer` gives what signs the updates of a run; `tells` says whether a server may
-    know which version of a module this process has."""
+    know which version of a module this process has. `code` is the fingerprint of a device that was built together with
+    its server; fedhet's own if empty."""
     app = ClientApp()
 
     @app.train()
@@ -51,7 +52,7 @@ def client_app(
         update = device_of(message).answer(job, wire_format.open_tree(payload, sha256), memories)
         remember(context, memories)
         sign = signer(run) if run else None
-        return Message(records.answer(update, code=code_of(message), seal=seal, sign=sign), reply_to=message)
+        return Message(records.answer(update, code=code_of(message, code), seal=seal, sign=sign), reply_to=message)
 
     def _from_disk(state: Path, run: str, job: Job, message: Message) -> RecordDict:
         """The answer that the disk holds if it is to this very job, else a new one, kept before it is sent."""
@@ -65,7 +66,7 @@ def client_app(
             return kept.answer
         keep.check(run)
         update = device_of(message).answer(job, wire_format.open_tree(payload, sha256), kept.memories)
-        answer = records.answer(update, code=code_of(message), seal=seal, sign=signer(run))
+        answer = records.answer(update, code=code_of(message, code), seal=seal, sign=signer(run))
         keep.write(run, name, answer, kept.memories)
         return answer
 
@@ -90,11 +91,11 @@ def client_app(
     return app
 
 
-def code_of(message: Message) -> str:
+def code_of(message: Message, code: str = "") -> str:
     """What an answer says of the code that made it: that of a device's half of the configuration that came with the
     job, or, where the device was built together with the server, that of the whole."""
     world = records.read_world(message.content)
-    return device_code.digest(world) if world else source_tree.fingerprint()
+    return device_code.digest(world) if world else code or source_tree.fingerprint()
 
 
 def own_code(message: Message, tells: Callable[[str], bool]) -> ConfigRecord:
@@ -109,8 +110,9 @@ def own_code(message: Message, tells: Callable[[str], bool]) -> ConfigRecord:
 class DeviceApp:
     """The ClientApp around one device for processes of our own, which may do several jobs without their messages."""
 
-    def __init__(self, device: Device) -> None:
-        self._device, self._app = device, client_app(lambda message: device, seal=False)
+    def __init__(self, device: Device, code: str = "") -> None:
+        self._device, self._app = device, client_app(lambda message: device, seal=False, code=code)
+        self._code = code or source_tree.fingerprint()
 
     def __call__(self, message: Message, context: Context) -> Message:
         return self._app(message, context)
@@ -132,8 +134,7 @@ class DeviceApp:
         updates = self._device.together(jobs, [wire_format.open_tree(brief.payload) for brief in briefs], rooms)
         if updates is None:
             return None
-        code = source_tree.fingerprint()
-        return [Brief(records.answer_text(update, code), wire_format.encode(update.delta)) for update in updates]
+        return [Brief(records.answer_text(update, self._code), wire_format.encode(update.delta)) for update in updates]
 
     def reply(self, message: Message, answer: Brief) -> Message:
         """The message that the app would have answered with."""

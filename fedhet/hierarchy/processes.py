@@ -155,13 +155,12 @@ class Team:
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "fedhet.hierarchy.worker", str(self._descriptor), str(self.idle), self._loop]
-        path = os.pathsep.join(filter(None, [str(source_tree.root()), os.environ.get("PYTHONPATH", "")]))
         popen = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._descriptor],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": source_tree.python_path(), "OMP_NUM_THREADS": "1"},
             bufsize=0,
         )
         process = _Process(popen, Pulse(popen.pid))

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedhet.provenance import source_tree
+from fedhet.provenance import module_graph, source_tree
 
 PROTOCOL = 2
 """The form of jobs and answers (fedhet/flower/messages.py, fedhet/flower/client_handlers.py,
@@ -80,105 +80,40 @@ def _named(module: str) -> str:
 @lru_cache(maxsize=4)
 def _modules(world: str) -> tuple[str, ...]:
     cfg = json.loads(world)
-    named = [name for axis in (*AXES, *LAYERS) for name in _targets(cfg.get(axis))]
+    named = [name for axis in (*AXES, *LAYERS) for name in module_graph.targets(cfg.get(axis))]
     inside = frozenset({*source_tree.PACKAGES, *(name.partition(".")[0] for name in named)})
-    layers = [name for axis in LAYERS for name in _targets(cfg.get(axis))]
-    used = [name for axis in AXES for name in _targets(cfg.get(axis))] + [n for n in layers if _sends(n, inside)]
-    return tuple(sorted(_closure([*CORE, *filter(None, map(_module_of, used))], inside)))
-
-
-def _closure(names: Iterable[str], inside: Collection[str]) -> set[str]:
-    """These modules and what they import, as far as it lies `inside` these packages."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in found or name.partition(".")[0] not in inside or _file(name) is None:
-            continue
-        found.add(name)
-        waiting += _parents(name)
-        waiting += _imports(name)
-    return found
+    layers = [name for axis in LAYERS for name in module_graph.targets(cfg.get(axis))]
+    used = [name for axis in AXES for name in module_graph.targets(cfg.get(axis))] + [
+        n for n in layers if _sends(n, inside)
+    ]
+    return tuple(
+        sorted(module_graph.closure([*CORE, *filter(None, map(module_graph.module_of, used))], inside.__contains__))
+    )
 
 
 def _sends(target: str, inside: Collection[str]) -> bool:
     """Whether a layer has a device's half: it, or something of its kind that it builds on, defines `send`."""
-    module = _module_of(target)
+    module = module_graph.module_of(target)
     beside = {name for name in inside if name != "fedhet"}  # the engine's own `send` is the identity
-    modules = _closure([] if module is None else [module], beside) - set(_parents(module or ""))
-    trees = (_tree(path) for path in map(_file, modules) if path is not None)
+    modules = module_graph.closure([] if module is None else [module], beside.__contains__) - set(
+        module_graph.parents(module or "")
+    )
+    trees = (module_graph.syntax_tree(path) for path in map(module_graph.file_of, modules) if path is not None)
     return any(isinstance(n, ast.FunctionDef) and n.name == "send" for tree in trees for n in ast.walk(tree))
-
-
-def _targets(part: Any) -> Iterator[str]:
-    """Every `_target_` in a piece of configuration."""
-    if isinstance(part, Mapping):
-        if isinstance(part.get("_target_"), str):
-            yield part["_target_"]
-        for value in part.values():
-            yield from _targets(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _targets(value)
-
-
-def _module_of(target: str) -> str | None:
-    """The module of a dotted name of something inside one."""
-    while target and _file(target) is None:
-        target = target.rpartition(".")[0]
-    return target or None
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:n]) for n in range(1, len(parts))]
-
-
-def _file(name: str) -> Path | None:
-    """The source file of a module; None for what is none, or has none. Imports nothing."""
-    path = source_tree.source_of(name)
-    return path if path is not None and path.is_file() else None
-
-
-def _imports(name: str) -> Iterator[str]:
-    """What a module imports: at its head, and, outside of the engine, inside of its functions, too."""
-    path = _file(name)
-    assert path is not None
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _statements(_tree(path), deep=not name.startswith("fedhet.")):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def _statements(node: ast.AST, deep: bool) -> Iterator[ast.AST]:
-    """Everything that can be run: not what is there for type checkers alone; without `deep` no function's inside."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            for other in child.orelse:
-                yield other
-                yield from _statements(other, deep)
-            continue
-        yield child
-        if deep or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from _statements(child, deep)
-
-
-def _tree(path: Path) -> ast.Module:
-    return source_tree.parsed(path.read_bytes(), str(path))
 
 
 @lru_cache(maxsize=4096)
 def _hash(name: str, running: bool) -> str:
-    path = _file(name)
+    path = module_graph.file_of(name)
     if path is None:
         return MISSING
     if running and name in sys.modules and path.stat().st_mtime > STARTED:
         return CHANGED
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """A hash of what a source file does; of its bytes if it does not parse."""
     try:
         return hash_source(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):

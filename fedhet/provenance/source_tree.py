@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 import threading
 from functools import lru_cache
@@ -19,6 +20,8 @@ from fedhet.errors import OriginError
 PACKAGES = ("fedhet", "strategies", "clients")
 _HERE = Path(__file__).resolve().parents[1]
 _PARSING = threading.Lock()
+_OWN: list[str] = []
+"""Folders of the user's own that were put on the import path, for the processes that this one starts."""
 
 
 @lru_cache(maxsize=1)
@@ -40,6 +43,21 @@ def on_path() -> None:
     folder = str(root())
     if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
+
+
+def also(*folders: Path) -> None:
+    """Put folders with plug-ins of the user's own last on the import path, where they hide nothing."""
+    for folder in map(str, (folder.resolve() for folder in folders)):
+        if folder not in _OWN:
+            _OWN.append(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
+            source_of.cache_clear()
+
+
+def python_path() -> str:
+    """PYTHONPATH for processes that are to find what this one finds: our root, its own, and the user's folders."""
+    return os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH", ""), *_OWN]))
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedhet.report.errors import ReportError
+from fedhet.report.run_labels import method_name
 from fedhet.report.run_reader import Row, as_number
 
 Result = Mapping[str, Any]
@@ -59,7 +60,7 @@ def comparison_rows(
 
 def label(row: Row) -> str:
     """The name a result goes by."""
-    return row.text("label") or row.text("strategy", "run")
+    return row.text("label") or method_name(row)
 
 
 def common_target(rows: Sequence[Row]) -> float:

@@ -9,6 +9,7 @@ from fedhet.report.event_replay import Story
 from fedhet.report.html import Html, tag
 from fedhet.report.line_chart import Axis, Curve, legend, line_chart
 from fedhet.report.page_layout import card, page, tile
+from fedhet.report.run_labels import method_name
 from fedhet.report.run_reader import Row, document, lines, text
 from fedhet.report.staleness_chart import histogram
 from fedhet.report.timeline import timeline
@@ -44,7 +45,7 @@ def write_report(run_dir: Path) -> Path:
         _clients(story),
         _details(config, result),
     ]
-    title = f"{result.text('strategy', 'run')} · seed {result.text('seed', '?')}"
+    title = f"{method_name(result)} · seed {result.text('seed', '?')}"
     path = run_dir / "report.html"
     path.write_text(page(title, *sections), encoding="utf-8")
     return path
@@ -71,7 +72,7 @@ def _head(result: Row, story: Story) -> Html:
     chips.append(f"{result.text('transport', 'virtual')} transport")
     if story.stopped:
         chips.append(f"ended: {story.stopped}")
-    name = tag("h1", result.text("strategy", "run"))
+    name = tag("h1", method_name(result))
     notices = [tag("p", f"Notice: {told}") for told in result.texts("notices")]
     notices += [tag("p", f"Failing: {told}") for told in result.texts("failing")]
     shown = tag("p", *(tag("span", c) for c in chips), cls="chips")

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedhet.report.aggregate_runs import deviation, label, mean
 from fedhet.report.errors import ReportError
 from fedhet.report.line_chart import Curve, Points
-from fedhet.report.run_labels import labels
+from fedhet.report.run_labels import labels, method_name
 from fedhet.report.run_reader import Row, document, lines
 
 GRID = 160
@@ -25,7 +25,7 @@ def read(folders: Sequence[Path]) -> list[Row]:
         result = document(folder / "result.json")
         metrics = [row.data for row in lines(folder / "metrics.jsonl") if row.time("t") >= 0]
         rows.append(Row(result.path, None, {**result.data, "path": str(result.path), "metrics": metrics}))
-    names = labels(folders, [row.text("strategy", "run") for row in rows])
+    names = labels(folders, [method_name(row) for row in rows])
     return [Row(row.path, None, {**row.data, "label": name}) for row, name in zip(rows, names, strict=True)]
 
 

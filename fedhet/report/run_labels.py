@@ -15,7 +15,7 @@ import yaml
 from fedhet.report.errors import ReportError
 from fedhet.report.run_reader import Row, document, text
 
-NOT_THE_METHOD = frozenset({"seed", "workers", "out", "folder", "path", "name"})
+NOT_THE_METHOD = frozenset({"seed", "workers", "out", "folder", "path", "name", "replaced", "plugins"})
 """Keys in which runs of one method may differ."""
 
 MEMORIES = ("compare.json", "sweep.json")
@@ -26,21 +26,31 @@ Overrides = Mapping[str, str]
 """Key to value as they were typed, of the keys that were given several values."""
 
 
+def method_name(result: Row) -> str:
+    """What a run's method is called: its strategy, and the parts that were chosen in place of the strategy's."""
+    return " + ".join([result.text("strategy", "run"), *result.texts("replaced")])
+
+
 def labels(folders: Sequence[Path], strategies: Sequence[str]) -> list[str]:
-    """A name for every run: its strategy, and what sets it apart from the other runs of that strategy."""
+    """A name for every run: its method's (`method_name`), and what sets it apart from the other runs of that name."""
     typed = [swept(folder) for folder in folders]
     result = [""] * len(folders)
     for name in dict.fromkeys(strategies):
         members = [k for k, other in enumerate(strategies) if other == name]
         known = [typed[k] for k in members]
         if all(one is not None for one in known):
-            apart = [_joined(one or {}) for one in known]
-            apart = apart if len(set(apart)) > 1 else [""] * len(apart)
+            apart = [_joined(one) for one in _differing([one or {} for one in known])]
         else:
             apart = variants([text(folders[k] / "config.yaml") for k in members])
         for k, words in zip(members, apart, strict=True):
             result[k] = f"{name} · {words}" if words else name
     return result
+
+
+def _differing(typed: Sequence[Overrides]) -> list[Overrides]:
+    """Overrides without those that all have in common."""
+    common = {pair for pair in typed[0].items() if all(pair in one.items() for one in typed)}
+    return [{key: value for key, value in one.items() if (key, value) not in common} for one in typed]
 
 
 def swept(folder: Path) -> Overrides | None:

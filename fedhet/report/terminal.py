@@ -12,6 +12,7 @@ from rich.text import Text
 from fedhet.display import shown
 from fedhet.report import number_format
 from fedhet.report.aggregate_runs import comparison_rows
+from fedhet.report.run_labels import method_name
 from fedhet.report.run_reader import Row
 from fedhet.report.update_accounting import ACCOUNTS
 
@@ -81,7 +82,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     """One run's result.json: what came out, what it took, and where the updates went."""
     row = Row(Path(str(result.get("path", "result"))), None, result)
     table = Table(
-        title=Text(shown(f"{row.text('strategy', 'run')}, seed {row.text('seed', '?')}")),
+        title=Text(shown(f"{method_name(row)}, seed {row.text('seed', '?')}")),
         title_justify="left",
         show_header=False,
     )

@@ -16,6 +16,7 @@ from fedhet.engine.update_validation import Gate
 from fedhet.errors import ConfigError
 from fedhet.population.roster import Clients
 from fedhet.protocols import NeedsClients
+from fedhet.provenance import plugin_code
 from fedhet.runs.evaluator import check_rhythm
 from fedhet.runs.result import Result
 from fedhet.world import World
@@ -91,7 +92,8 @@ class Experiment:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Experiment:
-        """From a resolved configuration. Raises ConfigError and Misfit."""
+        """From a resolved configuration. Raises ConfigError, Misfit, and PluginError for a plug-in that was changed."""
+        plugin_code.check(cfg)
         method = factory.method(cfg)  # first: a misfit must show before any data is read
         fleet = factory.fleet(cfg)
         world = factory.world(cfg, len(fleet))

@@ -3,6 +3,8 @@
 result.json, schema 2:
 
     strategy, seed, transport, clients       what was run
+    replaced, plugins                        axes chosen otherwise than the strategy does (rule=krum); the hash of every
+                                             module of a plug-in from outside of fedhet
     versions                                 combinations applied to the model
     virtual_seconds, wall_seconds            the run's clock at the end; real time, earlier lives included
     client_tasks                             jobs that ended, well or not

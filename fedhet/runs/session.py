@@ -239,6 +239,8 @@ class Session:
         row = {
             "schema": SCHEMA,
             "strategy": self.experiment.method.name,
+            "replaced": list(self.experiment.config.get("replaced", ())),
+            "plugins": dict(self.experiment.config.get("plugins", {})),
             "seed": self.experiment.seed,
             "transport": self.experiment.transport.name,
             "clients": server.taking_part,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from fedhet.flower.client_handlers import DeviceApp, client_app
 from fedhet.numerics.rng import stream
 from fedhet.population.profile import Trip
 from fedhet.population.roster import Clients
-from fedhet.provenance import source_tree
+from fedhet.provenance import plugin_code
 from fedhet.runs.experiment import Experiment, Progress
 from fedhet.runs.result import Result
 from fedhet.runs.session import Session
@@ -52,7 +52,7 @@ class VirtualTime:
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
         """Simulate it."""
         device = Device(experiment.method, experiment.world.model(), experiment.world, experiment.seed)
-        with one_thread(), Pool(DeviceApp(device), experiment.workers) as pool:
+        with one_thread(), Pool(DeviceApp(device, code_of(experiment)), experiment.workers) as pool:
             return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
 
@@ -92,23 +92,27 @@ class RayCluster:
         except ModuleNotFoundError as error:
             raise ValueError(f"transport=cluster needs ray ({error}): {RAY}") from None
 
-        make = partial(device_app, experiment.for_devices())
+        make = partial(device_app, experiment.for_devices(), tuple(experiment.config.get("plugins", ())))
         with one_thread(), Cluster(make, address=self.address, workers=self.workers) as pool:
             return _in_virtual_time(experiment, pool, folder, resume=resume, progress=progress)
 
 
-def device_app(world: str) -> ClientApp:
-    """The client app of one device, built from what `Experiment.for_devices` says."""
+def code_of(experiment: Experiment) -> str:
+    """The fingerprint of all code of an experiment: fedhet's, and that of plug-ins from outside."""
+    return plugin_code.combined(experiment.config.get("plugins", {}))
+
+
+def device_app(world: str, plugins: Sequence[str] = ()) -> ClientApp:
+    """The client app of one device, built from what `Experiment.for_devices` says. `plugins` are the run's modules from
+    outside, which this machine may have in another version."""
     device = factory.device(json.loads(world))
-    return client_app(lambda message: device, seal=False)
+    return client_app(lambda message: device, seal=False, code=plugin_code.combined(plugin_code.here(plugins)))
 
 
 def _in_virtual_time(
     experiment: Experiment, pool: Executor, folder: Path, *, resume: bool, progress: Progress | None
 ) -> Result:
-    session = Session(
-        experiment, folder, resume=resume, progress=progress, code=source_tree.fingerprint(), sealed=False
-    )
+    session = Session(experiment, folder, resume=resume, progress=progress, code=code_of(experiment), sealed=False)
     clients, travel = experiment.clients, Travel(experiment)
     muted, joules = False, dict[ClientId, float]()
 

@@ -173,8 +173,14 @@ def importable(monkeypatch):
         ({"_target_": HERE, "sise": 3}, "rule.sise: Part has no parameter 'sise' (nearest: size)"),
         ({"_target_": HERE, "inner": {"_target_": HERE, "size": 0}}, "rule.inner.size=0 must be at least 1"),
         ({"_target_": HERE, "size": 14}, "rule: no such data"),
-        ({"_target_": "tests_config_part.Other"}, "rule: cannot import tests_config_part.Other"),
-        ({"_target_": "no_such_package.Thing"}, "rule: cannot import no_such_package.Thing: No module named"),
+        (
+            {"_target_": "tests_config_part.Other"},
+            "rule: tests_config_part has no Other; it defines no class or function",
+        ),
+        (
+            {"_target_": "no_such_package.Thing"},
+            "rule: no_such_package.Thing cannot be imported: there is no module 'no_such_package'",
+        ),
         ({"size": 3}, "rule: nothing to build"),
         (3, "rule: nothing to build, 3 has no _target_"),
     ],
@@ -246,7 +252,8 @@ def test_a_published_method_takes_another_rule_and_keeps_the_rest(preset):
         composition.resolved(composition.compose([f"strategy={preset}", *more])) for more in (["rule=robust"], [])
     )
     assert cfg["rule"]["_target_"] == "strategies.rules.chain.Chain"
-    assert {k: v for k, v in cfg.items() if k != "rule"} == {k: v for k, v in own.items() if k != "rule"}
+    assert cfg["replaced"] == ["rule=robust"] and own["replaced"] == []
+    assert {**cfg, "rule": None, "replaced": None} == {**own, "rule": None, "replaced": None}
 
 
 @pytest.mark.parametrize(

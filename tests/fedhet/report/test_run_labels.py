@@ -41,6 +41,23 @@ def test_runs_of_a_comparison_are_named_by_the_overrides_that_were_typed(fake_ru
     assert without_effect(read(folders)) == []
 
 
+def test_a_run_is_called_by_what_replaces_its_strategys_parts(fake_run):
+    folders = [fake_run(name, seed=k) for k, name in enumerate(("plain", "one", "two"))]
+    for folder, replaced in zip(folders[1:], (["rule=mine.Rule"], ["rule=krum", "work=adam"]), strict=True):
+        row = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**row, "replaced": replaced}))
+    name = json.loads((folders[0] / "result.json").read_text())["strategy"]
+    names = [row.text("label") for row in read(folders)]
+    assert names == [name, f"{name} + rule=mine.Rule", f"{name} + rule=krum + work=adam"]
+
+
+def test_what_all_runs_of_a_name_have_in_common_is_not_said_again(fake_run, tmp_path):
+    runs = {f"{rule}{f}": [f"rule={rule}", f"rule.f={f}"] for rule in ("krum", "bulyan") for f in (1, 2)}
+    names = [f"fedavg + rule={rule}" for rule in ("krum", "krum", "bulyan", "bulyan")]
+    found = labels(_compared(tmp_path, fake_run, runs, "abcd"), names)
+    assert found == [f"{name} · rule.f={f}" for name, f in zip(names, (1, 2, 1, 2), strict=True)]
+
+
 def test_an_option_that_changed_no_weight_is_said_to_have_had_no_effect(fake_run, tmp_path):
     runs = {f"{rule}{power}": [f"rule={rule}", f"attack.power={power}"] for rule in ("a", "b") for power in (1, 9)}
     (told,) = without_effect(read(_compared(tmp_path, fake_run, runs, ["x", "x", "y", "y"])))
