@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fedhet.protocols import Rule, Space, View
-from fedhet.types import JobId, Tree, Update
+from fedhet.types import ClientId, JobId, Tree, Update
 
 if TYPE_CHECKING:
     from fedhet.engine.method import Method
@@ -60,6 +60,35 @@ class Foreseen(Protocol):
 
     def at_a_time(self, clients: int) -> int | None:
         """Updates that a usual combination takes, of so many clients; None if that depends on what happens."""
+        ...
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """What a schedule says if a combination of its can hold several updates of one client."""
+
+    def at_most(self, clients: int) -> int | None:
+        """Updates of so many clients that one combination can hold; None for any number."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why a rule cannot combine: `key` is the hyper-parameter that asks for more, dotted from the rule, with its
+    `value`; `why` is a sentence."""
+
+    key: str
+    value: object
+    why: str
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """What a rule says if not every number of updates will do."""
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        """Whether one update of each of these clients is too few to be combined. A client below 0 stands for several,
+        whose updates were merged."""
         ...
 
 

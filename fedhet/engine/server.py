@@ -17,9 +17,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedhet.engine.aggregator import Demanding
 from fedhet.engine.background_tasks import Chore, Pondering
 from fedhet.engine.server_state import AbstractBooks, Seen
-from fedhet.engine.stopping import BLAMELESS, Diverged, ScheduleError
+from fedhet.engine.stopping import BLAMELESS, PATIENCE, Diverged, Hopeless, ScheduleError
 from fedhet.numerics import tree, wire_format
 from fedhet.numerics.tree import Schema
 from fedhet.types import (
@@ -160,7 +161,7 @@ class Server(AbstractBooks):
         if undecided:
             jobs = tuple(job.id for job in undecided)
             self._carry_out(Drop(jobs, reason))
-            self.withdrawn.update(jobs)
+            self.withdrawn.update(set(jobs) - set(self.carried))  # what is carried no schedule names again
         self.left(client, now)
         for job in [job for job in self.inflight.values() if job.client == client]:
             self.failed(job.id, reason, now)
@@ -255,7 +256,7 @@ class Server(AbstractBooks):
             case Aggregate(jobs):
                 standing = self._standing(jobs)
                 if standing or not jobs:
-                    self._aggregate(standing)
+                    self._combine(standing)
                 if self.limits.versions is not None and self.version >= self.limits.versions and not self.closing:
                     self.closing = f"{self.limits.versions} versions"
             case Drop(jobs, reason):
@@ -329,10 +330,37 @@ class Server(AbstractBooks):
             )
         return updates, delta
 
-    def _aggregate(self, ids: Sequence[JobId]) -> None:
-        """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
+    def _combine(self, ids: Sequence[JobId]) -> None:
+        """Combine these and what was carried over; or carry all of it to the next combination, if the rule says that
+        it is too few. Of a client that has a newer update the carried one is dropped: nobody counts twice by waiting.
+
+        Raises Hopeless if that happens again and again and what is carried grows no more.
+        """
         if not ids:
             raise ScheduleError(f"{type(self.method.schedule).__name__} combined nothing")
+        if not isinstance(self.method.rule, Demanding):
+            return self._aggregate(ids)
+        newer = {self.buffer[i].client for i in ids}
+        carried = [i for i in self.carried if i in self.buffer]
+        if older := tuple(i for i in carried if self.buffer[i].client in newer):
+            self._carry_out(Drop(older, "superseded"))
+        together = (*(i for i in carried if i not in older), *ids)
+        lack = self.method.rule.lacks([self.buffer[i].client for i in together])
+        if lack is None:
+            self.carried, self.stuck = [], 0
+            return self._aggregate(together)
+        self.note("carried", {"jobs": len(together), "why": lack.why})
+        if getattr(self.method.schedule, "apart", False):
+            self.stuck += 1
+            self._carry_out(Drop(together, "too few"))
+        else:
+            self.stuck = 0 if len(together) > len(carried) else self.stuck + 1
+            self.carried = list(together)
+        if self.stuck >= max(PATIENCE, 3 * len(self.roster)):
+            raise Hopeless(f"nothing could be combined the last {self.stuck} times: rule.{lack.key}: {lack.why}")
+
+    def _aggregate(self, ids: Sequence[JobId]) -> None:
+        """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""
         updates = sorted((self.updates[i] for i in ids if i in self.updates), key=lambda u: (u.job.client, u.job.id))
         jobs = [self._unbuffer(i) for i in ids]
         self.cohort = [u.job for u in updates]

@@ -72,6 +72,10 @@ class AbstractBooks:
     seen: dict[ClientId, Seen] = field(default_factory=dict)
     barred: set[ClientId] = field(default_factory=set)
     withdrawn: set[JobId] = field(default_factory=set)
+    carried: list[JobId] = field(default_factory=list)
+    """Updates that were too few for the rule when a schedule combined them: they go into the next combination."""
+    stuck: int = 0
+    """Combinations in a row that were too small and left no more carried than before."""
     timers: list[float] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     draws: int = 0

@@ -47,6 +47,8 @@ PLAIN = (
     "opened",
     "cause",
     "alike",
+    "carried",
+    "stuck",
 )
 """Fields of the server that are plain data and go into the file as they are."""
 
@@ -157,7 +159,8 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     schedule = server.method.schedule
     modules = [sys.modules[type(schedule).__module__], types]
     for name in PLAIN:
-        setattr(server, name, plain_data.load(data["server"][name], modules))
+        if name in data["server"]:  # an earlier version carried nothing over
+            setattr(server, name, plain_data.load(data["server"][name], modules))
     plain_data.fill(schedule, data["schedule"], modules)
     server.counts = Counter(data["counts"])
     server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedhet.engine.aggregator import Foreseen
+from fedhet.engine.aggregator import Demanding, Foreseen, Repeating
 from fedhet.engine.client_runner import Device
 from fedhet.engine.method import Misfit
 from fedhet.engine.server import Server
@@ -34,6 +34,8 @@ LOOKED_AT = 10_000
 """Clients of a larger fleet whose budgets are looked at."""
 SMALL = 1 << 20
 """Numbers of a model up to which a job is done twice, to see whether the first leaves a trace."""
+TRIED = 256
+"""Numbers of updates up to which each is asked for whether a rule can combine so many."""
 ROWS = 1 << 22
 """Numbers of all updates together up to which a combination is tried."""
 
@@ -134,9 +136,9 @@ def _jobs(
 
 
 def _combine(experiment: Experiment, server: Server, answers: Sequence[Update]) -> None:
-    """As many answers as the schedule takes at a time, if it knows; one if it does not."""
+    """As many answers as the schedule takes at a time, if it knows; if it does not, as few as the rule needs."""
     schedule, clients = experiment.method.schedule, len(experiment.clients)
-    many = (schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None) or 1
+    many = _at_a_time(experiment)
     if not answers or many * sum(leaf.numel() for leaf in answers[0].delta.values()) > ROWS:
         return
     if many == 1 and not isinstance(schedule, Foreseen):
@@ -148,6 +150,27 @@ def _combine(experiment: Experiment, server: Server, answers: Sequence[Update]) 
     rule = f"rule={_name(experiment.method.rule)} with schedule={_name(schedule)} of {many} updates at a time"
     with _told(rule):
         server.step_of(updates)
+
+
+def _at_a_time(experiment: Experiment) -> int:
+    """How many updates are combined at a time: what the schedule says, else the fewest that the rule can combine.
+
+    Raises Misfit for a rule that needs more than the schedule can ever combine at a time, naming its value.
+    """
+    schedule, rule, clients = experiment.method.schedule, experiment.method.rule, len(experiment.clients)
+    fixed = schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None
+    most = schedule.at_most(clients) if isinstance(schedule, Repeating) else clients
+    if not isinstance(rule, Demanding):
+        return fixed or 1
+    largest = fixed or most or clients
+    for many in [largest] if fixed else [*range(1, min(largest, TRIED) + 1), largest]:
+        if rule.lacks([at % clients for at in range(many)]) is None:
+            return many
+    lack = rule.lacks([at % clients for at in range(largest)])
+    if lack is None or (fixed is None and most is None):  # then some clients may answer again and again
+        return 1
+    at_once = f"{fixed} at a time" if fixed else f"at most {most} at a time, one of each client"
+    raise Misfit(f"rule.{lack.key}={lack.value}: {lack.why} (schedule={_name(schedule)} combines {at_once})")
 
 
 def _fits_memory(experiment: Experiment, model: Model) -> None:

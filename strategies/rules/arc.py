@@ -18,7 +18,7 @@ from strategies.rules.clipping import clip
 
 
 @dataclass(frozen=True)
-class Arc:
+class Arc(tolerance.Tolerant):
     """Clipping at a norm found among the updates. f: wrong updates to stand, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n <= 2f.

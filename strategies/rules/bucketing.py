@@ -8,12 +8,14 @@ Algorithm 1. Put in front of a rule, see `strategies.rules.chain`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedhet.bases.rule import Rows
 from fedhet.protocols import View
+from fedhet.types import ClientId
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,7 @@ class Bucketing:
         member = np.zeros((-(-n // self.size), n))
         member[np.arange(n) // self.size, order] = 1.0
         return rows.mix(member / member.sum(axis=1, keepdims=True), member @ rows.weights)
+
+    def merged(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        """Whose updates the rule behind it sees: buckets are nobody's."""
+        return [-1] * -(-len(clients) // self.size)

@@ -35,7 +35,7 @@ class NearMedian:
 
 
 @dataclass(frozen=True)
-class Bulyan(AbstractRule):
+class Bulyan(tolerance.Tolerant, AbstractRule):
     """Repeated Krum, then means around medians. f: wrong updates to stand, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n < 4f + 3 unless f is 0.
@@ -43,6 +43,8 @@ class Bulyan(AbstractRule):
 
     f: tolerance.Tolerance = 0.1
 
+    PER: ClassVar[int] = 4
+    MORE: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates", "distances"})
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ ALIVE = 1e-12
 
 
 @dataclass(frozen=True)
-class Caf(AbstractLinearRule):
+class Caf(tolerance.Tolerant, AbstractLinearRule):
     """Weighted mean after filtering; the plain mean when f is 0 or the updates are equal.
 
     f: wrong updates to stand, a number or a share below 0.5. Raises ValueError for values out of range and, when

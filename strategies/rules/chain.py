@@ -8,15 +8,15 @@ Heterogeneity", arXiv:2302.01772.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from fedhet.bases.rule import AbstractRule, Rows
-from fedhet.engine.aggregator import Additive
+from fedhet.engine.aggregator import Additive, Demanding, Shortage
 from fedhet.numerics.tree import squared_norm
 from fedhet.protocols import View
-from fedhet.types import Tree, Update
+from fedhet.types import ClientId, Tree, Update
 
 
 class Mixing(Protocol):
@@ -32,6 +32,15 @@ class Scaling(Protocol):
     def factor(self, length: float) -> float: ...
 
 
+@runtime_checkable
+class Merging(Protocol):
+    """A mixing behind which there are other rows than updates."""
+
+    def merged(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
+        """Whose the rows are that it makes of one update of each of these clients; -1: of several."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chain(AbstractRule):
     """A rule behind mixtures, applied in the order given; needs what the rule needs. Chains may be nested.
@@ -42,10 +51,14 @@ class Chain(AbstractRule):
 
     before: Iterable[Mixing] | Mapping[str, Mixing | None]
     rule: AbstractRule
+    names: tuple[str, ...] = field(init=False, default=(), compare=False)
+    """The mixtures' names, or their places if they have none."""
 
     def __post_init__(self) -> None:
-        given = self.before.values() if isinstance(self.before, Mapping) else self.before
-        object.__setattr__(self, "before", tuple(mixing for mixing in given if mixing is not None))
+        given = self.before if isinstance(self.before, Mapping) else dict(enumerate(self.before))
+        kept = {str(name): mixing for name, mixing in given.items() if mixing is not None}
+        object.__setattr__(self, "before", tuple(kept.values()))
+        object.__setattr__(self, "names", tuple(kept))
         if not isinstance(self.rule, AbstractRule):
             raise ValueError(
                 f"rule={type(self.rule).__name__} cannot stand behind mixtures; it must be an AbstractRule"
@@ -67,6 +80,15 @@ class Chain(AbstractRule):
     def mixings(self) -> tuple[Mixing, ...]:
         """What stands before the rule, in order."""
         return self.before  # type: ignore[return-value]  # a tuple since construction
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        """What the first part lacks that cannot work on so few."""
+        for name, mixing in zip(self.names, self.mixings, strict=True):
+            if isinstance(mixing, Demanding) and (found := mixing.lacks(clients)):
+                return replace(found, key=f"before.{name}.{found.key}")
+            clients = mixing.merged(clients) if isinstance(mixing, Merging) else clients
+        found = self.rule.lacks(clients) if isinstance(self.rule, Demanding) else None
+        return replace(found, key=f"rule.{found.key}") if found else None
 
     def compares(self) -> str:
         """The first part that has to see all updates together."""

@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedhet.engine.aggregator import Demanding, Shortage
 from fedhet.numerics.tree import FlatTree, Schema, flatten
 from fedhet.protocols import Rule, Space, View
-from fedhet.types import Tree, Update
+from fedhet.types import ClientId, Tree, Update
 
 
 class Attack(Protocol):
@@ -44,6 +45,10 @@ class Colluding:
     @property
     def gives(self) -> frozenset[str]:
         return getattr(self.rule, "gives", frozenset())
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        found = self.rule.lacks(clients) if isinstance(self.rule, Demanding) else None
+        return replace(found, key=f"rule.{found.key}") if found else None
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree:
         honest = [u for u in updates if u.job.client not in self.attack]

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fedhet.bases import AbstractLinearRule
+from fedhet.engine.aggregator import Shortage
 from fedhet.protocols import View
-from fedhet.types import Update
+from fedhet.types import ClientId, Update
 from strategies.rules import tolerance
 from strategies.rules.geometry import mean_of, squared_distances
 from strategies.rules.ties import ranks
@@ -40,12 +42,28 @@ def ranking(rule: object, gram: np.ndarray, f: int, neighbours: int | None) -> n
     tolerance.within(rule, f, n, 2 * f + 3 if f else 1)
     m = max(0, n - f - 2) if neighbours is None else neighbours
     if m > n - 1:
-        raise ValueError(f"neighbours={m}, but each of {n} updates has {n - 1} others")
+        raise ValueError(_few_others(m, n))
     return by_score(squared_distances(gram), np.diag(gram), m)
 
 
+def _few_others(neighbours: int, n: int) -> str:
+    return f"neighbours={neighbours}, but each of {n} updates has {n - 1} others"
+
+
+class AbstractKrum(tolerance.Tolerant, AbstractLinearRule):
+    """What Krum and Multi-Krum need: 2f + 3 updates, and as many others of each as neighbours count."""
+
+    MORE: ClassVar[int] = 3
+    neighbours: int | None
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        if self.neighbours is not None and self.neighbours > len(clients) - 1:
+            return Shortage("neighbours", self.neighbours, _few_others(self.neighbours, len(clients)))
+        return super().lacks(clients)
+
+
 @dataclass(frozen=True)
-class Krum(AbstractLinearRule):
+class Krum(AbstractKrum):
     """One update: the one closest to its neighbours.
 
     f: wrong updates to stand, a number or a share below 0.5. neighbours: how many count; None is n - f - 2.
@@ -66,7 +84,7 @@ class Krum(AbstractLinearRule):
 
 
 @dataclass(frozen=True)
-class MultiKrum(AbstractLinearRule):
+class MultiKrum(AbstractKrum):
     """The mean of the updates closest to their neighbours.
 
     f, neighbours: as for Krum. keep: how many are averaged; None is n - f - 2 (at least 1).
@@ -87,5 +105,13 @@ class MultiKrum(AbstractLinearRule):
         n, f = len(gram), tolerance.count(self.f, len(gram))
         keep = (n if f == 0 else n - f - 2) if self.keep is None else self.keep
         if keep > n:
-            raise ValueError(f"keep={keep}, but this combination has {n} updates")
+            raise ValueError(self._few(n))
         return mean_of(ranking(self, gram, f, self.neighbours)[:keep], n)
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        if self.keep is not None and self.keep > len(clients):
+            return Shortage("keep", self.keep, self._few(len(clients)))
+        return super().lacks(clients)
+
+    def _few(self, n: int) -> str:
+        return f"keep={self.keep}, but this combination has {n} updates"

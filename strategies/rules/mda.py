@@ -21,7 +21,7 @@ from strategies.rules.ties import lowest, ranks
 
 
 @dataclass(frozen=True)
-class MinimumDiameter(AbstractLinearRule):
+class MinimumDiameter(tolerance.Tolerant, AbstractLinearRule):
     """Mean of the tightest n - f updates; subsets with the same widest pair are told apart by all their distances.
 
     f: wrong updates to stand, a number or a share below 0.5. limit: most subsets looked at.

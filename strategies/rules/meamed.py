@@ -16,7 +16,7 @@ from strategies.rules.order import mean_around, middle, ordered
 
 
 @dataclass(frozen=True)
-class Meamed(AbstractCoordinateRule):
+class Meamed(tolerance.Tolerant, AbstractCoordinateRule):
     """Mean of the values nearest to the median. f: wrong updates to stand, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n <= 2f.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedhet.bases import AbstractLinearRule
+from fedhet.engine.aggregator import Shortage
 from fedhet.protocols import View
 from fedhet.types import ClientId, Update
 from strategies.rules import tolerance
@@ -20,7 +21,7 @@ from strategies.rules.geometry import mean_of, nearest
 
 
 @dataclass(frozen=True)
-class Monna(AbstractLinearRule):
+class Monna(tolerance.Tolerant, AbstractLinearRule):
     """Mean of the trusted client's nearest neighbours.
 
     pivot: the trusted client, which must take part in every combination. f: wrong updates to stand, a number or a
@@ -38,5 +39,14 @@ class Monna(AbstractLinearRule):
         tolerance.within(self, f, n, 2 * f + 1)
         at = next((i for i, u in enumerate(updates) if u.job.client == self.pivot), None)
         if at is None:
-            raise ValueError(f"the trusted client pivot={self.pivot} has no update of its own in this combination")
+            raise ValueError(self._absent)
         return mean_of(nearest(gram, n - f)[at], n)
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        if self.pivot not in clients:
+            return Shortage("pivot", self.pivot, self._absent)
+        return super().lacks(clients)
+
+    @property
+    def _absent(self) -> str:
+        return f"the trusted client pivot={self.pivot} has no update of its own in this combination"

@@ -19,7 +19,7 @@ from strategies.rules.geometry import nearest
 
 
 @dataclass(frozen=True)
-class Nnm:
+class Nnm(tolerance.Tolerant):
     """Mixing with the nearest. f: wrong updates to stand, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n <= 2f.

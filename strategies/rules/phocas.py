@@ -16,7 +16,7 @@ from strategies.rules.order import mean_around, ordered, trimmed
 
 
 @dataclass(frozen=True)
-class Phocas(AbstractCoordinateRule):
+class Phocas(tolerance.Tolerant, AbstractCoordinateRule):
     """Mean of the values nearest to the trimmed mean. f: wrong updates to stand, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n <= 2f.

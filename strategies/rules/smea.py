@@ -27,7 +27,7 @@ GOOD, SLACK = 32, 1e-9
 
 
 @dataclass(frozen=True)
-class Smea(AbstractLinearRule):
+class Smea(tolerance.Tolerant, AbstractLinearRule):
     """Mean of the n - f updates of smallest top eigenvalue; ties go to the lexicographically first subset.
 
     f: wrong updates to stand, a number or a share below 0.5. limit: most subsets looked at.

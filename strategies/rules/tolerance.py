@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fedhet.engine.aggregator import Shortage
+from fedhet.types import ClientId
 
 Tolerance = int | float
 """A whole number of updates, or a share in [0, 0.5) of the updates of each combination, rounded down."""
@@ -24,7 +29,25 @@ def count(f: Tolerance, n: int) -> int:
 def within(rule: object, f: int, n: int, least: int) -> None:
     """Raises ValueError if n updates are fewer than the `least` a rule needs to stand f wrong ones."""
     if n < least:
-        raise ValueError(
-            f"{type(rule).__name__} needs {least} updates or more to stand f={f} wrong ones, but there are {n}: "
-            f"lower f, give it as a share (f=0.2), or combine more updates at a time"
-        )
+        raise ValueError(_too_few(rule, f, n, least))
+
+
+class Tolerant:
+    """A rule that needs `PER` times f plus `MORE` updates to stand f wrong ones, and one if f is 0."""
+
+    PER: ClassVar[int] = 2
+    MORE: ClassVar[int] = 1
+    f: Tolerance
+
+    def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
+        """Too few updates for f, if they are; see `fedhet.engine.aggregator.Demanding`."""
+        n, f = len(clients), count(self.f, len(clients))
+        least = self.PER * f + self.MORE if f else 1
+        return Shortage("f", self.f, _too_few(self, f, n, least)) if n < least else None
+
+
+def _too_few(rule: object, f: int, n: int, least: int) -> str:
+    return (
+        f"{type(rule).__name__} needs {least} updates or more to stand f={f} wrong ones, but there are {n}: "
+        f"lower f, give it as a share (f=0.2), or combine more updates at a time"
+    )

@@ -17,7 +17,7 @@ from strategies.rules.order import ordered, trimmed
 
 
 @dataclass(frozen=True)
-class TrimmedMean(AbstractCoordinateRule):
+class TrimmedMean(tolerance.Tolerant, AbstractCoordinateRule):
     """Mean of every coordinate without its extremes. f: how many at either end, a number or a share below 0.5.
 
     Raises ValueError for values out of range and, when combining, for n <= 2f.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fedhet.protocols import View
 from fedhet.types import (
@@ -55,6 +56,9 @@ class FedAT:
 
     Raises ValueError for values out of range.
     """
+
+    apart: ClassVar[bool] = True
+    """Updates of one tier are not carried into another's combination."""
 
     tiers: int = 5
     per_round: int | None = None

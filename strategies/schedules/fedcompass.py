@@ -116,9 +116,10 @@ class FedCompass(AbstractPerClient):
                 yield from self._lose(client, view)
             case Woke(at):
                 yield from self._woke(max(at, view.now), view)
-            case Ending() if self.flush and view.buffer:
+            case Ending() if self.flush:
                 back = tuple(job for group in self.groups.all.values() for job in group.arrived.values())
-                yield Aggregate(self._take_late() + back)
+                if jobs := self._take_late() + back:
+                    yield Aggregate(jobs)
 
     # Events
 

@@ -71,6 +71,9 @@ class TimeWindow(AbstractPerClient):
     def at_a_time(self, clients: int) -> int | None:
         return self.goal
 
+    def at_most(self, clients: int) -> int | None:
+        return clients if self.broadcast == "aggregation" else None
+
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Started():

@@ -85,9 +85,23 @@ REFUSED = {
         ["width=0.5 trains no parameter", "LastLayers"],
     ),
     "control without its work": (["space=control"], ["ControlVariates", "work=scaffold"]),
-    "a rule for more updates": (["rule=krum", "rule.f=2"], ["Krum", "7 updates", "Sync of 5"]),
+    "a rule for more updates": (["rule=krum", "rule.f=2"], ["rule.f=2", "Krum", "7 updates", "Sync combines 5"]),
     "a rule for more than the buffer": (
-        ["schedule=fedbuff", "schedule.size=4", "rule=krum", "rule.f=1"], ["FedBuff of 4"],
+        ["schedule=fedbuff", "schedule.size=4", "rule=krum", "rule.f=1"], ["rule.f=1", "FedBuff combines 4"],
+    ),
+    "a rule for more than the fleet, in groups of any size": (
+        ["schedule=fedcompass", "rule=krum", "rule.f=50"], ["rule.f=50", "103 updates", "at most 5"],
+    ),
+    "the same at fixed times": (["schedule=fedfix", "rule=trimmed_mean", "rule.f=3"], ["rule.f=3", "7 updates"]),
+    "the same in windows": (
+        ["schedule=time_window", "rule=multi_krum", "rule.keep=9"], ["rule.keep=9", "has 5 updates", "TimeWindow"],
+    ),
+    "the same in front of a rule": (
+        ["schedule=fedcompass", "rule=nnm", "rule.before.nnm.f=4", "rule.rule.f=0.2"],
+        ["rule.before.nnm.f=4", "9 updates", "there are 5"],
+    ),
+    "a trusted client that there is not": (
+        ["schedule=fedcompass", "rule=monna", "rule.pivot=40"], ["rule.pivot=40", "has no update of its own"],
     ),
     "a gate that nobody passes": (["gate.max_norm=1e-9"], ["rejected: norm"]),
     "an unreachable cluster": (
