@@ -85,7 +85,7 @@ class FedAT:
                 self.parts[0].clients.update(view.roster)
             case Arrived(job):
                 part = self._part(job.client)
-                if job.client in part.waiting:
+                if job.client in part.waiting and job.sent >= part.opened - SLACK:
                     part.waiting.remove(job.client)
                     part.arrived.append(job.id)
                 else:

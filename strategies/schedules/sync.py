@@ -80,7 +80,7 @@ class Sync:
 
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
-            case Arrived(job) if job.client in self.waiting:
+            case Arrived(job) if job.client in self.waiting and job.sent >= self.opened - SLACK:
                 self.waiting.remove(job.client)
                 self.arrived.append(job.id)
             case Arrived(job):

@@ -12,7 +12,10 @@ it has a file. `--hypothesis-profile=explore` tries new orders each time, longer
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +47,7 @@ from fedhet.numerics import plain_data, wire_format
 from fedhet.population.profile import Profile
 from fedhet.population.roster import Clients
 from fedhet.protocols import View
+from fedhet.provenance import source_tree
 from fedhet.runs import checkpoint
 from fedhet.runs.write_ahead_log import Journal, Journaled, replay
 from fedhet.testing.quadratic import QuadraticWorld
@@ -547,8 +551,27 @@ class Federation(RuleBasedStateMachine):
         life.tell = Journaled(life.server, self.journal)
 
 
-def test_any_order_of_events(option: str, build: Callable[[str], Any]) -> None:
-    machine = type("Machine", (Federation,), {"default": build(option)})
+def explore(default: Any) -> None:
+    """Try a schedule: a few seconds as a test, longer orders and as many as asked for with `explore`."""
+    machine = type("Machine", (Federation,), {"default": default})
     quick = settings.default is None or settings.default.derandomize
-    size = {"max_examples": 15, "stateful_step_count": 25} if quick else {"stateful_step_count": 60}
+    size = {"max_examples": 30, "stateful_step_count": 25} if quick else {"stateful_step_count": 60}
     run_state_machine_as_test(machine, settings=settings(settings.default, **size))
+
+
+def test_any_order_of_events(option: str, build: Callable[[str], Any]) -> None:
+    explore(build(option))
+
+
+def test_the_example_of_the_documentation_does_all_of_it_right(tmp_path: Path) -> None:
+    text = (source_tree.conf().parent / "strategies" / "schedules" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "documented_schedule.py").write_text(code)
+    found = importlib.util.spec_from_file_location("documented_schedule", tmp_path / "documented_schedule.py")
+    assert found is not None and found.loader is not None
+    sys.modules[found.name] = module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+        explore(module.Rounds())
+    finally:
+        del sys.modules[found.name]

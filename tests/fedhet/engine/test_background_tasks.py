@@ -22,14 +22,16 @@ from fedhet.engine.stopping import Limits
 from fedhet.flower.compat import claim_identity
 from fedhet.flower.execution import Outcome
 from fedhet.numerics.tree import FlatTree
-from fedhet.protocols import View
+from fedhet.protocols import Schedule, View
 from fedhet.runs.experiment import Experiment
 from fedhet.simulation.background_tasks import PoolHands
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Memory, Tree, Update
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean
+from strategies.schedules.fedat import FedAT
 from strategies.schedules.fedbuff import FedBuff
+from strategies.schedules.sync import Sync
 from strategies.spaces.full import Full
 
 
@@ -52,9 +54,9 @@ class Doubling(AbstractLayer):
         return Update(update.job, FlatTree(update.delta.schema, memory.pop("twice")), update.weight)  # type: ignore[attr-defined]
 
 
-def begun() -> tuple[Server, list[Send], list[dict[str, Any]]]:
+def begun(schedule: Schedule | None = None) -> tuple[Server, list[Send], list[dict[str, Any]]]:
     world, rows = QuadraticWorld([1.0] * 2, [1.0, 2.0]), list[dict[str, Any]]()
-    parts = FedBuff(size=1), Full(), Mean(over="count"), Sgd(lr=0.1), Fixed(steps=1)
+    parts = schedule or FedBuff(size=1), Full(), Mean(over="count"), Sgd(lr=0.1), Fixed(steps=1)
     method = Method(*parts, staleness=(Doubling(),))
     state = method.space.begin(world.model())
     emit = lambda t, name, fields: rows.append({"t": t, "event": name, **fields})  # noqa: E731
@@ -101,6 +103,31 @@ def test_a_copy_is_refused_while_a_layer_still_has_a_chore_with_the_first(tmp_pa
     row = Experiment(method, equal_clients(world), world, Limits(versions=1), gate={"clones": True}).run(tmp_path).row
     assert row["updates"]["rejected"] == {"clone": 3}, "asked again each second, until the first is decided on"
     assert row["updates"]["accepted"] == 1
+
+
+def test_an_update_whose_round_is_over_when_its_chore_is_done_is_late() -> None:
+    """The client is asked again meanwhile, and the new round waits for the new answer."""
+    server, sends, _ = begun(Sync(deadline_seconds=1.5))
+    for send in sends:
+        server.arrived(answer(send, 1.0), 1.0)
+    server.wake(1.5)
+    again = {send.job.client: send for send in server.settle(1.5)}
+    assert server.version == 1 and set(again) == {0, 1}
+    server.wake(3.0)
+    assert server.row()["late"] == {"late": 1} and server.version == 1
+    server.arrived(answer(again[0], 1.0), 3.5)
+    assert server.row()["buffered"] == 1 and server.row()["late"] == {"late": 1}
+
+
+def test_an_update_that_is_done_after_its_client_left_and_came_back_is_late_for_its_tier() -> None:
+    server, sends, _ = begun(FedAT(tiers=1))
+    server.arrived(answer(sends[0], 1.0), 1.0)
+    server.left(0, 1.5)
+    server.joined(0, 1.6)
+    server.arrived(answer(sends[1], 1.0), 2.0)
+    assert server.version == 1 and [send.job.client for send in server.settle(2.0)] == [0, 1]
+    server.wake(3.0)
+    assert server.row()["late"] == {"late": 1}
 
 
 def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as_it_was() -> None:
