@@ -1,7 +1,7 @@
 """Where modules were before they had rooms: `fedhet.gate` is now `fedhet.engine.update_validation`, and so on.
 
-For one release the former names are imported as the present modules, each with a line that names the present one;
-targets in configurations that were written earlier are read as what they are called now.
+For one release the former names are imported as the present modules, each with a line that names the present one.
+Configurations and overrides that were written with former names are read as what these are called now.
 """
 
 from __future__ import annotations
@@ -207,25 +207,54 @@ TRANSPORTS = {
 """Transports by the name that configurations had in place of a target."""
 
 
+PACKAGES = ("fedhet.enroll", "fedhet.grids")
+"""Folders that former modules were in."""
+TARGETS = {"clients.fleet.unlike.Unlike": "clients.fleet.mixed_devices.MixedDevices"}
+"""Classes with another name than before."""
+OPTIONS = {"fleet=unlike": "fleet=mixed_devices"}
+"""Options of configuration groups."""
+KEYS = {"gate.clones": "gate.reject_duplicates", "gate.forgive_after": "gate.clear_violation_after"}
+"""Keys of the configuration."""
+CLASSES = {
+    "fedhet.protocols": {
+        "Layer": "Transform", "Policy": "BudgetPolicy", "Together": "BatchedWork", "Picking": "OffersIndexedBatches",
+    },
+    "fedhet.bases": {"AbstractLayer": "AbstractTransform"},
+}  # fmt: skip
+"""Of modules that stayed where they were: what classes in them were called."""
+
+
+class FormerName(FutureWarning):
+    """Something is still called by a former name."""
+
+
 class FormerNames(MetaPathFinder, Loader):
     """Imports a former name as the present module: the same object, so that there are no two of any class."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, ModuleSpec | None] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A spec for a former name of ours; None for any other."""
+        if fullname in PACKAGES:
+            return ModuleSpec(fullname, self, is_package=True)
         return ModuleSpec(fullname, self, is_package=False) if present(fullname) else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The present module."""
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """The present module; a new one, with nothing in it, for a folder that there is no more."""
         now = present(spec.name)
-        assert now is not None
+        if now is None:
+            return None
         _warn(spec.name, now)
-        return importlib.import_module(now)
+        module = importlib.import_module(now)
+        self.specs[now] = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """It was executed under its present name, which its `__spec__` goes on to say."""
-        module.__spec__ = find_spec(module.__name__)
+        module.__spec__ = self.specs.get(module.__name__, module.__spec__)
 
     def get_code(self, fullname: str) -> CodeType | None:
         """For `python -m`."""
@@ -241,10 +270,50 @@ def install() -> None:
         sys.meta_path.append(FormerNames())
 
 
+def as_notices() -> None:
+    """From now on each former name in use is one line on standard error, for commands."""
+    shown = warnings.showwarning
+    if getattr(shown, "former_names", False):
+        return
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, FormerName):
+            print(f"notice: {message}", file=sys.stderr, flush=True)
+        else:
+            shown(message, category, *rest, **more)
+
+    show.former_names = True  # type: ignore[attr-defined]
+    warnings.showwarning = show
+
+
 def present(module: str) -> str | None:
     """The present name of a former module; None if it is none."""
     top, _, rest = module.partition(".")
     return f"fedhet.{MODULES[rest]}" if top == "fedhet" and rest in MODULES else None
+
+
+def renamed(module: str, name: str) -> Any:
+    """A class by its former name, for a module's `__getattr__`. Raises AttributeError."""
+    now = CLASSES.get(module, {}).get(name)
+    if now is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    _warn(f"{module}.{name}", f"{module}.{now}")
+    return getattr(sys.modules[module], now)
+
+
+def overrides(texts: Sequence[str]) -> list[str]:
+    """Overrides as they would be typed today."""
+    return [_override(text) for text in texts]
+
+
+def _override(text: str) -> str:
+    key, equals, value = text.partition("=")
+    plain = key.lstrip("+~")
+    now = f"{key[: len(key) - len(plain)]}{KEYS.get(plain, plain)}{equals}{value}"
+    now = OPTIONS.get(now, now)
+    if now != text:
+        _warn(text, now)
+    return now
 
 
 def forwarded(package: str, name: str) -> Any:
@@ -268,6 +337,10 @@ def current(node: Any) -> Any:
         if isinstance(transport, Mapping) and "_target_" not in transport and transport.get("name") in TRANSPORTS:
             rest = {key: value for key, value in transport.items() if key != "name"}
             made["transport"] = {"_target_": TRANSPORTS[str(transport["name"])], **rest}
+        for former, now in KEYS.items():
+            (group, old), new = former.split("."), now.partition(".")[2]
+            if isinstance(inside := made.get(group), dict) and old in inside:
+                made[group] = {new if key == old else key: value for key, value in inside.items()}
         return made
     if isinstance(node, list | tuple):
         return [current(value) for value in node]
@@ -277,6 +350,8 @@ def current(node: Any) -> Any:
 def target_now(target: str) -> str:
     """A dotted name of something inside a module, by the module's present name."""
     module, _, name = target.rpartition(".")
+    if target in TARGETS:
+        return TARGETS[target]
     if now := present(module):
         return f"{now}.{name}"
     inside = module.removeprefix("fedhet.")
@@ -284,4 +359,4 @@ def target_now(target: str) -> str:
 
 
 def _warn(former: str, now: str) -> None:
-    warnings.warn(f"{former} is now {now}; the former name goes with the next release", DeprecationWarning, 4)
+    warnings.warn(f"{former} is now {now}; the former name goes with the next release", FormerName, stacklevel=4)

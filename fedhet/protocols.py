@@ -1,10 +1,10 @@
 """The verbs: one small protocol per axis. Read this first; everything else is built from it.
 
     Schedule  who trains when, and when to combine      strategies/schedules
-    Policy    how much work a client gets               strategies/budgets
+    BudgetPolicy    how much work a client gets               strategies/budgets
     Space     what is sent, installed and combined      strategies/spaces
     Rule      N updates to one                          strategies/rules
-    Layer     staleness, codec, privacy, optimizer      strategies/{staleness,codecs,privacy,optimizers}
+    Transform     staleness, codec, privacy, optimizer      strategies/{staleness,codecs,privacy,optimizers}
     Work      local training                            clients/work
 
 Plug-ins are frozen dataclasses of hyper-parameters. What changes lives in a `Memory` the host keeps, except for a
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from fedhet import former_names
 from fedhet.types import Budget, ClientId, Command, Event, IndexedBatches, Job, JobId, Memory, Tree, Update, Version
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ class View(Protocol):
         ...
 
     def base(self, version: Version) -> Tree:
-        """The model that `version` was. Kept exactly while an unfinished or buffered job started from it."""
+        """The model that `version` was. ClientState exactly while an unfinished or buffered job started from it."""
         ...
 
     def observed(self, client: ClientId) -> Observation: ...
 
-    def a_norm(self, job: Job) -> float:
+    def fednova_norm(self, job: Job) -> float:
         """The sum of the weights that the gradients of a job have in its displacement, by its budget and the method's
-        work. For rules that need "a_norm"."""
+        work. For rules that need "fednova_norm"."""
         ...
 
     def next_online(self) -> float | None:
@@ -149,7 +150,7 @@ class NeedsClients(Protocol):
         ...
 
 
-class Policy(Protocol):
+class BudgetPolicy(Protocol):
     """Decides a client's budget from its profile and what was observed of it."""
 
     def __call__(self, client: ClientId, view: View) -> Budget: ...
@@ -177,12 +178,12 @@ class Space(Protocol):
         """Names, shapes and dtypes of the delta this job must bring; the gate holds the answer against it."""
         ...
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         """What a device sent, as it takes part in a combination; `before` is the state its job started from. For
         spaces whose devices leave out what the server knows; others return `delta` itself."""
         ...
 
-    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+    def split_optimized(self, delta: Tree) -> tuple[Tree, Tree]:
         """A combined delta as the model's step, which server optimizers move, and what travels beside it and is left
         as it is; all leaves of the first come before those of the second. Most spaces have nothing beside it."""
         ...
@@ -255,15 +256,15 @@ class Rule(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Of these words: "each", sight of single updates; "coordinates", leaves that line up; "distances", inner
-        products that compare like with like; "a_norm", work that says what its steps add up to."""
+        products that compare like with like; "fednova_norm", work that says what its steps add up to."""
         ...
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree: ...
 
 
 @runtime_checkable
-class Layer(Protocol):
-    """Two halves of one idea around the wire; see `fedhet.bases.AbstractLayer` for the identity."""
+class Transform(Protocol):
+    """Two halves of one idea around the wire; see `fedhet.bases.AbstractTransform` for the identity."""
 
     @property
     def needs(self) -> frozenset[str]: ...
@@ -299,7 +300,7 @@ class Shard(Protocol):
         """Endless mini-batches: shuffled epochs, the last batch of an epoch may be smaller."""
         ...
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         """All samples, in storage order."""
         ...
 
@@ -309,7 +310,7 @@ class Shard(Protocol):
 
 
 @runtime_checkable
-class Picking(Protocol):
+class OffersIndexedBatches(Protocol):
     """A shard that need not copy anything for a batch."""
 
     def pick(self, size: int, count: int) -> IndexedBatches:
@@ -341,23 +342,23 @@ class Work(Protocol):
 
 @runtime_checkable
 class Normed(Protocol):
-    """Work whose displacement is a known combination of gradients; it has `gives`, with "a_norm"."""
+    """Work whose displacement is a known combination of gradients; it has `gives`, with "fednova_norm"."""
 
-    def a_norm(self, job: Job) -> float:
+    def fednova_norm(self, job: Job) -> float:
         """The sum of the weights its gradients have: the number of steps for plain gradient descent."""
         ...
 
 
 @runtime_checkable
-class Together(Protocol):
+class BatchedWork(Protocol):
     """Work that can do the jobs of several clients side by side, with the bits of one after the other."""
 
     @property
-    def beside(self) -> bool:
+    def can_batch(self) -> bool:
         """Whether it can as it is set."""
         ...
 
-    def together(
+    def run_batch(
         self, rows: BatchedStepper, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
         """Train row c of `rows` on the data of job c, all of one length, number of steps and version; metrics as
@@ -372,3 +373,7 @@ class Clock(Protocol):
     def wait(self, until: float | None) -> None:
         """Return at `until` or when something may have arrived, whichever is first."""
         ...
+
+
+def __getattr__(name: str) -> Any:
+    return former_names.renamed(__name__, name)

@@ -76,7 +76,7 @@ def share(nodeid: str) -> str:
 
 
 class Shares(LoadScopeScheduling):
-    """Hands out whole shares."""
+    """TaskExecutor out whole shares."""
 
     def _split_scope(self, nodeid: str) -> str:
         return share(nodeid)

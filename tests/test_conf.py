@@ -51,7 +51,7 @@ def test_every_option_composes_and_its_parts_can_be_built(name, tmp_path):
     if isinstance(node, Mapping) and "_target_" in node:
         assert composition.instantiate(node, group) is not None
     elif group in ONION:
-        assert all(part is not None for part in composition.layers(node, group))
+        assert all(part is not None for part in composition.transforms(node, group))
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if not f.startswith(("strategy/", "debug/", "transport/"))])

@@ -86,11 +86,11 @@ class Attacked:
     def batch(self) -> int:
         return self.work.batch
 
-    def a_norm(self, job: Job) -> float:
+    def fednova_norm(self, job: Job) -> float:
         """That of an honest client, which is all a server can know. Raises TypeError if the work has none."""
         if not isinstance(self.work, Normed):
             raise TypeError(f"work {type(self.work).__name__} does not say what its steps add up to")
-        return self.work.a_norm(job)
+        return self.work.fednova_norm(job)
 
     def run(self, model: Model, data: Shard, job: Job, memory: Memory) -> Mapping[str, float]:
         if job.client not in self.attack:
@@ -131,7 +131,7 @@ def poison(
     attack: AbstractPoisoning, work: Work, model: Model, data: Shard, job: Job, memory: Memory
 ) -> Mapping[str, float]:
     """The work on changed samples."""
-    classes = model.predict(data.whole()[0][:1]).shape[-1]
+    classes = model.predict(data.all_samples()[0][:1]).shape[-1]
     return work.run(model, Poisoned(data, attack, classes), job, memory)
 
 
@@ -149,8 +149,8 @@ class Poisoned:
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         return (self.attack.change(x, y, self.classes) for x, y in self.data.batches(size))
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        return self.attack.change(*self.data.whole(), self.classes)
+    def all_samples(self) -> tuple[Tensor, Tensor]:
+        return self.attack.change(*self.data.all_samples(), self.classes)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """The inner shard's stream."""

@@ -39,7 +39,7 @@ class AbstractCollusion(AbstractAttack):
         if self.estimates < 1:
             raise ValueError(f"estimates={self.estimates} must be at least 1 part of the data")
         whole, start = model.flat.clone(), model.params.clone()
-        parts = min(self.estimates, len(data.whole()[0]))
+        parts = min(self.estimates, len(data.all_samples()[0]))
         rows, after = [], dict(memory)
         for part in range(parts):
             model.flat.copy_(whole)
@@ -69,15 +69,15 @@ class Part:
     def __len__(self) -> int:
         return len(range(self.index, len(self.data), self.of))
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        x, y = self.data.whole()
+    def all_samples(self) -> tuple[Tensor, Tensor]:
+        x, y = self.data.all_samples()
         return x[self.index :: self.of], y[self.index :: self.of]
 
     def rng(self, purpose: str) -> np.random.Generator:
         return self.data.rng(f"{purpose}, part {self.index}")
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        (x, y), rng = self.whole(), self.rng("batches")
+        (x, y), rng = self.all_samples(), self.rng("batches")
         while True:
             order = torch.from_numpy(rng.permutation(len(x)))
             for at in range(0, len(x), size):

@@ -48,4 +48,4 @@ class FreeRider(AbstractAttack):
                 drawn = data.rng("attack.noise").standard_normal(len(given))
                 model.params.add_(torch.from_numpy(drawn).to(given.dtype), alpha=self.noise)
         steps = float(job.budget.steps)
-        return {"loss": loss, "steps": steps, "a_norm": steps}
+        return {"loss": loss, "steps": steps, "fednova_norm": steps}

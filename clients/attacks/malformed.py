@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clients.attacks.base import AbstractAttack
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.model.flat_model import Model
 from fedhet.numerics.tree import flatten
 from fedhet.protocols import Shard, Work
@@ -22,7 +22,7 @@ KINDS = ("shape", "dtype", "names", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Malformed(AbstractAttack, AbstractLayer):
+class Malformed(AbstractAttack, AbstractTransform):
     """kind: "shape" adds an axis to every tensor, "dtype" halves or doubles the precision, "names" renames them, "size"
     sends every element twice. Raises ValueError for another kind."""
 

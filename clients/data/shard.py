@@ -30,7 +30,7 @@ class ClientShard:
     def __len__(self) -> int:
         return len(self._index)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         return self._x.index_select(0, self._index), self._y.index_select(0, self._index)
 
     def rng(self, purpose: str) -> np.random.Generator:

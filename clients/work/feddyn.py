@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clients.work.loop import AbstractLocal
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.protocols import Shard, View
@@ -57,7 +57,7 @@ class FedDyn(AbstractLocal):
 
 
 @dataclass(frozen=True)
-class FedDynServer(AbstractLayer):
+class FedDynServer(AbstractTransform):
     """The server's h, one tensor per parameter in memory; h is the mean of all g_i.
 
     alpha: the clients'. averaged: last parts of the names of leaves without a gradient (statistics of normalisation

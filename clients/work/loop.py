@@ -5,7 +5,7 @@ summed as tensors and read once at the end. Beside the model the loop follows on
 weight the gradients have together in the displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
 Heterogeneous Federated Optimization", arXiv:2007.07481, section 4),
 
-    w_0 - w_K = lr * sum_k a_k g_k,    a_norm = sum_k a_k,
+    w_0 - w_K = lr * sum_k a_k g_k,    fednova_norm = sum_k a_k,
 
 which is the path of the same steps on the constant gradient 1: K for plain SGD, v <- m v + 1, a <- a + v with momentum
 m, and a <- (1 - lr mu) a + 1 if mu * (w - w_0) pulls back.
@@ -67,7 +67,7 @@ def path(steps: int, momentum: float = 0.0, nesterov: bool = False, pull: float 
 def plain_metrics(losses: Sequence[float]) -> dict[str, float]:
     """Metrics of plain steps with these losses: every gradient has weight 1 in the displacement."""
     count = float(len(losses))
-    return {"loss": sum(losses) / count, "steps": count, "a_norm": count}
+    return {"loss": sum(losses) / count, "steps": count, "fednova_norm": count}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class AbstractLocal(ABC):
     lr_decay: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    gives: ClassVar[frozenset[str]] = frozenset({"a_norm"})
+    gives: ClassVar[frozenset[str]] = frozenset({"fednova_norm"})
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -123,12 +123,12 @@ class AbstractLocal(ABC):
         """The mu of a term mu * (w - w_0) that this work adds to a gradient; 0 for none."""
         return 0.0
 
-    def a_norm(self, job: Job) -> float:
+    def fednova_norm(self, job: Job) -> float:
         """The FedNova norm of a job, see above: it follows from the budget and these hyper-parameters alone."""
         return path(job.budget.steps, self.momentum, self.nesterov, self.rate(job) * self.pull)
 
     def steps(self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None) -> dict[str, float]:
-        """Run the job's steps. Metrics: "loss", the mean over the steps; "steps"; "a_norm" as above.
+        """Run the job's steps. Metrics: "loss", the mean over the steps; "steps"; "fednova_norm" as above.
 
         Raises ValueError for a job without steps.
         """
@@ -159,7 +159,7 @@ class AbstractLocal(ABC):
                 velocity.mul_(self.momentum).add_(grad)
                 step = grad.add_(velocity, alpha=self.momentum) if self.nesterov else velocity
                 params.add_(step, alpha=-rate)
-        return {"loss": float(total) / count, "steps": float(count), "a_norm": self.a_norm(job)}
+        return {"loss": float(total) / count, "steps": float(count), "fednova_norm": self.fednova_norm(job)}
 
     def _clip(self, grad: Tensor) -> None:
         norm = float(grad.norm())

@@ -68,7 +68,7 @@ class Scaffold(AbstractLocal):
         buffers = model.flat[model.params.numel() :]
         kept, back = buffers.clone(), model.aside()
         model.module.train()
-        x, y = data.whole()
+        x, y = data.all_samples()
         mean = model.params * self.weight_decay
         # batch statistics of one sample do not exist: a last part of one joins the part before
         ends = [*range(CHUNK, len(x) - (1 if model.batch_statistics else 0), CHUNK), len(x)]

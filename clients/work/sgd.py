@@ -13,7 +13,7 @@ from typing import cast
 from clients.work.loop import AbstractLocal, plain_metrics, portions
 from fedhet.model.flat_model import Model
 from fedhet.native import BatchedStepper
-from fedhet.protocols import Picking, Shard, keeps
+from fedhet.protocols import OffersIndexedBatches, Shard, keeps
 from fedhet.types import Job, Memory
 
 
@@ -25,19 +25,19 @@ class Sgd(AbstractLocal):
         return self.steps(model, data, job)
 
     @property
-    def beside(self) -> bool:
+    def can_batch(self) -> bool:
         """Whether nothing is added to a gradient."""
         return not (self.momentum or self.weight_decay or self.clip_norm is not None)
 
-    def together(
+    def run_batch(
         self, rows: BatchedStepper, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
         """Jobs of equal length, side by side."""
         count, rate = jobs[0].budget.steps, self.rate(jobs[0])
         if count < 1:
             return None  # `run` says what is wrong with it
-        if all(keeps(type(shard), Picking) for shard in data):
-            shards = cast(Sequence[Picking], data)
+        if all(keeps(type(shard), OffersIndexedBatches) for shard in data):
+            shards = cast(Sequence[OffersIndexedBatches], data)
             losses = rows.pick([shard.pick(self.batch, count) for shard in shards], rate)
             if losses is not None:
                 return [plain_metrics(own) for own in losses.tolist()]

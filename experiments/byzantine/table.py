@@ -96,7 +96,7 @@ def worst(numbers: Numbers, rule: str, attacks: Iterable[str]) -> tuple[str, flo
 
 
 def table(numbers: Numbers, rules: Iterable[str], attacks: Sequence[str]) -> list[str]:
-    """Rows: rules; columns: attacks and the worst of them."""
+    """UpdateMatrix: rules; columns: attacks and the worst of them."""
     real = [a for a in attacks if a != "none"]
     lines = ["| rule | " + " | ".join(attacks) + " | worst |", "|---|" + "--:|" * len(attacks) + "---|"]
     for rule in rules:

@@ -65,7 +65,7 @@ def measure(out: Path, setting: Setting, texts: list[str], steps: int, rounds: i
             space.install(device, payload, job)
             before = effective(device)
             work.run(device, world.shard(client, version), job, {})
-            deltas.append(space.accept(state, job, space.extract(device, payload)))
+            deltas.append(space.decode_delta(state, job, space.extract(device, payload)))
             after = effective(device)  # when the job is over: rows that were dropped add nothing any more
             moves.append({name: after[name] - before[name] for name in after})
         after_state = space.merge(state, space.combine(deltas, shares))

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import torch
 
-from fedhet.flower.client_state import Keep, Kept
+from fedhet.flower.client_state import ClientState, ClientStateStore
 from fedhet.numerics import wire_format
 
 LOOK_S = 0.02
 
 
-def kept(state: Path, run: str) -> Kept:
+def kept(state: Path, run: str) -> ClientState:
     """What a client's disk holds of a run. Empty before its first job."""
-    return Keep(state / "work" / "runs").read(run)
+    return ClientStateStore(state / "work" / "runs").read(run)
 
 
-def next_after(before: Kept, state: Path, run: str, over: Callable[[], bool], seconds: float) -> Kept | None:
+def next_after(
+    before: ClientState, state: Path, run: str, over: Callable[[], bool], seconds: float
+) -> ClientState | None:
     """What the disk holds after the next job; None if the run is over before there is one."""
     end = time.monotonic() + seconds
     while (found := kept(state, run)).job == before.job:
@@ -35,7 +37,7 @@ def next_after(before: Kept, state: Path, run: str, over: Callable[[], bool], se
     return found
 
 
-def grew(before: Kept, after: Kept, alpha: float) -> bool:
+def grew(before: ClientState, after: ClientState, alpha: float) -> bool:
     """Whether the memory afterwards is the one before, moved by what was sent."""
     assert after.answer is not None
     sent = wire_format.open_tree(bytearray(after.answer.array_records["payload"]["tree"].data))

@@ -20,7 +20,7 @@ from clients.data.shard import ClientShard
 from clients.models.build import build
 from clients.models.vision import lenet
 from clients.work.sgd import Sgd
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.rng import stream
 from fedhet.numerics.tree import FlatTree, add, weighted_sum
 from fedhet.population.roster import Clients
@@ -77,7 +77,7 @@ class Method:
     by so many rounds at most; `tiers` keeps a model for the fast and one for the slow clients, who train together every
     `stale` rounds; `noise` is what slow clients put on what they send."""
 
-    layer: AbstractLayer = field(default_factory=AbstractLayer)
+    layer: AbstractTransform = field(default_factory=AbstractTransform)
     fresh: bool = False
     predict: int = 0
     tiers: bool = False

@@ -1,9 +1,10 @@
 """Shapes of combination rules and the engine below them: rows that are mixed, measured and summed, never formed.
 
-`Rows` are linear mixtures x_i = sum_j M_ij scale_j delta_j of the updates. Three things can be asked of them: their
-Gram matrix (one streamed pass over the updates, float64), a weighted sum (formed by the space), and, where leaves line
-up, any function of single coordinates (in blocks). A linear rule decides on the Gram matrix alone, so it also works
-where no dense update ever exists (stacked LoRA of unequal rank). Memory beyond the updates is one block of n rows.
+`UpdateMatrix` are linear mixtures x_i = sum_j M_ij scale_j delta_j of the updates. Three things can be asked of them:
+their Gram matrix (one streamed pass over the updates, float64), a weighted sum (formed by the space), and, where leaves
+line up, any function of single coordinates (in blocks). A linear rule decides on the Gram matrix alone, so it also
+works where no dense update ever exists (stacked LoRA of unequal rank). Memory beyond the updates is one block of n
+rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.numerics.tree import FlatTree, twins
+from fedhet.numerics.tree import FlatTree, same_layout
 from fedhet.protocols import Space, View
 from fedhet.types import Tree, Update
 
@@ -84,20 +85,20 @@ class Spread(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class UpdateMatrix:
     """k mixtures of n updates. `matrix` is M, shape (k, n), or None for the updates as they are; `weights` is (k,)."""
 
     sources: Sequence[Update]
     space: Geometry
     weights: np.ndarray
     matrix: np.ndarray | None = None
-    origin: Rows | None = None
+    origin: UpdateMatrix | None = None
     """The unmixed rows, whose Gram matrix is computed once for all mixtures."""
     shares: np.ndarray | None = None
     """M without what rows were multiplied by since (`times`), shape (k, n); None where nothing was."""
 
     @classmethod
-    def of(cls, updates: Sequence[Update], space: Geometry) -> Rows:
+    def of(cls, updates: Sequence[Update], space: Geometry) -> UpdateMatrix:
         """The updates themselves, x_i = scale_i delta_i."""
         return cls(updates, space, np.array([u.weight for u in updates], dtype=np.float64))
 
@@ -128,13 +129,13 @@ class Rows:
         result: np.ndarray = (raw + raw.T) / 2
         return result
 
-    def mix(self, matrix: np.ndarray, weights: np.ndarray) -> Rows:
+    def mix(self, matrix: np.ndarray, weights: np.ndarray) -> UpdateMatrix:
         """New rows matrix @ x with new weights; nothing is computed yet."""
         whole = matrix if self.matrix is None else matrix @ self.matrix
         shares = None if self.shares is None else matrix @ self.shares
-        return Rows(self.sources, self.space, weights, whole, self.origin or self, shares)
+        return UpdateMatrix(self.sources, self.space, weights, whole, self.origin or self, shares)
 
-    def times(self, factors: np.ndarray) -> Rows:
+    def times(self, factors: np.ndarray) -> UpdateMatrix:
         """Row i times factors[i] (k,): a length that belongs to the row as `Update.scale` does, not a share of the sum.
 
         The difference shows where updates cover a part of the coordinates each: shares are then taken anew among those
@@ -143,7 +144,7 @@ class Rows:
         shares = self.shares if self.shares is not None else self.matrix
         whole = np.diag(factors) if self.matrix is None else factors[:, None] * self.matrix
         shares = np.eye(len(self)) if shares is None else shares
-        return Rows(self.sources, self.space, self.weights, whole, self.origin or self, shares)
+        return UpdateMatrix(self.sources, self.space, self.weights, whole, self.origin or self, shares)
 
     def sum(self, coefficients: np.ndarray) -> Tree:
         """sum_i coefficients[i] x_i, formed by the space in the order of the updates."""
@@ -162,7 +163,7 @@ class Rows:
         if isinstance(self.space, Spread):
             return self.space.spread(deltas, blocks)
         first = deltas[0]
-        if isinstance(first, FlatTree) and twins(deltas):
+        if isinstance(first, FlatTree) and same_layout(deltas):
             return FlatTree(first.schema, blocks.of([d.flat for d in deltas]))  # type: ignore[attr-defined]
         shapes = [{k: v.shape for k, v in d.items()} for d in deltas]
         if any(list(s.items()) != list(shapes[0].items()) for s in shapes):
@@ -174,11 +175,11 @@ class AbstractRule(ABC):
     """A rule on rows, so that mixtures can be put in front of it."""
 
     @abstractmethod
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         """Combine rows; what the rule does to the updates themselves when nothing is in front of it."""
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree:
-        return self.on(Rows.of(updates, space), view)
+        return self.on(UpdateMatrix.of(updates, space), view)
 
 
 class AbstractLinearRule(AbstractRule):
@@ -194,7 +195,7 @@ class AbstractLinearRule(AbstractRule):
         `weights` is (n,) float64, as the clients sent them, not normalised. `updates` are those the rows belong to,
         and empty if something in front of the rule merged rows."""
 
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         gram = rows.gram if self.reads_gram else np.empty((0, 0))
         found = np.asarray(self.coefficients(gram, rows.weights, rows.updates, view), dtype=np.float64)
         if found.shape != (len(rows),):
@@ -213,5 +214,5 @@ class AbstractCoordinateRule(AbstractRule):
     def reduce(self, block: Tensor, weights: Tensor) -> Tensor:
         """(n, width) scaled updates and (n,) weights to (width,)."""
 
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         return rows.reduce(self)

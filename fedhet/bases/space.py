@@ -37,10 +37,10 @@ class AbstractDense(ABC):
     def expects(self, state: Tree, job: Job) -> Schema:
         return Schema.of(state)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         return delta
 
-    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+    def split_optimized(self, delta: Tree) -> tuple[Tree, Tree]:
         return delta, {}
 
     def merge(self, state: Tree, delta: Tree) -> Tree:

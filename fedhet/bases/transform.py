@@ -9,7 +9,7 @@ from fedhet.protocols import View
 from fedhet.types import Memory, Tree, Update
 
 
-class AbstractLayer:
+class AbstractTransform:
     """A layer that changes nothing."""
 
     needs: ClassVar[frozenset[str]] = frozenset()

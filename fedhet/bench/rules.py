@@ -35,7 +35,7 @@ class View:
     roster = SimpleNamespace(total_examples=1_000_000)
 
     @staticmethod
-    def a_norm(job: Job) -> float:
+    def fednova_norm(job: Job) -> float:
         return float(job.budget.steps)
 
     @staticmethod

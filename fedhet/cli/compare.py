@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedhet import former_names
 from fedhet.cli.common import new_folder, notice, put, resume_in, run_in
 from fedhet.config import composition, overrides
 from fedhet.display import shown_lines
@@ -151,7 +152,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds no configuration")
-    return {str(key): value for key, value in loaded.items()}
+    return dict(former_names.current({str(key): value for key, value in loaded.items()}))
 
 
 def _what(resolved: Mapping[str, Any]) -> dict[str, Any]:

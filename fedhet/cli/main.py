@@ -15,6 +15,7 @@ from typing import Annotated
 import click
 import typer
 
+from fedhet import former_names
 from fedhet.cli import federation
 from fedhet.display import shown_lines, shown_traceback
 from fedhet.provenance import source_tree
@@ -252,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing here phones anybody
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     source_tree.also(Path.cwd())  # plug-ins of the user's own, by dotted path
+    former_names.as_notices()
     try:
         return int(app(given, standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -26,7 +26,7 @@ from fedhet.federation.pki.ca import Authority
 from fedhet.federation.pki.passphrase import obtain
 from fedhet.federation.server import submit as running
 from fedhet.federation.server.policy import Policy
-from fedhet.federation.server.submit import Crowd, Submission
+from fedhet.federation.server.submit import ConnectedClients, Submission
 from fedhet.federation.server.superlink import SuperLink
 from fedhet.runs import run_config
 from fedhet.runs.run_ending import FAILED
@@ -94,7 +94,7 @@ def stop(folder: Path, as_json: bool) -> None:
         say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
 
 
-def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: Crowd) -> Path:
+def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: ConnectedClients) -> Path:
     """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
     from fedhet.runs.experiment import ON_GRID, Experiment
 

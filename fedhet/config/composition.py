@@ -20,11 +20,12 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from fedhet import former_names
 from fedhet.config import overrides, targets
 from fedhet.errors import ConfigError
 from fedhet.provenance import plugin_code, source_tree
 
-__all__ = ["ConfigError", "compose", "instantiate", "layers", "resolved"]
+__all__ = ["ConfigError", "compose", "instantiate", "resolved", "transforms"]
 
 METHOD = ("strategy", "schedule", "budget", "staleness", "space", "rule", "codec", "privacy", "optimizer", "work")
 """The axes of a method; a strategy is a choice for each of the others."""
@@ -38,7 +39,7 @@ def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig
     Raises ConfigError for an unknown group, option or key, a value of the wrong type, and what does not parse.
     """
     source_tree.verify()
-    texts = list(texts)
+    texts = former_names.overrides(texts)
     parsed = overrides.parse(texts)
     for one in parsed:
         if one.is_sweep_override():
@@ -168,7 +169,7 @@ def instantiate(node: Any, key: str) -> Any:
         raise cause from None
 
 
-def layers(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+def transforms(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
     """The layers of one slot in order: none for `{}`, one for a node, several for a mapping of names to nodes."""
     if not node:
         return ()

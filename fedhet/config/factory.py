@@ -10,7 +10,7 @@ from fedhet.engine.aggregator import Aggregation, Flat
 from fedhet.engine.client_runner import Device
 from fedhet.engine.method import ONION, Method
 from fedhet.population.roster import Clients
-from fedhet.protocols import Layer, View
+from fedhet.protocols import Transform, View
 from fedhet.types import ClientId
 from fedhet.world import World
 
@@ -19,12 +19,12 @@ def method(cfg: Mapping[str, Any]) -> Method:
     """The composed method. Raises Misfit, and ConfigError naming the key of a bad value."""
     work, layers = (
         composition.instantiate(cfg["work"], "work"),
-        {slot: composition.layers(cfg[slot], slot) for slot in ONION},
+        {slot: composition.transforms(cfg[slot], slot) for slot in ONION},
     )
     if cfg["attack"]:
         attack = composition.instantiate(cfg["attack"], "attack")
         work = attack(work)
-        if isinstance(attack, Layer):  # it bends what goes on the wire, last of all
+        if isinstance(attack, Transform):  # it bends what goes on the wire, last of all
             layers["codec"] += (attack,)
     return Method(
         schedule=composition.instantiate(cfg["schedule"], "schedule"),

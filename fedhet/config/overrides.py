@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedhet import former_names
 from fedhet.errors import ConfigError
 
 LIST = "`fedhet list` shows what there is"
@@ -36,7 +37,7 @@ OPTIONAL: dict[str, int | float] = {
 def parse(texts: Sequence[str]) -> list[Override]:
     """Overrides by Hydra's grammar. Raises ConfigError naming the one that does not parse."""
     parser, parsed = OverridesParser.create(), []
-    for text in texts:
+    for text in former_names.overrides(texts):
         if "=" not in text and not text.startswith("~"):
             raise ConfigError(f"{text!r} is not an override: write key=value, such as seed=3 or strategy=fedbuff")
         try:

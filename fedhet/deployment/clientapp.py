@@ -21,7 +21,7 @@ from fedhet.flower.messages import Sign
 from fedhet.provenance import source_tree
 
 if TYPE_CHECKING:
-    from fedhet.federation.device.allowlist import Fence
+    from fedhet.federation.device.allowlist import Allowlist
 
 
 @lru_cache(maxsize=2)
@@ -38,12 +38,12 @@ def signer(run: str) -> Sign | None:
 
 
 @lru_cache(maxsize=2)
-def _fence(state: str) -> Fence:
+def _fence(state: str) -> Allowlist:
     """What the owner of the client in this folder allows; a process takes it as it was when it began."""
-    from fedhet.federation.device.allowlist import Fence
+    from fedhet.federation.device.allowlist import Allowlist
     from fedhet.federation.device.state import Device as Client
 
-    return Fence.of(Client(Path(state)).about)
+    return Allowlist.of(Client(Path(state)).about)
 
 
 def _tells(module: str) -> bool:

@@ -14,16 +14,16 @@ from typing import ClassVar
 
 from flwr.serverapp import Grid
 
-from fedhet.deployment.notices import Bulletin
-from fedhet.engine.background_tasks import Own
-from fedhet.engine.background_thread import Aside
+from fedhet.deployment.notices import Notices
+from fedhet.engine.background_tasks import InlineExecutor
+from fedhet.engine.background_thread import ThreadExecutor
 from fedhet.engine.clock import WallClock
-from fedhet.engine.stopping import Hopeless
+from fedhet.engine.stopping import TooManyFailures
 from fedhet.federation.server.membership import Members
 from fedhet.federation.server.update_verification import Registered
 from fedhet.flower import reply_stream
 from fedhet.flower.client_state import CannotWrite
-from fedhet.flower.node_directory import NoClients, Nodes
+from fedhet.flower.node_directory import NoClients, NodeDirectory
 from fedhet.provenance import device_code
 from fedhet.runs.experiment import Experiment, Progress
 from fedhet.runs.result import Result
@@ -72,8 +72,8 @@ def live(
     NoClients if too few nodes answer in time.
     """
     world = experiment.for_devices()
-    clock, grid = WallClock(poll), reply_stream.whole(grid)
-    nodes = Nodes(
+    clock, grid = WallClock(poll), reply_stream.whole_replies(grid)
+    nodes = NodeDirectory(
         grid,
         clock,
         None if members is None else members.nodes,
@@ -83,13 +83,13 @@ def live(
         experiment, folder, resume=resume, progress=progress, code=device_code.digest(world, running=False),
         sealed=True, journaled=True,
     )  # fmt: skip
-    drive = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
-    drive.order = order
+    loop = session.join(grid, clock, lambda client: nodes.of_client[client], seal=True, world=world)
+    loop.order = order
     if members is not None:
-        session.gate.vouch = Registered(members, drive.run_id)
+        session.gate.verify_signature = Registered(members, loop.run_id)
         roster = session.server.roster
         session.gate.enrolled(members.claims, lambda: [roster.examples(c) for c in members.now() if c in roster])
-    crowd = _Crowd(session, nodes, clock, members, Bulletin(folder))
+    crowd = MembershipMonitor(session, nodes, clock, members, Notices(folder))
     if session.started:
         clock.start(session.server.now)
         crowd.find_again(BACK)
@@ -97,11 +97,11 @@ def live(
         crowd.gather(wanted, wanted if least is None else least, gather_seconds)
         clock.start(0.0)
         crowd.meet()
-    drive.before_instant, drive.before_sends = crowd.look, crowd.expel
-    drive.after_error = crowd.rest
-    drive.present = nodes.of_client.__contains__
-    with Aside(Own(dict(experiment.method.layers))) as aside:
-        session.server.chores.employ(aside)
+    loop.before_instant, loop.before_sends = crowd.look, crowd.expel
+    loop.after_error = crowd.rest
+    loop.present = nodes.of_client.__contains__
+    with ThreadExecutor(InlineExecutor(dict(experiment.method.transforms))) as aside:
+        session.server.server_tasks.set_executor(aside)
         result = session.go(dict, dict)
     crowd.note_speeds()
     return result
@@ -134,14 +134,14 @@ class OnGrid:
 
 
 @dataclass
-class _Crowd:
+class MembershipMonitor:
     """Tells the server who comes and goes, and the registry how fast they were."""
 
     session: Session
-    nodes: Nodes
+    nodes: NodeDirectory
     clock: WallClock
     members: Members | None
-    bulletin: Bulletin
+    bulletin: Notices
     due: float = 0.0
     idle_since: float | None = None
     observed: dict[ClientId, int] = field(default_factory=dict)
@@ -160,17 +160,17 @@ class _Crowd:
             self.nodes.gather(wanted, seconds, nap, least=least, waiting=waiting)
         except NoClients as error:
             raise NoClients(f"{error}{self._absent(least)}") from None
-        if self.nodes.silent or len(self.nodes.present) + len(self.nodes.strange) < wanted:
+        if self.nodes.silent or len(self.nodes.present) + len(self.nodes.incompatible) < wanted:
             text = f"the run begins with {len(self.nodes.present)} clients{self._absent(wanted)}"
             self.bulletin.say(f"{text}; who answers later takes part from then on")
 
     def _absent(self, wanted: int) -> str:
         """Who did not answer, or is left out. Where fewer than `wanted` are there, those who went offline as well."""
         here, members = set(self.nodes.present), {} if self.members is None else self.members.now()
-        away = set(members) - here - set(self.nodes.strange) if len(here) < wanted else set()
+        away = set(members) - here - set(self.nodes.incompatible) if len(here) < wanted else set()
         mute = [self.name(client) for client in sorted(away | set(self.nodes.silent))]
         more = f" and {len(mute) - NAMED} more" if len(mute) > NAMED else ""
-        strange = "".join(f"; {self.name(c)} is left out: {why}" for c, why in sorted(self.nodes.strange.items()))
+        strange = "".join(f"; {self.name(c)} is left out: {why}" for c, why in sorted(self.nodes.incompatible.items()))
         return (f"; no answer from {', '.join(mute[:NAMED])}{more}" if mute else "") + strange
 
     def name(self, client: ClientId) -> str:
@@ -180,10 +180,10 @@ class _Crowd:
 
     def meet(self) -> None:
         """Before the start: who is there, and what they are."""
-        server, heard = self.session.server, self.session.heard
+        server, inputs = self.session.server, self.session.inputs
         for client in sorted(self.nodes.of_client):
             self._introduce(client)
-        heard.bar(set(server.roster) - set(self.nodes.of_client))
+        inputs.exclude(set(server.roster) - set(self.nodes.of_client))
         self._tell_who_is_missing()
         self._tell_who_is_left_out()
         self.due = self.clock.now() + WATCH
@@ -206,7 +206,7 @@ class _Crowd:
 
     def find_again(self, seconds: float) -> None:
         """After a restart: send jobs again to those who are there; those of the others have failed."""
-        server, heard = self.session.server, self.session.heard
+        server, inputs = self.session.server, self.session.inputs
         end = time.monotonic() + seconds
         self.nodes.refresh(at_once=True)
         while self._missing() and time.monotonic() < end:
@@ -216,13 +216,13 @@ class _Crowd:
         self.expel()
         for job in sorted(server.inflight.values(), key=lambda job: job.id):
             if job.client in gone:
-                heard.failed(job.id, "restart", self.clock.now())
+                inputs.failed(job.id, "restart", self.clock.now())
             else:
-                self.session.drive.resend(job)
+                self.session.loop.resend(job)
         for client in server.roster:
-            if client not in self.nodes.of_client and client not in server.barred:
-                heard.left(client, self.clock.now())
-        for client in sorted(set(self.nodes.of_client) & server.barred):
+            if client not in self.nodes.of_client and client not in server.excluded:
+                inputs.left(client, self.clock.now())
+        for client in sorted(set(self.nodes.of_client) & server.excluded):
             self._welcome(client)
         self.due = self.clock.now()
 
@@ -236,9 +236,9 @@ class _Crowd:
         came, gone = self.nodes.refresh()
         self.expel()
         for client in gone:
-            self.session.drive.refused.pop(client, None)  # when it comes back its owner may have allowed more
-            if client not in self.session.server.barred:
-                self.session.heard.left(client, self.clock.now())
+            self.session.loop.refused.pop(client, None)  # when it comes back its owner may have allowed more
+            if client not in self.session.server.excluded:
+                self.session.inputs.left(client, self.clock.now())
         rested = [client for client, until in self.resting.items() if until <= self.clock.now()]
         for client in rested:
             del self.resting[client]
@@ -252,7 +252,7 @@ class _Crowd:
         self.note_speeds()
 
     def _tell_who_is_left_out(self) -> None:
-        for client, why in sorted(self.nodes.strange.items()):
+        for client, why in sorted(self.nodes.incompatible.items()):
             self.bulletin.repeat(f"code of {client}", f"{self.name(client)} is left out of this run: {why}", math.inf)
 
     def _why_bounded(self, client: ClientId, asked: float, got: float) -> str:
@@ -263,25 +263,26 @@ class _Crowd:
         return f"{text}: gate.weight_medians={self.session.gate.weight_medians:g} times the median client"
 
     def _tell_who_refuses(self) -> None:
-        """Say which clients do not do what the configuration asks of them. Raises Hopeless if nobody here does."""
-        refused, here = self.session.drive.refused, set(self.nodes.of_client)
+        """Say which clients do not do what the configuration asks of them. Raises TooManyFailures if nobody here
+        does."""
+        refused, here = self.session.loop.refused, set(self.nodes.of_client)
         told = {client: f"{self.name(client)} refuses this run: {why}" for client, why in sorted(refused.items())}
         for client, text in told.items():
             self.bulletin.repeat(f"refusal of {client}", text, math.inf)
         if here and here <= set(refused) and not self.session.server.inflight:
             more = f"; and {len(here) - 1} more" if len(here) > 1 else ""
-            raise Hopeless(f"every client refuses this run: {told[min(here)]}{more}")
+            raise TooManyFailures(f"every client refuses this run: {told[min(here)]}{more}")
 
     def _tell_what_is_waited_for(self) -> None:
         """If nothing is in flight and no timer is due: how many clients a round needs, and how many there are."""
         server, now = self.session.server, self.clock.now()
-        if server.inflight or server.chores.open or (server.next_timer or math.inf) < now + REMIND:
+        if server.inflight or server.server_tasks.open or (server.next_timer or math.inf) < now + REMIND:
             self.idle_since = None
             return
         self.idle_since = now if self.idle_since is None else self.idle_since
         if now < self.idle_since + IDLE:
             return
-        here = len(set(self.nodes.of_client) - server.barred)
+        here = len(set(self.nodes.of_client) - server.excluded)
         needs = getattr(self.session.experiment.method.schedule, "min_updates", 1)
         opens = f"a round opens with {needs} clients" if here < needs else "no client is given work"
         are = "1 is online" if here == 1 else f"{here} are online"
@@ -299,8 +300,8 @@ class _Crowd:
         self.resting[client] = self.clock.now() + seconds
         why = reason.removeprefix(CANNOT_WRITE).strip()
         self.bulletin.say(f"{self.name(client)} cannot write to its disk ({why}); it is asked again in {seconds:g} s")
-        if client not in self.session.server.barred:
-            self.session.heard.left(client, self.clock.now())
+        if client not in self.session.server.excluded:
+            self.session.inputs.left(client, self.clock.now())
 
     def note_speeds(self) -> None:
         """What was observed, for the registry: the next run, and `fedhet clients list`, know it from there."""
@@ -317,14 +318,14 @@ class _Crowd:
         here = client in self.nodes.of_client and client in self.session.server.roster
         if here and client not in self.resting and client not in self.session.gate.suspended:
             self._introduce(client)
-            self.session.heard.joined(client, self.clock.now())
+            self.session.inputs.joined(client, self.clock.now())
 
     def _introduce(self, client: ClientId) -> None:
         """Tell the schedule what is known: observed before measured, measured before what the configuration assumes."""
         roster = self.session.server.roster
         if client not in roster:
             return
-        fields = self.nodes.told(client)
+        fields = self.nodes.declared_profile(client)
         member = self.members.now().get(client) if self.members is not None else None
         if member is not None:
             fields.pop("num_examples", None)  # a number that nobody approved
@@ -335,7 +336,7 @@ class _Crowd:
             fields |= {name: value for name, value in known.items() if value and math.isfinite(value)}
         fields = {name: value for name, value in fields.items() if value != getattr(roster[client], name)}
         if fields:
-            self.session.heard.told(client, fields)
+            self.session.inputs.profile_update(client, fields)
 
     def expel(self) -> None:
         """Whoever the registry does not let take part loses its place and its undecided updates at once.
@@ -345,14 +346,16 @@ class _Crowd:
         if self.members is None:
             return
         server, active = self.session.server, self.members.now()
-        pondered = [chore.update.job for chore in server.chores.open.values()]
-        jobs = [*server.buffer.values(), *server.inflight.values(), *pondered]
+        prepared = [chore.update.job for chore in server.server_tasks.open.values()]
+        jobs = [*server.buffer.values(), *server.inflight.values(), *prepared]
         concerned = {job.client for job in jobs} | set(self.nodes.of_client)
         for client in sorted(concerned - set(active)):
             self.nodes.of_client.pop(client, None)
             if client in server.roster:
-                self.session.heard.expel(client, self.members.state(client), self.clock.now())
-                self.session.gate.pardon(client)  # its fate is the registry's now: resumed there, it starts anew
+                self.session.inputs.expel(client, self.members.state(client), self.clock.now())
+                self.session.gate.clear_violations(
+                    client
+                )  # its fate is the registry's now: resumed there, it starts anew
 
     def _missing(self) -> set[ClientId]:
         return {job.client for job in self.session.server.inflight.values()} - set(self.nodes.of_client)

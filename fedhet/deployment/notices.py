@@ -23,7 +23,7 @@ LONGEST = 1000
 
 
 @dataclass
-class Bulletin:
+class Notices:
     """Writes a run's messages."""
 
     folder: Path

@@ -81,5 +81,5 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """`flwr run .`: compose the configuration from the run's `overrides` and drive this grid."""
+    """`flwr run .`: compose the configuration from the run's `overrides` and loop this grid."""
     serve(grid, context)

@@ -22,9 +22,9 @@ from fedhet.engine.server import Server
 from fedhet.engine.stopping import Limits
 from fedhet.engine.update_validation import Gate
 from fedhet.flower import reply_stream
-from fedhet.flower.event_loop import Drive
+from fedhet.flower.event_loop import EventLoop
 from fedhet.flower.initial_model import Layout, install
-from fedhet.flower.node_directory import Nodes, absence
+from fedhet.flower.node_directory import NodeDirectory, absence
 from fedhet.protocols import Clock
 from fedhet.provenance import device_code
 from fedhet.runs.experiment import Experiment
@@ -51,7 +51,7 @@ class MethodStrategy(flower.Strategy):
 
     def summary(self) -> None:
         method = self.experiment.method
-        parts = [method.schedule, method.space, method.rule, method.work, *(layer for _, layer in method.layers)]
+        parts = [method.schedule, method.space, method.rule, method.work, *(layer for _, layer in method.transforms)]
         log.info("fedhet method %s: %s", method.name, ", ".join(type(p).__name__ for p in parts))
 
     def start(
@@ -76,18 +76,18 @@ class MethodStrategy(flower.Strategy):
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
         clock = self.clock or (grid.as_clock() if isinstance(grid, OwnTime) else WallClock(self.poll))
-        grid = reply_stream.whole(grid)
+        grid = reply_stream.whole_replies(grid)
         server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=clock.now() + timeout))
         world = self.experiment.for_devices()
-        nodes = Nodes(grid, clock, code=device_code.hashes(device_code.modules(world), running=False))
+        nodes = NodeDirectory(grid, clock, code=device_code.hashes(device_code.modules(world), running=False))
         there = min(len(self.experiment.clients), max(1, len(list(grid.get_node_ids()))))
         nodes.gather(self.wanted or there, timeout, lambda: clock.wait(None), least=self.wanted or 1)
         result = flower.Result()
-        server.barred.update(set(server.roster) - set(nodes.of_client))
+        server.excluded.update(set(server.roster) - set(nodes.of_client))
         for notice in absence(server.taking_part, len(server.roster)):
             log.warning(notice)
         gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world, running=False), sealed=True)
-        drive = Drive(
+        loop = EventLoop(
             server, grid, clock, gate, lambda client: nodes.of_client[client], True,
             world, self.experiment.timeout,
         )  # fmt: skip
@@ -102,9 +102,9 @@ class MethodStrategy(flower.Strategy):
             if evaluate_fn is not None and (metrics := evaluate_fn(seen, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[seen] = metrics
 
-        drive.after_instant = look
+        loop.after_instant = look
         look()
-        drive.run()
+        loop.run()
         look()
         return result
 

@@ -55,7 +55,7 @@ class Aggregation(Protocol):
 
 
 @runtime_checkable
-class Foreseen(Protocol):
+class KnownGroupSize(Protocol):
     """What a schedule says if it knows before the run how many updates it combines at a time."""
 
     def at_a_time(self, clients: int) -> int | None:
@@ -107,7 +107,7 @@ class Additive(Protocol):
         """c_i, which multiplies `update.scale` times its delta, and m_i."""
         ...
 
-    def whole(self, mass: float, count: int, view: View) -> float:
+    def divisor(self, mass: float, count: int, view: View) -> float:
         """What the sum is divided by, from the sum of all m_i and the number of updates. Raises ValueError if there is
         nothing to divide by."""
         ...

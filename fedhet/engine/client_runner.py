@@ -9,14 +9,14 @@ from itertools import groupby
 from typing import Protocol
 
 from fedhet import native
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.engine.method import Method
 from fedhet.model.batch_joining import Joined
 from fedhet.model.flat_model import Model
 from fedhet.numerics import wire_format
 from fedhet.numerics.rng import number, seeded
 from fedhet.numerics.tree import FlatTree
-from fedhet.protocols import Shard, Together
+from fedhet.protocols import BatchedWork, Shard
 from fedhet.types import ClientId, Job, Memory, Tree, Update
 
 Memories = dict[str, Memory]
@@ -47,18 +47,18 @@ class Device:
     world: World
     seed: int
     _rooms: dict[int, native.BatchedStepper | None] = field(default_factory=dict)
-    _together: Together | None = field(init=False)
+    _together: BatchedWork | None = field(init=False)
 
     def __post_init__(self) -> None:
         method, model = self.method, self.model
-        plain = all(type(layer).send is AbstractLayer.send for _, layer in method.layers)
+        plain = all(type(layer).send is AbstractTransform.send for _, layer in method.transforms)
         whole = model.perceptron is not None and len(model.flat) == model.perceptron.size
-        work = method.work if isinstance(method.work, Together) and method.work.beside else None
+        work = method.work if isinstance(method.work, BatchedWork) and method.work.can_batch else None
         able = plain and whole and 2 * model.flat.nbytes <= BESIDE and "flat" in method.space.gives
         self._together = work if able else None
 
     @property
-    def beside(self) -> bool:
+    def can_batch(self) -> bool:
         """Whether `together` can be asked: the model is a perceptron with the standard loss and small beside a cache,
         the space sends the whole model as one vector, nothing is done to it on its way, and the work can."""
         return self._together is not None
@@ -88,7 +88,7 @@ class Device:
         memories["space"] = _kept(model)
         return self._send(update, memories)
 
-    def together(
+    def run_batch(
         self, jobs: Sequence[Job], payloads: Sequence[Tree], rooms: Sequence[memoryview | None] = ()
     ) -> list[Update] | None:
         """Jobs of several clients without memories, or None if they are for `answer`. No bit depends on which.
@@ -112,7 +112,7 @@ class Device:
                 return None
             deltas = [wire_format.blank(model.schema, room) for room in free[group]]
             rows.begin(befores[group], [delta.flat for delta in deltas])
-            told = work.together(rows, shards[group], jobs[group])
+            told = work.run_batch(rows, shards[group], jobs[group])
             rows.finish()
             if told is None or not all(math.isfinite(v) for metrics in told for v in metrics.values()):
                 return None  # one by one the one whose training diverged fails alone
@@ -128,7 +128,7 @@ class Device:
 
     def _send(self, update: Update, memories: Memories) -> Update:
         """What the layers make of an update on its way; memories that emptied are forgotten."""
-        for name, layer in self.method.layers:
+        for name, layer in self.method.transforms:
             update = layer.send(update, memories.setdefault(name, {}))
         for name in [n for n, m in memories.items() if not m]:
             del memories[name]

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedhet.engine.aggregator import Demanding
-from fedhet.engine.background_tasks import Chore, Pondering
-from fedhet.engine.server_state import AbstractBooks, Seen
-from fedhet.engine.stopping import BLAMELESS, PATIENCE, Diverged, Hopeless, ScheduleError
+from fedhet.engine.background_tasks import AsksServerTasks, ServerTask
+from fedhet.engine.server_state import AbstractServerState, Seen
+from fedhet.engine.stopping import BLAMELESS, PATIENCE, Diverged, ScheduleError, TooManyFailures
 from fedhet.numerics import tree, wire_format
 from fedhet.numerics.tree import Schema
 from fedhet.types import (
@@ -31,7 +31,6 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
-    Ending,
     Event,
     Failed,
     Job,
@@ -39,6 +38,7 @@ from fedhet.types import (
     Joined,
     Left,
     Note,
+    RunEnding,
     Started,
     Stop,
     Tree,
@@ -64,7 +64,7 @@ class Send:
 
 
 @dataclass
-class Server(AbstractBooks):
+class Server(AbstractServerState):
     """One federation. Construct, `start`, then feed events and `settle` after each instant until `over` says why."""
 
     # What the host calls
@@ -72,7 +72,7 @@ class Server(AbstractBooks):
     @property
     def next_timer(self) -> float | None:
         """The second at which `wake` is due, if any."""
-        times = [self.timers[0] if self.timers else None, self.chores.next_due]
+        times = [self.timers[0] if self.timers else None, self.server_tasks.next_due]
         return min((at for at in times if at is not None), default=None)
 
     def start(self) -> None:
@@ -97,7 +97,7 @@ class Server(AbstractBooks):
         if not earlier:
             self.held[job.client] = job.version
         self.counts["arrived"] += 1
-        self.barren = 0
+        self.consecutive_failures = 0
         self._emit(
             "arrived", job=job.id, client=job.client, version=job.version, seconds=seconds,
             weight=update.weight, metrics=dict(update.metrics),
@@ -113,7 +113,7 @@ class Server(AbstractBooks):
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts["failed: " + reason.partition(":")[0]] += 1
         self._emit("failed", job=job.id, client=job.client, reason=reason)
-        self._mourn(job.client, reason, own=reason.startswith(OWN))
+        self._check_failure_streak(job.client, reason, own=reason.startswith(OWN))
         self._react(Failed(job, reason))
 
     def reject(self, job: Job, code: str, detail: str, now: float) -> None:
@@ -124,13 +124,13 @@ class Server(AbstractBooks):
         self.seen.setdefault(job.client, Seen()).failed += 1
         self.counts[f"rejected: {code}"] += 1
         self._emit("rejected", client=job.client, job=job.id, code=code, detail=detail)
-        self._mourn(job.client, f"rejected: {code}: {detail}", own=code not in BLAMELESS)
+        self._check_failure_streak(job.client, f"rejected: {code}: {detail}", own=code not in BLAMELESS)
         self._react(Failed(job, f"rejected: {code}"))
 
     def joined(self, client: ClientId, now: float) -> None:
         """A client that is in the roster (again) and may be given work."""
         self._advance(now)
-        self.barred.discard(client)
+        self.excluded.discard(client)
         self.held.pop(client, None)  # it may come back on another device, whatever an earlier one still answers
         if client in self._busy:
             self.sent_earlier.update(job.id for job in self.inflight.values() if job.client == client)
@@ -140,7 +140,7 @@ class Server(AbstractBooks):
     def left(self, client: ClientId, now: float) -> None:
         """A client that may not be given work any more; its job in flight fails or arrives by itself."""
         self._advance(now)
-        self.barred.add(client)
+        self.excluded.add(client)
         if client in self._assigned:
             del self._assigned[client]
             self._busy.discard(client)
@@ -153,26 +153,26 @@ class Server(AbstractBooks):
         A schedule that names such an update later has it left out of what it asked for.
         """
         self._advance(now)
-        for number in [n for n, chore in self.chores.open.items() if chore.update.job.client == client]:
-            self._release(self.chores.drop(number).update.job.version)
+        for number in [n for n, chore in self.server_tasks.open.items() if chore.update.job.client == client]:
+            self._release(self.server_tasks.drop(number).update.job.version)
             self.counts[f"dropped: {reason}"] += 1
             self._emit("dropped", jobs=[number], reason=reason)
         undecided = [job for job in self.buffer.values() if job.client == client]
         if undecided:
             jobs = tuple(job.id for job in undecided)
             self._carry_out(Drop(jobs, reason))
-            self.withdrawn.update(set(jobs) - set(self.carried))  # what is carried no schedule names again
+            self.revoked_jobs.update(set(jobs) - set(self.carried))  # what is carried no schedule names again
         self.left(client, now)
         for job in [job for job in self.inflight.values() if job.client == client]:
             self.failed(job.id, reason, now)
 
     def wake(self, now: float) -> None:
-        """All chores and timers that are due, one by one."""
+        """All server_tasks and timers that are due, one by one."""
         self._advance(now)
-        while not self.over and (chore := self.chores.due(self.now + SLACK)) is not None:
-            layer, memory = dict(self.method.layers)[chore.layer], self.memories.setdefault(chore.layer, {})
-            assert isinstance(layer, Pondering)
-            layer.solved(chore.update, self.chores.hands.result(chore), memory)
+        while not self.over and (chore := self.server_tasks.due(self.now + SLACK)) is not None:
+            layer, memory = dict(self.method.transforms)[chore.layer], self.memories.setdefault(chore.layer, {})
+            assert isinstance(layer, AsksServerTasks)
+            layer.complete(chore.update, self.server_tasks.hands.result(chore), memory)
             self._buffer(chore.update, chore.seconds)
         while self.timers and self.timers[0] <= self.now + SLACK and not self.over:
             at = heapq.heappop(self.timers)
@@ -200,7 +200,7 @@ class Server(AbstractBooks):
     def expects(self, job: Job) -> Schema:
         """What the answer to a job must look like on the wire."""
         schema = self.space.expects(self.bases[job.version], job)
-        for _, layer in self.method.layers:
+        for _, layer in self.method.transforms:
             schema = layer.wire(schema)
         return schema
 
@@ -223,12 +223,12 @@ class Server(AbstractBooks):
         if self.closing or not self._pondering:
             return False
         ((name, layer),) = self._pondering
-        asked = layer.ponder(update, self, self.memories.setdefault(name, {}))
+        asked = layer.prepare(update, self, self.memories.setdefault(name, {}))
         if asked is None:
             return False
         task, cost = asked
-        self.chores.take(Chore(update, name, task, self.now + cost, seconds))
-        self._emit("pondered", job=update.job.id, client=update.job.client, until=self.now + cost)
+        self.server_tasks.take(ServerTask(update, name, task, self.now + cost, seconds))
+        self._emit("prepared", job=update.job.id, client=update.job.client, until=self.now + cost)
         return True
 
     def _react(self, event: Event) -> None:
@@ -246,7 +246,7 @@ class Server(AbstractBooks):
             return
         self._busy.difference_update(self._assigned)
         self._assigned.clear()
-        for command in self.method.schedule.react(Ending(), self):
+        for command in self.method.schedule.react(RunEnding(), self):
             self._carry_out(command)
         self.over = self.closing
         self._emit("stopped", reason=self.over, unfinished=len(self.inflight), buffered=len(self.buffer))
@@ -283,7 +283,7 @@ class Server(AbstractBooks):
             raise ScheduleError(f"{who} assigned client {client}, which has a job already")
         if client not in self.roster:
             raise ScheduleError(f"{who} assigned client {client}, which is not in the roster")
-        if client in self.barred:
+        if client in self.excluded:
             self._emit("skipped", client=client, reason="suspended or gone")
             return
         self._assigned[command.client] = command
@@ -315,14 +315,16 @@ class Server(AbstractBooks):
 
     def _step(self, updates: list[Update]) -> tuple[list[Update], Tree]:
         """What comes of the cohort's updates: as they count, and the step that is added to the model."""
-        inward = self.method.layers[::-1]
+        inward = self.method.transforms[::-1]
         for name, layer in inward:
             memory = self.memories.setdefault(name, {})
             updates = [layer.arrive(u, self, memory) for u in updates]
-        updates = [replace(u, delta=self.space.accept(self.bases[u.job.version], u.job, u.delta)) for u in updates]
+        updates = [
+            replace(u, delta=self.space.decode_delta(self.bases[u.job.version], u.job, u.delta)) for u in updates
+        ]
         delta = self.aggregator.combine(self.method.rule, updates, self.space, self)
         for name, layer in inward:
-            step, beside = self.space.parts(delta) if name.startswith("optimizer") else (delta, {})
+            step, beside = self.space.split_optimized(delta) if name.startswith("optimizer") else (delta, {})
             delta = tree.join(layer.finish(step, self, self.memories.setdefault(name, {})), beside)
         if not math.isfinite(tree.squared_norm(delta)):
             raise Diverged(
@@ -334,7 +336,7 @@ class Server(AbstractBooks):
         """Combine these and what was carried over; or carry all of it to the next combination, if the rule says that
         it is too few. Of a client that has a newer update the carried one is dropped: nobody counts twice by waiting.
 
-        Raises Hopeless if that happens again and again and what is carried grows no more.
+        Raises TooManyFailures if that happens again and again and what is carried grows no more.
         """
         if not ids:
             raise ScheduleError(f"{type(self.method.schedule).__name__} combined nothing")
@@ -357,7 +359,7 @@ class Server(AbstractBooks):
             self.stuck = 0 if len(together) > len(carried) else self.stuck + 1
             self.carried = list(together)
         if self.stuck >= max(PATIENCE, 3 * len(self.roster)):
-            raise Hopeless(f"nothing could be combined the last {self.stuck} times: rule.{lack.key}: {lack.why}")
+            raise TooManyFailures(f"nothing could be combined the last {self.stuck} times: rule.{lack.key}: {lack.why}")
 
     def _aggregate(self, ids: Sequence[JobId]) -> None:
         """One combination: arrive, rule, finish, merge. The page to show anyone who asks what federated learning is."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.engine.aggregator import Aggregator, Flat
-from fedhet.engine.background_tasks import Chores, Own, Pondering
+from fedhet.engine.background_tasks import AsksServerTasks, InlineExecutor, ServerTasks
 from fedhet.engine.method import Method
-from fedhet.engine.stopping import FEW, NAMED, PATIENCE, PERSISTENT, Hopeless, Limits, ScheduleError
+from fedhet.engine.stopping import FEW, NAMED, PATIENCE, PERSISTENT, Limits, ScheduleError, TooManyFailures
 from fedhet.numerics.rng import stream
 from fedhet.population.roster import Clients, IdleClients
 from fedhet.protocols import Adapters, Idle, Normed, Space
@@ -45,7 +45,7 @@ Emit = Callable[[float, str, Mapping[str, Any]], None]
 
 
 @dataclass
-class AbstractBooks:
+class AbstractServerState:
     """The state of one federation. `fedhet.engine.server.Server` says what happens to it."""
 
     method: Method
@@ -70,8 +70,8 @@ class AbstractBooks:
     sent_earlier: set[JobId] = field(default_factory=set)
     """Jobs in flight whose client joined again since: an answer does not tell what its device now holds."""
     seen: dict[ClientId, Seen] = field(default_factory=dict)
-    barred: set[ClientId] = field(default_factory=set)
-    withdrawn: set[JobId] = field(default_factory=set)
+    excluded: set[ClientId] = field(default_factory=set)
+    revoked_jobs: set[JobId] = field(default_factory=set)
     carried: list[JobId] = field(default_factory=list)
     """Updates that were too few for the rule when a schedule combined them: they go into the next combination."""
     stuck: int = 0
@@ -81,7 +81,7 @@ class AbstractBooks:
     draws: int = 0
     jobs: int = 0
     landed: int = 0
-    barren: int = 0
+    consecutive_failures: int = 0
     opened: float = 0.0
     """The second of the first dispatch."""
     cause: str = ""
@@ -93,12 +93,14 @@ class AbstractBooks:
 
     def __post_init__(self) -> None:
         self.bases.setdefault(self.version, self.state)
-        self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.barred)
-        self.chores = Chores(Own(dict(self.method.layers)))
+        self._idle = IdleClients(self.roster, self._busy, lambda: self.now, self.excluded)
+        self.server_tasks = ServerTasks(InlineExecutor(dict(self.method.transforms)))
         # asked for with every arrival: protocols take their time to say whether somebody keeps them
         self._rank = self.space.rank if isinstance(self.space, Adapters) else 0
-        acting = [(name, one) for name, one in self.method.layers if type(one).arrive is not AbstractLayer.arrive]
-        self._pondering = [(name, one) for name, one in acting[-1:] if isinstance(one, Pondering)]
+        acting = [
+            (name, one) for name, one in self.method.transforms if type(one).arrive is not AbstractTransform.arrive
+        ]
+        self._pondering = [(name, one) for name, one in acting[-1:] if isinstance(one, AsksServerTasks)]
 
     # What plug-ins may read
 
@@ -120,11 +122,11 @@ class AbstractBooks:
     def observed(self, client: ClientId) -> Seen:
         return self.seen.get(client) or Seen()
 
-    def a_norm(self, job: Job) -> float:
+    def fednova_norm(self, job: Job) -> float:
         work = self.method.work
         if not isinstance(work, Normed):
             raise TypeError(f"work {type(work).__name__} does not say what its steps add up to")
-        return work.a_norm(job)
+        return work.fednova_norm(job)
 
     def rank_of(self, job: Job) -> int:
         """The rank of a job's adapters, 0 if it has none."""
@@ -145,14 +147,14 @@ class AbstractBooks:
     @property
     def absent(self) -> set[ClientId]:
         """Clients of the roster that were never there: they may be given no work and never had any."""
-        return {client for client in self.barred if client not in self.turns and client in self.roster}
+        return {client for client in self.excluded if client not in self.turns and client in self.roster}
 
     @property
     def undecided(self) -> Mapping[JobId, Job]:
         """Jobs whose updates are in, and neither combined nor dropped: buffered, or with a layer that has a chore."""
-        if not self.chores.open:
+        if not self.server_tasks.open:
             return self.buffer
-        return {**self.buffer, **{number: chore.update.job for number, chore in self.chores.open.items()}}
+        return {**self.buffer, **{number: chore.update.job for number, chore in self.server_tasks.open.items()}}
 
     @property
     def taking_part(self) -> int:
@@ -165,8 +167,8 @@ class AbstractBooks:
         self.buffer = {job.id: job for job in buffered}
         self.updates = {job: self.aggregator.arrived(update) for job, update in updates.items()}
         self._busy.update(job.client for job in inflight)
-        pondered = [chore.update.job for chore in self.chores.open.values()]
-        self._holders = Counter(job.version for job in [*inflight, *buffered, *pondered])
+        prepared = [chore.update.job for chore in self.server_tasks.open.values()]
+        self._holders = Counter(job.version for job in [*inflight, *buffered, *prepared])
 
     def row(self) -> Mapping[str, Any]:
         """The ledger of updates: every dispatched job is in exactly one of these."""
@@ -177,7 +179,7 @@ class AbstractBooks:
             "late": {k[9:]: n for k, n in counts.items() if k.startswith("dropped: ")},
             "rejected": {k[10:]: n for k, n in counts.items() if k.startswith("rejected: ")},
             "failed": {k[8:]: n for k, n in counts.items() if k.startswith("failed: ")},
-            "buffered": len(self.buffer) + len(self.chores.open),
+            "buffered": len(self.buffer) + len(self.server_tasks.open),
             "unfinished": len(self.inflight),
         }
 
@@ -225,8 +227,8 @@ class AbstractBooks:
 
     def _standing(self, jobs: Sequence[JobId]) -> tuple[JobId, ...]:
         """Those of these jobs that were not withdrawn."""
-        standing = tuple(job for job in jobs if job not in self.withdrawn)
-        self.withdrawn.difference_update(jobs)
+        standing = tuple(job for job in jobs if job not in self.revoked_jobs)
+        self.revoked_jobs.difference_update(jobs)
         return standing
 
     def _unbuffer(self, job_id: JobId) -> Job:
@@ -235,13 +237,13 @@ class AbstractBooks:
         del self.updates[job_id]
         return self.buffer.pop(job_id)
 
-    def _mourn(self, client: ClientId, reason: str, *, own: bool) -> None:
+    def _check_failure_streak(self, client: ClientId, reason: str, *, own: bool) -> None:
         """Count failures in a row; give up when they outnumber anything a shaky federation explains.
 
         `own` failures are the client's doing and would come again. If all who were asked first fail by the same one,
         and several did, so will everybody.
         """
-        self.barren += 1
+        self.consecutive_failures += 1
         seen = self.seen.setdefault(client, Seen())
         if own:
             seen.faults, seen.why = seen.faults + 1, reason
@@ -250,13 +252,17 @@ class AbstractBooks:
         cause = _cause(reason) if own and not self.counts["arrived"] else ""
         self.alike = {*self.alike, client} if cause and cause == self.cause else {client} if cause else set()
         self.cause = cause
-        several = cause and self.barren >= FEW and len(self.alike) >= min(FEW, len(self.roster) - len(self.barred))
+        several = (
+            cause
+            and self.consecutive_failures >= FEW
+            and len(self.alike) >= min(FEW, len(self.roster) - len(self.excluded))
+        )
         if several and not any(job.sent <= self.opened for job in self.inflight.values()):
-            raise Hopeless(
+            raise TooManyFailures(
                 f"{len(self.alike)} clients failed by the same error, and nothing has arrived from anybody: {reason}"
             )
-        if self.barren >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
-            raise Hopeless(f"the last {self.barren} jobs all failed; the last one: {reason}")
+        if self.consecutive_failures >= max(PATIENCE, 3 * min(len(self.roster), 10 * PATIENCE)):
+            raise TooManyFailures(f"the last {self.consecutive_failures} jobs all failed; the last one: {reason}")
 
 
 def _cause(reason: str) -> str:

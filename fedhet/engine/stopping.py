@@ -24,7 +24,7 @@ class Diverged(RuntimeError):
     """The combined update is not finite: the model is lost, the last good one is kept."""
 
 
-class Hopeless(RuntimeError):
+class TooManyFailures(RuntimeError):
     """Job after job fails and nothing arrives: the run would go on like this for ever."""
 
 

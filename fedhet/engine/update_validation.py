@@ -57,26 +57,27 @@ class Gate:
     holds, of each client whose weight was cut, what it asked for last and what it got.
 
     Deltas, as they cross the wire: norms above `max_norm` are refused; above `clip` medians of the last accepted ones
-    they are cut to that length by `Update.scale` (None: never); `clones` refuses bytes another client sent for the same
-    combination. `per_buffer` is the most updates of one client that may wait to be combined (None: any number).
+    they are cut to that length by `Update.scale` (None: never); `reject_duplicates` refuses bytes another client sent
+    for the same combination. `per_buffer` is the most updates of one client that may wait to be combined (None: any
+    number).
 
-    Conduct: `suspend_after` rejections suspend a client (0: never), of which every `forgive_after` accepted updates
-    forgive one, for `suspend_seconds` of the run's clock (None: until `pardon`). `vouch` is there where clients are
-    enrolled. Raises ValueError for values out of range.
+    Conduct: `suspend_after` rejections suspend a client (0: never), of which every `clear_violation_after` accepted
+    updates forgive one, for `suspend_seconds` of the run's clock (None: until `pardon`). `vouch` is there where clients
+    are enrolled. Raises ValueError for values out of range.
     """
 
     max_weight: float | None = None
     weight_medians: float | str | None = AUTO
     max_norm: float = 1e15
     clip: float | None = None
-    clones: bool = False
+    reject_duplicates: bool = False
     per_buffer: int | None = None
     suspend_after: int = 5
-    forgive_after: int = 20
+    clear_violation_after: int = 20
     suspend_seconds: float | None = None
     sealed: bool = False
     code: str = ""
-    vouch: Vouch | None = None
+    verify_signature: Vouch | None = None
     strikes: dict[ClientId, float] = field(default_factory=dict)
     suspended: dict[ClientId, float] = field(default_factory=dict)
     """Until which second of the run; infinity without `suspend_seconds`."""
@@ -97,10 +98,10 @@ class Gate:
             if value is not None and (name, value) != ("weight_medians", AUTO) and not value > 0:
                 key = name if name == "max_weight" else f"gate.{name}"  # as people set them
                 raise ValueError(f"{key}={value} must be positive, or null for no such limit")
-        if self.suspend_after < 0 or self.forgive_after < 1:
+        if self.suspend_after < 0 or self.clear_violation_after < 1:
             raise ValueError(
                 f"gate.suspend_after={self.suspend_after} must be 0 (never) or more rejections, "
-                f"gate.forgive_after={self.forgive_after} at least 1 accepted update"
+                f"gate.clear_violation_after={self.clear_violation_after} at least 1 accepted update"
             )
 
     def check(
@@ -162,10 +163,10 @@ class Gate:
         """Updates that were accepted before: by an earlier life of the run, in their order."""
         for update in updates:
             norm = math.sqrt(tree.squared_norm(update.delta))
-            digest = self._digest(wire_format.encode(update.delta), norm) if self.clones else ""
+            digest = self._digest(wire_format.encode(update.delta), norm) if self.reject_duplicates else ""
             self._note(update.job, norm * update.scale, digest)
 
-    def strike(self, client: ClientId, code: str = "", now: float = 0.0) -> bool:
+    def record_violation(self, client: ClientId, code: str = "", now: float = 0.0) -> bool:
         """Count a rejection at a second of the run; True if the client is suspended by it."""
         self.rejections.setdefault(client, Counter())[code] += 1
         if code in BLAMELESS:
@@ -176,7 +177,7 @@ class Gate:
             return True
         return False
 
-    def pardon(self, client: ClientId) -> None:
+    def clear_violations(self, client: ClientId) -> None:
         """The way back: forget what a client did."""
         self.strikes.pop(client, None)
         self.suspended.pop(client, None)
@@ -191,7 +192,7 @@ class Gate:
         """Pardon those whose time is over; who they are, ascending."""
         free = sorted(client for client, until in self.suspended.items() if until <= now + 1e-9)
         for client in free:
-            self.pardon(client)
+            self.clear_violations(client)
         return free
 
     def dump(self) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class Gate:
                 return Rejected("quota", f"{count} updates of client {sender} wait to be combined already")
         if self.code and answer.code != self.code:
             return Rejected("code", "the client runs other code than the server where the method needs the same")
-        return None if self.vouch is None else self.vouch(answer)
+        return None if self.verify_signature is None else self.verify_signature(answer)
 
     def _weight_bound(self, roster: Clients) -> float:
         if self.weight_medians is None or isinstance(self.weight_medians, str):
@@ -245,7 +246,7 @@ class Gate:
 
     def _digest(self, payload: bytes | memoryview, norm: float) -> str:
         """Empty where copies are not looked for; two updates that are zero are no copies."""
-        return wire_format.digest(payload) if self.clones and norm > 0.0 else ""
+        return wire_format.digest(payload) if self.reject_duplicates and norm > 0.0 else ""
 
     def _twin(self, digest: str, sender: ClientId, waiting: Mapping[JobId, Job]) -> Job | None:
         if not digest:
@@ -260,6 +261,6 @@ class Gate:
         if digest:
             self._digests[digest] = job
         if job.client in self.strikes:
-            self.strikes[job.client] -= 1.0 / self.forgive_after
+            self.strikes[job.client] -= 1.0 / self.clear_violation_after
             if self.strikes[job.client] <= 1e-9:
                 del self.strikes[job.client]

@@ -13,10 +13,10 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedhet.engine.background_tasks import Pondering
+from fedhet.engine.background_tasks import AsksServerTasks
 from fedhet.engine.client_runner import Device, Memories
 from fedhet.flower import messages as records
-from fedhet.flower.job_batch import Brief
+from fedhet.flower.job_batch import JobRecord
 from fedhet.flower.messages import Sign
 from fedhet.numerics import wire_format
 from fedhet.provenance import device_code, source_tree
@@ -56,9 +56,9 @@ def client_app(
 
     def _from_disk(state: Path, run: str, job: Job, message: Message) -> RecordDict:
         """The answer that the disk holds if it is to this very job, else a new one, kept before it is sent."""
-        from fedhet.flower.client_state import Keep
+        from fedhet.flower.client_state import ClientStateStore
 
-        keep = Keep(state / "runs")
+        keep = ClientStateStore(state / "runs")
         kept = keep.read(run)
         payload, sha256 = records.read_payload(message.content)
         name = f"{job.id} {job.version} {job.turn} {sha256 or wire_format.digest(payload)}"
@@ -72,13 +72,13 @@ def client_app(
 
     def chore(message: Message, context: Context) -> Message:
         """The server's own work, done by a simulated run's workers: the layer's name is the group of the message."""
-        layer = dict(device_of(message).method.layers)[message.metadata.group_id]
-        assert isinstance(layer, Pondering)
-        found = layer.solve(wire_format.open_tree(message.content.array_records["task"]["tree"].data))
-        return Message(RecordDict({"result": records.parcel(wire_format.encode(found))}), reply_to=message)
+        layer = dict(device_of(message).method.transforms)[message.metadata.group_id]
+        assert isinstance(layer, AsksServerTasks)
+        found = layer.run(wire_format.open_tree(message.content.array_records["task"]["tree"].data))
+        return Message(RecordDict({"result": records.payload_record(wire_format.encode(found))}), reply_to=message)
 
     if not seal:  # a device far from the server does no work of the server's
-        app.query("chore")(chore)
+        app.query("server_task")(chore)
 
     @app.query("profile")
     def profile(message: Message, context: Context) -> Message:
@@ -117,26 +117,28 @@ class DeviceApp:
     def __call__(self, message: Message, context: Context) -> Message:
         return self._app(message, context)
 
-    def brief(self, message: Message, context: Context) -> Brief | None:
+    def record_of(self, message: Message, context: Context) -> JobRecord | None:
         """The job and its payload, if they are all there is; None if the message is for the app."""
-        if not self._device.beside or context.state or message.metadata.message_type != "train":
+        if not self._device.can_batch or context.state or message.metadata.message_type != "train":
             return None
         payload, sha256 = records.read_payload(message.content)
         own = context.node_config.get("partition-id", "")
-        return None if sha256 else Brief(f"{own} {records.job_text(message.content)}", payload)
+        return None if sha256 else JobRecord(f"{own} {records.job_text(message.content)}", payload)
 
-    def together(self, briefs: Sequence[Brief], rooms: Sequence[memoryview | None]) -> list[Brief] | None:
+    def run_batch(self, briefs: Sequence[JobRecord], rooms: Sequence[memoryview | None]) -> list[JobRecord] | None:
         """Header and payload of the answers; None if the messages are for the app."""
         told = [brief.text.partition(" ") for brief in briefs]
         jobs = [records.parse_job(job)[0] for _, _, job in told]
         if any(own not in ("", str(job.client)) for job, (own, _, _) in zip(jobs, told, strict=True)):
             return None  # the app says what is wrong with it
-        updates = self._device.together(jobs, [wire_format.open_tree(brief.payload) for brief in briefs], rooms)
+        updates = self._device.run_batch(jobs, [wire_format.open_tree(brief.payload) for brief in briefs], rooms)
         if updates is None:
             return None
-        return [Brief(records.answer_text(update, self._code), wire_format.encode(update.delta)) for update in updates]
+        return [
+            JobRecord(records.answer_text(update, self._code), wire_format.encode(update.delta)) for update in updates
+        ]
 
-    def reply(self, message: Message, answer: Brief) -> Message:
+    def reply(self, message: Message, answer: JobRecord) -> Message:
         """The message that the app would have answered with."""
         return Message(records.compose_answer(answer.text, answer.payload), reply_to=message)
 
@@ -156,4 +158,4 @@ def remember(context: Context, memories: Memories) -> None:
     for name in [n for n in context.state if n.startswith("memory.")]:
         del context.state[name]
     for name, memory in sorted(memories.items()):
-        context.state["memory." + name] = records.parcel(wire_format.encode(memory))
+        context.state["memory." + name] = records.payload_record(wire_format.encode(memory))

@@ -22,7 +22,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedhet.engine.client_runner import Memories
 from fedhet.federation.common import private_files
-from fedhet.flower.messages import parcel
+from fedhet.flower.messages import payload_record
 from fedhet.numerics import wire_format
 from fedhet.system.atomic_file import DamagedError
 
@@ -37,7 +37,7 @@ class CannotWrite(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ClientState:
     """A run's file as it was read: the job answered last, its answer, and the memories after it."""
 
     job: str = ""
@@ -46,17 +46,17 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class ClientStateStore:
     """The folder of a device's runs."""
 
     folder: Path
 
-    def read(self, run: str) -> Kept:
+    def read(self, run: str) -> ClientState:
         """What is kept of a run; empty if it is new. Raises DamagedError for a file that is not what was written:
         memories that were altered would bend every later answer."""
         path = self._path(run)
         if not path.exists():
-            return Kept()
+            return ClientState()
         told, _, rest = private_files.read_private(path).partition(b"\n")
         if told.decode(errors="replace") != wire_format.digest(rest):
             raise DamagedError(f"{path} is not what was written: delete it, and the client goes on with empty memories")
@@ -67,10 +67,10 @@ class Keep:
         for size in [about["answer"], *about["memories"].values()]:
             parts.append(data[at : at + size])
             at += size
-        content: Mapping[str, Any] = {"fedhet": ConfigRecord(about["head"]), "payload": parcel(bytes(parts[0]))}
+        content: Mapping[str, Any] = {"fedhet": ConfigRecord(about["head"]), "payload": payload_record(bytes(parts[0]))}
         trees = (wire_format.open_tree(bytearray(part)) for part in parts[1:])
         memories = {name: dict(tree) for name, tree in zip(about["memories"], trees, strict=True)}
-        return Kept(about["job"], RecordDict(content), memories)  # type: ignore[arg-type]
+        return ClientState(about["job"], RecordDict(content), memories)  # type: ignore[arg-type]
 
     def check(self, run: str) -> None:
         """Before a job is done: raises CannotWrite if its answer could hardly be kept."""
@@ -84,8 +84,8 @@ class Keep:
             raise CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
-        """Keep an answer and the memories after it, in place of what was kept before; on the disk on return. Raises
-        CannotWrite."""
+        """ClientStateStore an answer and the memories after it, in place of what was kept before; on the disk on
+        return. Raises CannotWrite."""
         try:
             self._write(run, job, answer, memories)
         except OSError as error:

@@ -4,7 +4,7 @@
 * A grid gives messages their ids through a private slot, as Flower's own grids do.
 * `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
 * Both ends of the conversation with a SuperLink have files of their own: `flower_fleet` and `flower_replies`.
-* `flower_socket` starts Flower's programs so that they listen on socket files.
+* `socket_files` starts Flower's programs so that they listen on socket files.
 * `flower_legacy` lets servers of old send from their threads in virtual time.
 * What a run configuration means is asked of Flower's own parser: `parse_overrides` and `flat_config`.
 """

@@ -43,7 +43,7 @@ Place = tuple[tuple[Any, ...], ...]
 
 
 @dataclass
-class Drive:
+class EventLoop:
     """Carries a server's sends and a grid's replies. `nodes` maps clients to node ids.
 
     `after_error` hears of every error that a device answers a job with, once the server has.
@@ -166,7 +166,7 @@ class Drive:
             verdict = Rejected(error.code, error.detail)
         if isinstance(verdict, Rejected):
             self.tell.reject(job, verdict.code, verdict.detail, now)
-            if self.gate.strike(job.client, verdict.code, now):
+            if self.gate.record_violation(job.client, verdict.code, now):
                 self.tell.left(job.client, now)
         else:
             self.tell.arrived(verdict, now)
@@ -207,10 +207,10 @@ class Drive:
         """A message for each send, made when the grid asks for it: work on the first begins before the last exists."""
         alike: dict[Place, Packed] = {}
         for send in sends:
-            _, parcel, sha256 = self._pack(send.payload, alike)
+            _, payload_record, sha256 = self._pack(send.payload, alike)
             content = records.request(
                 send.job,
-                parcel,
+                payload_record,
                 bytes_up=send.bytes_up,
                 batch=self.server.method.work.batch,
                 sha256=sha256,
@@ -218,7 +218,7 @@ class Drive:
                 run=self.run_id,
                 order=self.order,
             )
-            self.bytes_down += len(parcel["tree"].data)
+            self.bytes_down += len(payload_record["tree"].data)
             node = self.nodes(send.job.client)
             ttl = self.timeout if self.timeout is not None else TTL
             message = Message(content, node, send.job.task, ttl=ttl, group_id=str(send.job.version))
@@ -232,7 +232,7 @@ class Drive:
             place = _place(payload)
             if place not in alike:
                 data = wire_format.encode(payload)
-                alike[place] = payload, records.parcel(data), wire_format.digest(data) if self.seal else ""
+                alike[place] = payload, records.payload_record(data), wire_format.digest(data) if self.seal else ""
             self._packed = (payload, *alike[place][1:])
         return self._packed
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flwr.app import Context, Message
 
 
-class Brief(NamedTuple):
+class JobRecord(NamedTuple):
     """What an app needs of a message or makes of it."""
 
     text: str
@@ -17,20 +17,20 @@ class Brief(NamedTuple):
 
 
 @runtime_checkable
-class Briefed(Protocol):
+class BatchingApp(Protocol):
     """An app that can answer several messages at once, from what it needs of them alone."""
 
     def __call__(self, message: Message, context: Context) -> Message: ...
 
-    def brief(self, message: Message, context: Context) -> Brief | None:
+    def record_of(self, message: Message, context: Context) -> JobRecord | None:
         """What `together` needs of a message; None if it is for a call, such as for a client with a state."""
         ...
 
-    def together(self, briefs: Sequence[Brief], rooms: Sequence[memoryview | None]) -> Sequence[Brief] | None:
+    def run_batch(self, briefs: Sequence[JobRecord], rooms: Sequence[memoryview | None]) -> Sequence[JobRecord] | None:
         """What `reply` needs, in order; None if these are for one call each. An answer's payload may be written into
         its room, from where it need not be copied."""
         ...
 
-    def reply(self, message: Message, answer: Brief) -> Message:
+    def reply(self, message: Message, answer: JobRecord) -> Message:
         """What the app would have answered to the message if it had been called."""
         ...

@@ -41,7 +41,7 @@ def array(payload: bytes | memoryview) -> Array:
     return made
 
 
-def parcel(payload: bytes | memoryview) -> ArrayRecord:
+def payload_record(payload: bytes | memoryview) -> ArrayRecord:
     """A payload as the record that messages carry; one record may go into many requests."""
     record = ArrayRecord()
     record["tree"] = array(payload)
@@ -153,7 +153,7 @@ def answer_text(update: Update, code: str) -> str:
 def compose_answer(text: str, payload: bytes | memoryview, more: Mapping[str, str] | None = None) -> RecordDict:
     """An answer of what `answer_text` made and a payload, with `more` in its header."""
     head = {"update": text, **(more or {})}
-    return RecordDict({"fedhet": ConfigRecord(head), "payload": parcel(payload)})  # type: ignore[arg-type]
+    return RecordDict({"fedhet": ConfigRecord(head), "payload": payload_record(payload)})  # type: ignore[arg-type]
 
 
 def read_answer(content: RecordDict) -> Answer:

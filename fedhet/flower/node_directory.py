@@ -45,7 +45,7 @@ class NoClients(RuntimeError):
 
 
 @dataclass
-class Nodes:
+class NodeDirectory:
     """Client numbers and node ids of a live grid. A node declares its number as `partition-id`.
 
     `book` is the registry's word on which node is which client's, where there is one: a node that is not in it is
@@ -60,7 +60,7 @@ class Nodes:
     code: Mapping[str, str] = field(default_factory=dict)
     of_client: dict[ClientId, int] = field(default_factory=dict)
     config: dict[ClientId, dict[str, Any]] = field(default_factory=dict)
-    strange: dict[ClientId, str] = field(default_factory=dict)
+    incompatible: dict[ClientId, str] = field(default_factory=dict)
     _asked: dict[str, int] = field(default_factory=dict)
     _known: set[int] = field(default_factory=set)
     _answered: set[int] = field(default_factory=set)
@@ -109,7 +109,7 @@ class Nodes:
             if len(self.present) > here:
                 patience = min(LONGEST_S, max(SHORTEST_S, TIMES * (now - begun)))
                 here, quiet = len(self.present), now + patience
-            if here >= least and (here + len(self.strange) >= wanted or now > quiet):
+            if here >= least and (here + len(self.incompatible) >= wanted or now > quiet):
                 return
             if now > begun + seconds:
                 raise NoClients(f"{here} of {least} clients answered within {seconds:g} seconds")
@@ -134,7 +134,7 @@ class Nodes:
         """Whether a node was asked and has not answered yet."""
         return bool(self._asked)
 
-    def told(self, client: ClientId) -> dict[str, Any]:
+    def declared_profile(self, client: ClientId) -> dict[str, Any]:
         """The fields of its profile that a client's node told, where they are positive numbers and finite."""
         given = self.config.get(client, {})
         return {
@@ -144,10 +144,10 @@ class Nodes:
         }
 
     def _forget(self, online: set[int]) -> None:
-        """Nodes that went are asked anew when they come back: they may have other code then."""
+        """NodeDirectory that went are asked anew when they come back: they may have other code then."""
         for node in [node for node in self._odd if node not in online]:
             self._known.discard(node)
-            self.strange.pop(self._odd.pop(node), None)
+            self.incompatible.pop(self._odd.pop(node), None)
         for message in [message for message, node in self._asked.items() if node not in online]:
             self._known.discard(self._asked.pop(message))
 
@@ -189,7 +189,7 @@ class Nodes:
         if client is None or (book is not None and node not in book):
             return None
         if other := self._difference(reply):
-            self.strange[client], self._odd[node] = other, client
+            self.incompatible[client], self._odd[node] = other, client
             return None
         self._answered.add(node)
         self.config[client] = dict(record or {})

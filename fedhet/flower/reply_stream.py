@@ -215,7 +215,7 @@ def _expanded(parts: dict[str, bytes]) -> int:
     return total
 
 
-def whole(grid: Grid) -> Grid:
+def whole_replies(grid: Grid) -> Grid:
     """The same grid, with replies as above if a SuperLink is behind it; grids within this process have no uploads."""
     from flwr.superlink.grid.http_grid import HttpGrid
 

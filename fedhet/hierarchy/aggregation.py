@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
-from fedhet.bases import AbstractDense, AbstractLayer
+from fedhet.bases import AbstractDense, AbstractTransform
 from fedhet.bases.rule import AbstractRule
-from fedhet.engine.aggregator import Additive, Foreseen
+from fedhet.engine.aggregator import Additive, KnownGroupSize
 from fedhet.engine.method import Method, Misfit
 from fedhet.hierarchy.column_shards import Columns
 from fedhet.hierarchy.plan import PLACEMENTS, Groups, Scale, fullest, planned
@@ -100,8 +100,8 @@ class Hierarchical:
             getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "gram", "accept")
         ):
             raise Misfit(f"aggregation=hierarchical adds vectors, but space {space.__name__} combines in its own way")
-        for _, layer in method.layers if summed(rule) else ():
-            if getattr(type(layer), "arrive", None) is not AbstractLayer.arrive:
+        for _, layer in method.transforms if summed(rule) else ():
+            if getattr(type(layer), "arrive", None) is not AbstractTransform.arrive:
                 raise Misfit(
                     f"aggregation=hierarchical sums updates as they came, but layer {type(layer).__name__} changes "
                     "them when they are combined; use aggregation=flat"
@@ -141,7 +141,7 @@ class Hierarchical:
     def _expected(self, method: Method, clients: int) -> tuple[int, int]:
         """Updates combined at a time, and how many of them the fullest host gets."""
         schedule = method.schedule
-        count = schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None
+        count = schedule.at_a_time(clients) if isinstance(schedule, KnownGroupSize) else None
         count = min(clients, sum(self.hosts)) if count is None else count
         return count, fullest(count, self.capacity, self.placement)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.bases.rule import AbstractRule, Blocks, Rows
+from fedhet.bases.rule import AbstractRule, Blocks, UpdateMatrix
 from fedhet.hierarchy.processes import Part, Task, Team
 from fedhet.numerics import gram as inner
 from fedhet.numerics import plain_data
@@ -131,7 +131,7 @@ class Columns:
         for update in updates:
             vector(update)
         try:
-            return rule.on(Rows.of(updates, self._slices), view)
+            return rule.on(UpdateMatrix.of(updates, self._slices), view)
         finally:
             self.dropped([update.job.id for update in updates])
 

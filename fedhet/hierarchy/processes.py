@@ -28,7 +28,7 @@ from fedhet import native
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.provenance import source_tree
 from fedhet.system import process_liveness as pulse
-from fedhet.system.process_liveness import Pulse
+from fedhet.system.process_liveness import Liveness
 
 AHEAD = 2
 """Tasks given to a process ahead of time."""
@@ -61,7 +61,7 @@ class Task:
 @dataclass(slots=True, eq=False)
 class _Process:
     popen: subprocess.Popen[bytes]
-    pulse: Pulse
+    pulse: Liveness
     held: list[int] = field(default_factory=list)
     rest: bytes = b""
     """The beginning of an answer."""
@@ -163,7 +163,7 @@ class Team:
             env={**os.environ, "PYTHONPATH": source_tree.python_path(), "OMP_NUM_THREADS": "1"},
             bufsize=0,
         )
-        process = _Process(popen, Pulse(popen.pid))
+        process = _Process(popen, Liveness(popen.pid))
         assert popen.stdin is not None and popen.stdout is not None
         os.set_blocking(popen.stdin.fileno(), False)
         self._selector.register(popen.stdout, selectors.EVENT_READ, process)

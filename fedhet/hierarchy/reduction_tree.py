@@ -60,7 +60,7 @@ class Aggregators:
                 if job in wanted:
                     groups.add(job)
         hosts = [[self._sum_of(group) for group in held] for held in groups.by_host.values() if held]
-        whole = self._rule.whole(sum(self._mass[u.job.id] for u in updates), len(updates), view)
+        whole = self._rule.divisor(sum(self._mass[u.job.id] for u in updates), len(updates), view)
         for leaves in hosts:
             self.team.wait(leaves)
         middles = [self._add(leaves) if len(leaves) > 1 else leaves[0] for leaves in hosts]

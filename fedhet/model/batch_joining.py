@@ -25,8 +25,8 @@ class Joined:
     def __len__(self) -> int:
         return len(self.shard)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        return self.shard.whole()
+    def all_samples(self) -> tuple[Tensor, Tensor]:
+        return self.shard.all_samples()
 
     def rng(self, purpose: str) -> np.random.Generator:
         return self.shard.rng(purpose)

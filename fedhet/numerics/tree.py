@@ -166,7 +166,7 @@ def _cast(tree: FlatTree, kind: torch.dtype) -> FlatTree:
     return FlatTree(Schema(tuple((n, Leaf(leaf.shape, kind)) for n, leaf in tree.schema.leaves)), tree.flat.to(kind))
 
 
-def twins(trees: Sequence[Tree]) -> bool:
+def same_layout(trees: Sequence[Tree]) -> bool:
     """Whether all are flat trees of one schema, so that their buffers line up."""
     first = trees[0]
     return isinstance(first, FlatTree) and all(
@@ -183,7 +183,7 @@ def weighted_sum(trees: Sequence[Tree], coefficients: Sequence[float]) -> Tree:
     """
     if not trees or len(trees) != len(coefficients):
         raise ValueError(f"{len(trees)} trees with {len(coefficients)} coefficients")
-    if twins(trees):
+    if same_layout(trees):
         first = trees[0]
         assert isinstance(first, FlatTree)
         rows = [tree.flat for tree in trees]  # type: ignore[attr-defined]
@@ -239,7 +239,7 @@ def _room(like: Tensor) -> Tensor:
 
 def add(a: Tree, b: Tree) -> Tree:
     """a + b."""
-    if twins([a, b]):
+    if same_layout([a, b]):
         left, right = a.flat, b.flat  # type: ignore[attr-defined]
         return FlatTree(a.schema, torch.add(left, right, out=_room(left)))  # type: ignore[attr-defined]
     return weighted_sum([a, b], [1.0, 1.0])
@@ -247,7 +247,7 @@ def add(a: Tree, b: Tree) -> Tree:
 
 def subtract(a: Tree, b: Tree) -> Tree:
     """a - b."""
-    if twins([a, b]):
+    if same_layout([a, b]):
         return FlatTree(a.schema, a.flat - b.flat)  # type: ignore[attr-defined]
     return weighted_sum([a, b], [1.0, -1.0])
 
@@ -285,7 +285,7 @@ def gram(trees: Sequence[Tree]) -> np.ndarray:
 
     Extra memory is one chunk of n rows. Raises ValueError if the trees do not line up.
     """
-    if twins(trees):
+    if same_layout(trees):
         return _gram([t.flat for t in trees])  # type: ignore[attr-defined]
     names = list(trees[0])
     if any(list(t) != names for t in trees):

@@ -22,7 +22,7 @@ import numpy as np
 from fedhet.population.availability import NS, Calendar, calendar, seconds, warp
 from fedhet.population.speed_variation import Drift, Jitter, ProfileError
 
-__all__ = ["NS", "POLICIES", "Drift", "Jitter", "Profile", "ProfileError", "Trip", "warp"]
+__all__ = ["NS", "POLICIES", "Drift", "Jitter", "Profile", "ProfileError", "Timing", "warp"]
 
 V = TypeVar("V", Jitter, Drift)
 EVEN, STEADY = Jitter(), Drift()
@@ -45,7 +45,7 @@ UNITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
+class Timing:
     """When a job's phases end, in absolute integer nanoseconds. If `lost` says why, it is lost at `arrived_ns`."""
 
     sent_ns: int
@@ -147,7 +147,7 @@ class Profile:
         assert self.flops_per_s is not None
         return 3.0 * flops_per_sample * batch / self.flops_per_s
 
-    def trip(
+    def simulate_timing(
         self,
         *,
         at_ns: int,
@@ -159,7 +159,7 @@ class Profile:
         rng: np.random.Generator,
         width: float = 1.0,
         memory_bytes: float = 0.0,
-    ) -> Trip:
+    ) -> Timing:
         """The phases of one job. `rng` is this job's stream; the same draws are made whatever is switched on. A step
         that trains a share `width` of the model is taken to cost that share of a step. A job that needs more
         `memory_bytes` than the client has is lost ("memory") when it was downloaded.
@@ -174,21 +174,21 @@ class Profile:
         compute = self.seconds_per_step(batch, flops_per_sample) * steps * width
         begin = at_ns if known is None else known.next_online(at_ns)
         if begin is None:
-            return Trip(at_ns, at_ns, at_ns, at_ns, "offline")
+            return Timing(at_ns, at_ns, at_ns, at_ns, "offline")
         a = round(down * noise.factor(normals[0]) * NS)
         drift = 1.0 if self.drift.kind == "none" else self.drift.at(self._after(begin, a, known)[0] / NS)
         b = a + round(compute * self.compute_jitter.factor(normals[1]) * drift * NS)
         c = b + round(up * noise.factor(normals[2]) * NS)
         dropped, full = lot < self.dropout_prob, memory_bytes > self.memory_bytes
         if known is None and not dropped and not full:
-            return Trip(at_ns, at_ns + a, at_ns + b, at_ns + c)
+            return Timing(at_ns, at_ns + a, at_ns + b, at_ns + c)
         share = {"uniform": point, "start": 0.0, "end": 1.0}[self.dropout_point] if dropped else 1.0
         stop = round(share * c)  # work after which nothing more is done
         if full and stop >= a:
             stop, dropped = a, False
         (down_ns, _), (train_ns, _), (end_ns, done) = (self._after(begin, min(w, stop), known) for w in (a, b, c))
         lost = "offline" if not done else "dropout" if dropped else "memory" if full else None
-        return Trip(at_ns, down_ns, train_ns, end_ns, lost)
+        return Timing(at_ns, down_ns, train_ns, end_ns, lost)
 
     def _after(self, begin: int, work: int, known: Calendar | None) -> tuple[int, bool]:
         """When `work` ns that start at the reachable `begin` end, and True; or when they are lost, and False."""

@@ -57,7 +57,7 @@ class Story:
         match row.data.get("event"):
             case "assign":
                 self._assign(row, at)
-            case "flight":
+            case "client_timing" | "client_timing":  # as it was called at first
                 self._flight(row)
             case "arrived":
                 self._arrived(row, at)

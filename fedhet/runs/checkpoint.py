@@ -21,11 +21,11 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedhet import types
-from fedhet.engine.background_tasks import Chore
+from fedhet.engine.background_tasks import ServerTask
 from fedhet.engine.server import Server
 from fedhet.engine.server_state import Seen
 from fedhet.engine.update_validation import Gate
-from fedhet.flower.messages import parcel
+from fedhet.flower.messages import payload_record
 from fedhet.numerics import plain_data, wire_format
 from fedhet.runs.event_log import write_atomic
 from fedhet.system import atomic_file
@@ -43,7 +43,7 @@ PLAIN = (
     "draws",
     "jobs",
     "landed",
-    "barren",
+    "consecutive_failures",
     "opened",
     "cause",
     "alike",
@@ -83,7 +83,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         put(f"update-{number}", update.delta)
     for layer, memory in server.memories.items():
         put(f"memory-{layer}", memory)
-    for number, chore in server.chores.open.items():
+    for number, chore in server.server_tasks.open.items():
         put(f"chore-{number}", chore.update.delta)
         put(f"task-{number}", chore.task)
     clients = {}
@@ -98,12 +98,12 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "seen": {
             str(c): [s.finished, s.failed, s.seconds_per_step, s.rank, s.faults, s.why] for c, s in server.seen.items()
         },
-        "barred": sorted(server.barred),
-        "withdrawn": sorted(server.withdrawn),
+        "excluded": sorted(server.excluded),
+        "revoked_jobs": sorted(server.revoked_jobs),
         "inflight": plain_data.dump(list(server.inflight.values())),
         "buffer": plain_data.dump(list(server.buffer.values())),
         "updates": {str(n): [u.weight, u.scale, dict(u.metrics)] for n, u in server.updates.items()},
-        "chores": [
+        "server_tasks": [
             [
                 plain_data.dump(c.update.job),
                 [c.update.weight, c.update.scale, dict(c.update.metrics)],
@@ -111,7 +111,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
                 c.due,
                 c.seconds,
             ]
-            for c in server.chores.open.values()
+            for c in server.server_tasks.open.values()
         ],
         "bases": sorted(server.bases),
         "memories": sorted(server.memories),
@@ -164,8 +164,8 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     plain_data.fill(schedule, data["schedule"], modules)
     server.counts = Counter(data["counts"])
     server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
-    server.barred.update(data["barred"])
-    server.withdrawn = set(data["withdrawn"])
+    server.excluded.update(data["excluded"])
+    server.revoked_jobs = set(data["revoked_jobs"])
     server.bases = {v: tree(f"base-{v}") for v in data["bases"]}
     server.state = server.bases[server.version]
     server.memories = {m: dict(tree(f"memory-{m}")) for m in data["memories"]}
@@ -174,16 +174,16 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     updates = {
         job.id: Update(job, tree(f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
     }  # weight, scale, metrics in the record's order
-    for kept, told, layer, due, seconds in data["chores"]:
+    for kept, told, layer, due, seconds in data["server_tasks"]:
         job = plain_data.load(kept, modules)
         update = Update(job, tree(f"chore-{job.id}"), *told)
-        server.chores.take(Chore(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
+        server.server_tasks.take(ServerTask(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
     server.adopt(inflight, jobs, updates)
-    pondered = [chore.update for chore in server.chores.open.values()]
-    gate.remember([*updates.values(), *pondered])  # for what follows from waiting updates; the rest is as it was
+    prepared = [chore.update for chore in server.server_tasks.open.values()]
+    gate.remember([*updates.values(), *prepared])  # for what follows from waiting updates; the rest is as it was
     gate.load(data["gate"])
     clients = {
-        int(c): RecordDict({r: parcel(take(f"client-{c}-{r}")) for r in records})
+        int(c): RecordDict({r: payload_record(take(f"client-{c}-{r}")) for r in records})
         for c, records in data["clients"].items()
     }
     return Extras(data["extras"], clients)

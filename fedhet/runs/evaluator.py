@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedhet.engine.server import Server
-from fedhet.flower.event_loop import Drive
+from fedhet.flower.event_loop import EventLoop
 from fedhet.model.flat_model import Model
 from fedhet.runs.event_log import Record
 from fedhet.world import Scores, World
@@ -51,7 +51,7 @@ class Evaluator:
         """Whether the server's present version was evaluated and is at least so accurate."""
         return self.scores is not None and self.version == server.version and self.scores.accuracy >= target
 
-    def look(self, drive: Drive, *, force: bool = False) -> None:
+    def look(self, drive: EventLoop, *, force: bool = False) -> None:
         """Evaluate if it is time (or `force`d and this version was not looked at yet)."""
         server = drive.server
         if server.version == self.version:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedhet.engine.aggregator import Demanding, Foreseen, Repeating
+from fedhet.engine.aggregator import Demanding, KnownGroupSize, Repeating
 from fedhet.engine.client_runner import Device
 from fedhet.engine.method import Misfit
 from fedhet.engine.server import Server
@@ -141,7 +141,7 @@ def _combine(experiment: Experiment, server: Server, answers: Sequence[Update]) 
     many = _at_a_time(experiment)
     if not answers or many * sum(leaf.numel() for leaf in answers[0].delta.values()) > ROWS:
         return
-    if many == 1 and not isinstance(schedule, Foreseen):
+    if many == 1 and not isinstance(schedule, KnownGroupSize):
         return
     updates = [
         replace(one, job=replace(one.job, id=at, client=at % clients))
@@ -158,7 +158,7 @@ def _at_a_time(experiment: Experiment) -> int:
     Raises Misfit for a rule that needs more than the schedule can ever combine at a time, naming its value.
     """
     schedule, rule, clients = experiment.method.schedule, experiment.method.rule, len(experiment.clients)
-    fixed = schedule.at_a_time(clients) if isinstance(schedule, Foreseen) else None
+    fixed = schedule.at_a_time(clients) if isinstance(schedule, KnownGroupSize) else None
     most = schedule.at_most(clients) if isinstance(schedule, Repeating) else clients
     if not isinstance(rule, Demanding):
         return fixed or 1

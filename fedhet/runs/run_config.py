@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from fedhet import former_names
 from fedhet.system.atomic_file import DamagedError
 
 HEAD = "# A run keeps its configuration. SHA-256 of what follows: "
@@ -48,7 +49,7 @@ def read(path: Path, remembered: Mapping[str, Any] | None = None, *, strict: boo
     resolved = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(resolved, dict):
         raise DamagedError(f"{path} holds no configuration")
-    return {str(key): value for key, value in resolved.items()}
+    return dict(former_names.current({str(key): value for key, value in resolved.items()}))
 
 
 def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ TRACE = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunEnding:
     """`how` is one of FAILED, STOPPED and GIVEN_UP; `why` is a line, `trace` a traceback or a log's end, or empty."""
 
     how: str
@@ -34,13 +34,13 @@ class Ending:
         write_atomic(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
 
-def read(folder: Path) -> Ending | None:
+def read(folder: Path) -> RunEnding | None:
     """How the run in a folder ended; None if it has a result, goes on, was killed, or never began."""
     try:
         given = json.loads((folder / NAME).read_text())
     except FileNotFoundError:
         return None
-    return Ending(str(given["how"]), str(given["why"]), str(given["trace"]))
+    return RunEnding(str(given["how"]), str(given["why"]), str(given["trace"]))
 
 
 def clear(folder: Path) -> None:
@@ -56,7 +56,7 @@ def recorded(folder: Path, environment: Callable[[Exception], bool]) -> Iterator
         yield
     except Exception as error:
         if not environment(error):
-            end = Ending(FAILED, f"{type(error).__name__}: {error}", traceback.format_exc()[-TRACE:])
+            end = RunEnding(FAILED, f"{type(error).__name__}: {error}", traceback.format_exc()[-TRACE:])
             try:
                 end.write(folder)
             except OSError as full:  # then it counts as killed, and is started again so many times

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fedhet import former_names
 from fedhet.config import composition, factory, overrides
 from fedhet.errors import InputError
 from fedhet.model.flat_model import Model
@@ -40,7 +41,7 @@ class Finished:
         result = Result.read(folder)
         result.check_all()
         cfg: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
-        return cls(folder, cfg, result)
+        return cls(folder, former_names.current(cfg), result)
 
     def world(self, texts: Sequence[str] = (), folder: Path | None = None) -> World:
         """The run's world, or one of other data: `texts` are overrides of the axes data and partition.

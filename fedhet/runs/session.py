@@ -22,7 +22,7 @@ from torch import Tensor
 from fedhet import native
 from fedhet.engine.server import Send, Server
 from fedhet.engine.update_validation import Gate
-from fedhet.flower.event_loop import Drive
+from fedhet.flower.event_loop import EventLoop
 from fedhet.flower.node_directory import absence
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import Schema
@@ -97,14 +97,14 @@ class Session:
 
     def join(
         self, grid: Grid, clock: Clock, nodes: Callable[[ClientId], int], *, seal: bool = False, world: str = ""
-    ) -> Drive:
+    ) -> EventLoop:
         """Put the server on a grid and a clock."""
-        self.drive = Drive(
+        self.loop = EventLoop(
             self.server, grid, clock, self.gate, nodes, seal, world, self.experiment.timeout, self._after_instant
         )
         if self.resumed:
             numbers = self.resumed.numbers
-            self.drive.bytes_up, self.drive.bytes_down = numbers["bytes_up"], numbers["bytes_down"]
+            self.loop.bytes_up, self.loop.bytes_down = numbers["bytes_up"], numbers["bytes_down"]
             self.evaluator.version, self.evaluator.due = numbers["evaluated"], numbers["due"]
             self.evaluator.time_to_target = numbers["time_to_target"]
             if numbers.get("best") is not None:
@@ -113,21 +113,21 @@ class Session:
                 atomic_file.check(self.folder / BEST.format(at), self._best)
         if self.journal is not None:
             self._replay(self.journal, int(self.resumed.numbers["journal"]) if self.resumed else 0)
-            self.drive.run_id = self.journal.run
-            self.drive.tell = self.heard = Journaled(self.server, self.journal)
-        return self.drive
+            self.loop.run_id = self.journal.run
+            self.loop.tell = self.inputs = Journaled(self.server, self.journal)
+        return self.loop
 
     def _replay(self, journal: Journal, after: int) -> None:
         """Go on from the last checkpoint to the last word that was written down."""
-        drive, server = self.drive, self.server
+        loop, server = self.loop, self.server
 
         def seen(row: Row, sends: list[Send]) -> None:
             if row.kind == "start":
-                self.evaluator.look(drive, force=True)
-            drive.bytes_up += len(row.payload or b"")
-            drive.bytes_down += sum(wire_format.size(Schema.of(send.payload)) for send in sends)
+                self.evaluator.look(loop, force=True)
+            loop.bytes_up += len(row.payload or b"")
+            loop.bytes_down += sum(wire_format.size(Schema.of(send.payload)) for send in sends)
             if row.kind not in ("bar", "told"):
-                self.evaluator.look(drive)
+                self.evaluator.look(loop)
 
         self.started = journal_replay(journal, after, server, self.gate, seen) or self.started
         if self.record.events.size < self._told:  # a word is in the journal before anything follows from it
@@ -141,10 +141,10 @@ class Session:
         self._numbers, self._states = numbers, states
         try:
             if not self.started:
-                self.evaluator.look(self.drive, force=True)
-            self.drive.run(start=not self.started)
+                self.evaluator.look(self.loop, force=True)
+            self.loop.run(start=not self.started)
             self._show()  # all tasks are done; the last evaluation may take a while
-            self.evaluator.look(self.drive, force=True)
+            self.evaluator.look(self.loop, force=True)
             self._show(last=True)
         finally:
             self.record.close()
@@ -165,8 +165,8 @@ class Session:
             "record": self.record.mark(),
             "journal": 0 if self.journal is None else self.journal.last,
             "run": "" if self.journal is None else self.journal.run,
-            "bytes_up": self.drive.bytes_up,
-            "bytes_down": self.drive.bytes_down,
+            "bytes_up": self.loop.bytes_up,
+            "bytes_down": self.loop.bytes_down,
             "evaluated": self.evaluator.version,
             "due": self.evaluator.due,
             "time_to_target": self.evaluator.time_to_target,
@@ -186,12 +186,12 @@ class Session:
                 path.unlink()
 
     def _after_instant(self) -> None:
-        self.evaluator.look(self.drive)
+        self.evaluator.look(self.loop)
         target = self.experiment.limits.target
         if target is not None and not self.server.over and self.evaluator.reached(self.server, target):
-            self.drive.tell.stop(f"target {target:g}", self.drive.clock.now())
+            self.loop.tell.stop(f"target {target:g}", self.loop.clock.now())
         now = time.monotonic()
-        whole = self.journal is not None or self.drive.settled
+        whole = self.journal is not None or self.loop.settled
         if now - self._saved >= self.experiment.checkpoint_every and whole and not self.server.over:
             self.save()
         if now - self._shown >= 0.1:
@@ -254,8 +254,8 @@ class Session:
             "best": None if best is None else {"version": best.version, "accuracy": best.accuracy},
             "target": self.experiment.target,
             "time_to_target": self.evaluator.time_to_target,
-            "bytes_up": self.drive.bytes_up,
-            "bytes_down": self.drive.bytes_down,
+            "bytes_up": self.loop.bytes_up,
+            "bytes_down": self.loop.bytes_down,
             **self.tally(),
             "notices": [*self.experiment.notices, *absence(server.taking_part, len(server.roster))],
             "failing": server.failing(),

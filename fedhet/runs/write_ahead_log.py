@@ -177,14 +177,14 @@ class Journaled:
         self.journal.write("start", self.server.now)
         self.server.start()
 
-    def bar(self, clients: Collection[ClientId]) -> None:
+    def exclude(self, clients: Collection[ClientId]) -> None:
         """Before the start: these clients are not there."""
-        self.journal.write("bar", self.server.now, clients=sorted(clients))
-        self.server.barred.update(clients)
+        self.journal.write("exclude", self.server.now, clients=sorted(clients))
+        self.server.excluded.update(clients)
 
-    def told(self, client: ClientId, fields: Mapping[str, Any]) -> None:
+    def profile_update(self, client: ClientId, fields: Mapping[str, Any]) -> None:
         """A client's profile, as far as it is known."""
-        self.journal.write("told", self.server.now, client=client, fields=dict(fields))
+        self.journal.write("profile_update", self.server.now, client=client, fields=dict(fields))
         self.server.roster.tell(client, fields)
 
     def arrived(self, update: Update, now: float) -> None:
@@ -250,9 +250,9 @@ def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
     match row.kind:
         case "start":
             server.start()
-        case "bar":
-            server.barred.update(data["clients"])
-        case "told":
+        case "exclude":
+            server.excluded.update(data["clients"])
+        case "profile_update":
             server.roster.tell(data["client"], data["fields"])
         case "arrived":
             assert row.job is not None and row.payload is not None
@@ -266,7 +266,7 @@ def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
             server.failed(row.job, data["reason"], at)
         case "reject":
             assert row.job is not None
-            gate.strike(data["client"], data["code"], at)
+            gate.record_violation(data["client"], data["code"], at)
             server.reject(server.inflight[row.job], data["code"], data["detail"], at)
         case "joined":
             gate.release(at)
@@ -275,7 +275,7 @@ def _tell(row: Row, server: Server, gate: Gate) -> list[Send]:
             server.left(data["client"], at)
         case "expel":
             server.expel(data["client"], data["reason"], at)
-            gate.pardon(data["client"])  # as the run did: its fate is the registry's
+            gate.clear_violations(data["client"])  # as the run did: its fate is the registry's
         case "wake":
             server.wake(at)
         case "stop":

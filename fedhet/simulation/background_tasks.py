@@ -1,4 +1,4 @@
-"""The server's chores on the workers that train the simulated clients.
+"""The server's server_tasks on the workers that train the simulated clients.
 
 A chore is submitted when it comes up, urgent by the second it is due, and waited for when that has come. A worker that
 dies or fails is no outcome of a chore: the server then does it itself, which gives the same bits, or the same error.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from flwr.app import Context, Message, RecordDict
 
-from fedhet.engine.background_tasks import Chore, Own
+from fedhet.engine.background_tasks import InlineExecutor, ServerTask
 from fedhet.flower import messages as records
 from fedhet.flower.compat import set_message_id
 from fedhet.numerics import wire_format
@@ -22,29 +22,29 @@ SERVER_NODE = 1
 
 
 @dataclass(frozen=True)
-class PoolHands:
-    """`Hands` over an executor; the numbers of chores lie below those of messages."""
+class PoolExecutor:
+    """`TaskExecutor` over an executor; the numbers of server_tasks lie below those of messages."""
 
     pool: Executor
-    own: Own
+    own: InlineExecutor
 
-    def begin(self, chore: Chore) -> None:
-        content = RecordDict({"task": records.parcel(wire_format.encode(chore.task))})
-        message = Message(content, SERVER_NODE, "query.chore", group_id=chore.layer)
+    def begin(self, chore: ServerTask) -> None:
+        content = RecordDict({"task": records.payload_record(wire_format.encode(chore.task))})
+        message = Message(content, SERVER_NODE, "query.server_task", group_id=chore.layer)
         set_message_id(message, f"chore{chore.update.job.id}")
         context = Context(1, SERVER_NODE, {}, RecordDict(), {})
         self.pool.submit(self._number(chore), round(chore.due * 1e9), message, context)
 
-    def result(self, chore: Chore) -> Tree:
+    def result(self, chore: ServerTask) -> Tree:
         reply = self.pool.result(self._number(chore)).reply
         if reply.has_error():
             return self.own.result(chore)
         found = wire_format.open_tree(bytearray(reply.content.array_records["result"]["tree"].data))
         return dict(found)
 
-    def forget(self, chore: Chore) -> None:
+    def forget(self, chore: ServerTask) -> None:
         self.pool.result(self._number(chore))
 
     @staticmethod
-    def _number(chore: Chore) -> int:
+    def _number(chore: ServerTask) -> int:
         return -1 - chore.update.job.id

@@ -22,7 +22,7 @@ from flwr.serverapp import ServerApp
 
 from fedhet.flower.compat import SUPERLINK_NODE_ID, ErrorCode
 from fedhet.numerics.rng import seeded, stream
-from fedhet.population.profile import Trip
+from fedhet.population.profile import Timing
 from fedhet.population.roster import Clients
 from fedhet.runs.event_log import Lines
 from fedhet.simulation.flower_project import AppError, load_app, parse_run_config
@@ -78,12 +78,12 @@ def simulate(
     turns: dict[int, int] = {}
     told: set[str] = set()
 
-    def travel(message: Message, at_ns: int) -> Trip:
+    def travel(message: Message, at_ns: int) -> Timing:
         who = message.metadata.dst_node_id - FIRST_NODE
         size = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
         turn = turns[who] = turns.get(who, -1) + 1
         kind = message.metadata.message_type.partition(".")[0]
-        return clients[who].trip(
+        return clients[who].simulate_timing(
             at_ns=at_ns,
             steps={"train": steps, "evaluate": max(1, steps // 3)}.get(kind, 0),
             batch=batch,
@@ -93,7 +93,7 @@ def simulate(
             rng=stream(seed, "trip", who, turn),
         )
 
-    def observe(message: Message, trip: Trip) -> None:
+    def observe(message: Message, trip: Timing) -> None:
         counts["messages"] += 1
         counts["lost"] += trip.lost is not None
         size = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
@@ -102,7 +102,7 @@ def simulate(
         if log is not None:
             row = {
                 "t": grid.now(),
-                "event": "flight",
+                "event": "client_timing",
                 "job": counts["messages"] - 1,
                 "type": message.metadata.message_type,
             }

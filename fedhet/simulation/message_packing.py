@@ -1,8 +1,8 @@
 """Flower messages for a worker process: large arrays go through the arena, everything else through a pipe.
 
 Pickle's out-of-band buffers (protocol 5) do the separating: whatever holds a large array, a message or a client's
-state, is one short byte string and a list of places in the arena. A parcel never leaves this process tree; what comes
-from elsewhere is never unpickled.
+state, is one short byte string and a list of places in the arena. A payload_record never leaves this process tree; what
+comes from elsewhere is never unpickled.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from fedhet.simulation.message_packing import pack, unpack
 from fedhet.simulation.worker_pool import DEPTH
 from fedhet.system import network_port
 from fedhet.system import process_liveness as pulse
-from fedhet.system.process_liveness import Pulse
+from fedhet.system.process_liveness import Liveness
 
 PATIENCE = 120.0
 """Seconds to wait for a first worker: machines may be starting."""
@@ -89,7 +89,7 @@ class _Worker:
     actor: Any
     hello: Any
     ready: bool = False
-    pulse: Pulse | None = None
+    pulse: Liveness | None = None
     """Of a worker on this machine."""
     held: list[int] = field(default_factory=list)
 
@@ -236,7 +236,7 @@ class Cluster:
         if code != source_tree.fingerprint():
             raise RuntimeError(f"{worker.name} runs other code than the server: install the same fedhet everywhere")
         worker.ready = True
-        worker.pulse = Pulse(number) if place == pulse.place() else None
+        worker.pulse = Liveness(number) if place == pulse.place() else None
 
     def _take(self, reference: Any) -> None:
         number, worker = self._under_way[reference]

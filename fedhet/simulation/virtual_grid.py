@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 
 from fedhet.flower.compat import ErrorCode, Run, claim_identity, empty_run, set_message_id
 from fedhet.flower.execution import Outcome
-from fedhet.population.profile import Trip
+from fedhet.population.profile import Timing
 from fedhet.simulation.executor import Executor
 from fedhet.simulation.simultaneous import Crew
 
@@ -45,7 +45,7 @@ class Stalled(RuntimeError):
 class _Flight:
     number: int
     message: Message
-    trip: Trip
+    trip: Timing
     late: bool = False
     """Whether the message's time to live is over before its reply is there."""
     outcome: Outcome | None = None
@@ -67,11 +67,11 @@ class VirtualGrid(Grid):
         self,
         pool: Executor,
         nodes: Sequence[int],
-        travel: Callable[[Message, int], Trip],
+        travel: Callable[[Message, int], Timing],
         *,
         config: Callable[[int], dict[str, Any]],
         silent: Callable[[int], bool] = lambda node: False,
-        observe: Callable[[Message, Trip], None] = lambda message, trip: None,
+        observe: Callable[[Message, Timing], None] = lambda message, trip: None,
         heard: Callable[[Message, Message], None] | None = None,
         run_config: Mapping[str, Any] | None = None,
         run_id: int = 1,

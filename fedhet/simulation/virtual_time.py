@@ -16,19 +16,19 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedhet.config import factory
-from fedhet.engine.background_tasks import Own
+from fedhet.engine.background_tasks import InlineExecutor
 from fedhet.engine.client_runner import Device
 from fedhet.engine.method import Misfit
 from fedhet.flower import messages as records
 from fedhet.flower.client_handlers import DeviceApp, client_app
 from fedhet.numerics.rng import stream
-from fedhet.population.profile import Trip
+from fedhet.population.profile import Timing
 from fedhet.population.roster import Clients
 from fedhet.provenance import plugin_code
 from fedhet.runs.experiment import Experiment, Progress
 from fedhet.runs.result import Result
 from fedhet.runs.session import Session
-from fedhet.simulation.background_tasks import PoolHands
+from fedhet.simulation.background_tasks import PoolExecutor
 from fedhet.simulation.executor import Executor
 from fedhet.simulation.virtual_grid import VirtualGrid
 from fedhet.simulation.worker_pool import Pool
@@ -113,10 +113,10 @@ def _in_virtual_time(
     experiment: Experiment, pool: Executor, folder: Path, *, resume: bool, progress: Progress | None
 ) -> Result:
     session = Session(experiment, folder, resume=resume, progress=progress, code=code_of(experiment), sealed=False)
-    clients, travel = experiment.clients, Travel(experiment)
+    clients, travel = experiment.clients, TimingModel(experiment)
     muted, joules = False, dict[ClientId, float]()
 
-    def observe(message: Message, trip: Trip) -> None:
+    def observe(message: Message, trip: Timing) -> None:
         if muted:
             return
         job = travel.last
@@ -125,7 +125,7 @@ def _in_virtual_time(
             joules[job.client] = joules.get(job.client, 0.0) + power * job.budget.steps * job.budget.width
         fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
         fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
-        session.record.emit(grid.now(), "flight", fields)
+        session.record.emit(grid.now(), "client_timing", fields)
 
     grid = VirtualGrid(
         pool,
@@ -135,15 +135,15 @@ def _in_virtual_time(
         silent=lambda node: clients[node - FIRST_NODE].silent,
         observe=observe,
     )
-    session.server.chores.employ(PoolHands(pool, Own(dict(experiment.method.layers))))
-    drive = session.join(grid, grid, lambda client: client + FIRST_NODE)
+    session.server.server_tasks.set_executor(PoolExecutor(pool, InlineExecutor(dict(experiment.method.transforms))))
+    loop = session.join(grid, grid, lambda client: client + FIRST_NODE)
     if session.resumed:
         muted = True
         grid.states.update(session.resumed.clients)
         joules.update({int(client): spent for client, spent in session.resumed.numbers["joules"].items()})
         for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
             grid.now_ns = round(job.sent * 1e9)
-            drive.resend(job)
+            loop.resend(job)
         grid.now_ns = session.resumed.numbers["now_ns"]
         muted = False
     session.tally = lambda: energy(clients, joules)
@@ -160,7 +160,7 @@ def energy(clients: Clients, joules: Mapping[ClientId, float]) -> dict[str, Any]
     return {"energy_joules": math.fsum(joules.values()), "batteries_exhausted": empty}
 
 
-class Travel:
+class TimingModel:
     """How long a job takes on its client's profile: download, training, upload; or where it is lost.
 
     `last` is the job of the message asked about last. In memory a job needs the model, what it is sent, and twice what
@@ -180,10 +180,10 @@ class Travel:
         if self._model > most:
             raise ValueError(f"the model takes {self._model} bytes, but no client has a memory_bytes above {most:g}")
 
-    def __call__(self, message: Message, at_ns: int) -> Trip:
+    def __call__(self, message: Message, at_ns: int) -> Timing:
         self.last, carrier = records.read_job(message.content)
         payload, _ = records.read_payload(message.content)
-        return self._clients[self.last.client].trip(
+        return self._clients[self.last.client].simulate_timing(
             at_ns=at_ns,
             steps=self.last.budget.steps,
             batch=carrier["batch"],

@@ -1,8 +1,8 @@
 """What a worker process does with the tasks it is given, and what crosses between it and the pool.
 
-A task is a whole Flower message with its client's context, or a `Brief`: a line of text and one payload, for apps that
-can do with that. Messages cost more to make and to take apart than a small job takes; of a brief the worker makes no
-message at all, and the pool makes the reply. What a brief cannot do, or fails at, is done again with the message.
+A task is a whole Flower message with its client's context, or a `JobRecord`: a line of text and one payload, for apps
+that can do with that. Messages cost more to make and to take apart than a small job takes; of a brief the worker makes
+no message at all, and the pool makes the reply. What a brief cannot do, or fails at, is done again with the message.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 import torch
 
 from fedhet.flower.execution import App, execute
-from fedhet.flower.job_batch import Brief, Briefed
+from fedhet.flower.job_batch import BatchingApp, JobRecord
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.simulation import worker_channel
 from fedhet.simulation.message_packing import Place, pack, unpack
-from fedhet.simulation.worker_channel import Line
+from fedhet.simulation.worker_channel import Channel
 
 SHARES = 5
 """An answer's slot is as many times as large as what the task brings: once where the answer is made, the rest for what
 is copied there afterwards, such as the client's state."""
 
 
-class Whole(NamedTuple):
+class PackedMessage(NamedTuple):
     """A packed message and context on their way, or a packed reply and state. `state` is None where it is as before."""
 
     number: int
@@ -38,7 +38,7 @@ class Whole(NamedTuple):
     slot: Slot | None = None
 
 
-class Short(NamedTuple):
+class PackedRecord(NamedTuple):
     """A brief on its way, its payload in the arena or in the pipe; `text` is None if a message is asked for, and the
     payload then says what was raised, if anything was."""
 
@@ -48,7 +48,7 @@ class Short(NamedTuple):
     slot: Slot | None = None
 
 
-def serve(app: App, pipe: socket.socket, inherited: Sequence[Line], arena: Arena) -> None:
+def serve(app: App, pipe: socket.socket, inherited: Sequence[Channel], arena: Arena) -> None:
     """A worker's life: until the parent is gone. A bundle of tasks holds briefs only, or none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     for other in inherited:  # or a dead parent's pipes would be held open by its other children
@@ -67,8 +67,8 @@ def serve(app: App, pipe: socket.socket, inherited: Sequence[Line], arena: Arena
         except (EOFError, OSError):
             return
         answers: list[Any]
-        if isinstance(bundle[0], Short):
-            assert isinstance(app, Briefed)
+        if isinstance(bundle[0], PackedRecord):
+            assert isinstance(app, BatchingApp)
             answers = _shortly(app, bundle, arena)
         else:
             answers = [_wholly(app, task, arena) for task in bundle]
@@ -78,25 +78,27 @@ def serve(app: App, pipe: socket.socket, inherited: Sequence[Line], arena: Arena
             return
 
 
-def _wholly(app: App, task: Whole, arena: Arena) -> Whole:
+def _wholly(app: App, task: PackedMessage, arena: Arena) -> PackedMessage:
     message, context = unpack(task.body, [arena.view(at, size) for at, size in task.places])
     had = bool(context.state)
     outcome = execute(app, message, context)
     state = outcome.state if had or outcome.state else None
-    return Whole(task.number, *pack((outcome.reply, state), Filler(arena, task.slot)))
+    return PackedMessage(task.number, *pack((outcome.reply, state), Filler(arena, task.slot)))
 
 
-def _shortly(app: Briefed, bundle: Sequence[Short], arena: Arena) -> list[Short]:
+def _shortly(app: BatchingApp, bundle: Sequence[PackedRecord], arena: Arena) -> list[PackedRecord]:
     fillers = [Filler(arena, task.slot) for task in bundle]
-    briefs = [Brief(str(t.text), t.payload if isinstance(t.payload, bytes) else arena.view(*t.payload)) for t in bundle]
+    briefs = [
+        JobRecord(str(t.text), t.payload if isinstance(t.payload, bytes) else arena.view(*t.payload)) for t in bundle
+    ]
     try:
-        told = app.together(briefs, [filler.room for filler in fillers])
+        told = app.run_batch(briefs, [filler.room for filler in fillers])
     except Exception as error:  # whose it is shows when each is run by itself; the pool counts and tells it
-        return [Short(task.number, None, f"{type(error).__name__}: {error}".encode()) for task in bundle]
+        return [PackedRecord(task.number, None, f"{type(error).__name__}: {error}".encode()) for task in bundle]
     if told is None:
-        return [Short(task.number, None, b"") for task in bundle]
+        return [PackedRecord(task.number, None, b"") for task in bundle]
     return [
-        Short(task.number, text, filler(payload) or bytes(payload))
+        PackedRecord(task.number, text, filler(payload) or bytes(payload))
         for task, filler, (text, payload) in zip(bundle, fillers, told, strict=True)
     ]
 

@@ -15,7 +15,7 @@ HEAD = struct.Struct("!Q")
 PIECE = 1 << 18
 
 
-class Line:
+class Channel:
     """The pool's end. It is `over` once the worker's end was found closed; what came before then still comes."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -74,7 +74,7 @@ class Line:
 
 
 def send(sock: socket.socket, frame: bytes) -> None:
-    """A worker's end of `Line`. Raises OSError once the pool is gone."""
+    """A worker's end of `Channel`. Raises OSError once the pool is gone."""
     sock.sendall(HEAD.pack(len(frame)) + frame)
 
 

@@ -26,13 +26,13 @@ from flwr.app import Context, Error, Message
 from fedhet import native
 from fedhet.flower.compat import ErrorCode
 from fedhet.flower.execution import App, Outcome, execute
-from fedhet.flower.job_batch import Brief, Briefed
+from fedhet.flower.job_batch import BatchingApp, JobRecord
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.simulation.message_packing import Place, pack, unpack
-from fedhet.simulation.worker import SHARES, Short, Whole, serve
-from fedhet.simulation.worker_channel import Line
+from fedhet.simulation.worker import SHARES, PackedMessage, PackedRecord, serve
+from fedhet.simulation.worker_channel import Channel
 from fedhet.system import process_liveness as pulse
-from fedhet.system.process_liveness import Pulse
+from fedhet.system.process_liveness import Liveness
 
 log = logging.getLogger("fedhet.pool")
 
@@ -68,8 +68,8 @@ class Task:
 class _Worker:
     number: int
     process: BaseProcess
-    line: Line
-    pulse: Pulse
+    line: Channel
+    pulse: Liveness
     held: list[list[int]] = field(default_factory=list)
     """Bundles of task numbers, in the order they were given."""
 
@@ -82,7 +82,7 @@ class Pool:
         if workers < 0:
             raise ValueError(f"workers={workers} must be 0 (in this process) or more")
         self._app, self._isolate = app, isolate
-        self._briefed = app if isinstance(app, Briefed) else None
+        self._briefed = app if isinstance(app, BatchingApp) else None
         self._most = BUNDLE if self._briefed else 1
         self._undone = 0
         self._tasks: dict[int, Task] = {}
@@ -152,7 +152,7 @@ class Pool:
         context = get_context("fork")
         pair, theirs = socket.socketpair()
         theirs.setblocking(True)
-        ours = Line(pair)
+        ours = Channel(pair)
         inherited = [w.line for w in self._workers] + [ours]
         process = context.Process(
             target=serve, args=(self._app, theirs, inherited, self._arena), name=f"fedhet-worker-{number}", daemon=True
@@ -160,7 +160,7 @@ class Pool:
         process.start()
         theirs.close()
         assert process.pid is not None
-        worker = _Worker(number, process, ours, Pulse(process.pid))
+        worker = _Worker(number, process, ours, Liveness(process.pid))
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
 
@@ -217,21 +217,21 @@ class Pool:
 
             body, places = pack((task.message, task.context), put)
             task.answer = self._arena.take(SHARES * lain) if lain else None
-            task.packed = pickle.dumps(Whole(task.number, body, places, task.answer))
+            task.packed = pickle.dumps(PackedMessage(task.number, body, places, task.answer))
         return task.packed
 
     def _pack_brief(self, task: Task) -> bool:
         """Pack what the app needs of the message, if that will do."""
         if self._briefed is None or task.alone or self._undone >= UNDONE:
             return False
-        brief = self._briefed.brief(task.message, task.context)
+        brief = self._briefed.record_of(task.message, task.context)
         if brief is None:
             return False
         place = self._share(task, brief.payload)
         if place is not None:
             task.answer = self._arena.take(SHARES * place[1])
         payload = bytes(brief.payload) if place is None else place
-        task.packed, task.brief = pickle.dumps(Short(task.number, brief.text, payload, task.answer)), True
+        task.packed, task.brief = pickle.dumps(PackedRecord(task.number, brief.text, payload, task.answer)), True
         return True
 
     def _share(self, task: Task, data: Any) -> Place | None:
@@ -270,7 +270,7 @@ class Pool:
             answers = pickle.loads(frame)
             worker.pulse.beat()
             worker.held.pop(0)
-            if isinstance(answers[0], Short):
+            if isinstance(answers[0], PackedRecord):
                 self._count(answers[0])
             for answer in answers:
                 self._take_in(answer)
@@ -284,16 +284,16 @@ class Pool:
                 worker.process.kill()
                 self._bury(worker, f"it computed nothing for {pulse.PATIENCE_S:g} seconds")
 
-    def _count(self, first: Short) -> None:
+    def _count(self, first: PackedRecord) -> None:
         """Whether briefs are worth trying, from the first answer of a bundle of them."""
         self._undone = self._undone + 1 if first.text is None else 0
         if self._undone == UNDONE:
             why = bytes(first.payload).decode() or "the app asks for messages"
             log.warning("small jobs are given to workers as whole messages from now on, which is slower: %s", why)
 
-    def _take_in(self, answer: Whole | Short) -> None:
+    def _take_in(self, answer: PackedMessage | PackedRecord) -> None:
         task = self._tasks[answer.number]
-        if isinstance(answer, Whole):
+        if isinstance(answer, PackedMessage):
             reply, state = unpack(answer.body, self._read(task, answer.places))
             for array in [a for r in state.array_records.values() for a in r.values()] if state else []:
                 array.data = bytes(array.data)  # states outlive answers
@@ -304,7 +304,7 @@ class Pool:
         else:
             assert self._briefed is not None
             payload = answer.payload if isinstance(answer.payload, bytes) else self._read(task, [answer.payload])[0]
-            reply = self._briefed.reply(task.message, Brief(answer.text, payload))
+            reply = self._briefed.reply(task.message, JobRecord(answer.text, payload))
             self._finish(task, Outcome(reply, task.context.state))
 
     def _again(self, task: Task) -> None:

@@ -24,7 +24,7 @@ GRACE_S = 5.0
 """Seconds that a process gets to end by itself."""
 
 
-class Pulse:
+class Liveness:
     """The processor time of a process and its descendants, and for how long it has not moved."""
 
     def __init__(self, pid: int) -> None:

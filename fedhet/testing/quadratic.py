@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedhet.model.flat_model import Model
 from fedhet.numerics.rng import stream
 from fedhet.population.roster import Clients, IdleClients
-from fedhet.protocols import Idle, Layer, Normed, Observation, Rule, Shard, Space, Work
+from fedhet.protocols import Idle, Normed, Observation, Rule, Shard, Space, Transform, Work
 from fedhet.types import Budget, ClientId, Job, JobId, Memory, Tree, Update, Version
 from fedhet.world import Scores
 
@@ -56,12 +56,12 @@ class QuadraticShard:
     def __len__(self) -> int:
         return self.samples
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         return self.row[None], self.row[None]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            yield self.whole()
+            yield self.all_samples()
 
     def rng(self, purpose: str) -> np.random.Generator:
         return stream(self.key[0], purpose, *self.key[1:])
@@ -136,7 +136,7 @@ class FakeView:
     seed: int = 0
     draws: int = 0
     notes: list[tuple[str, dict[str, float | int | str]]] = field(default_factory=list)
-    a_norm: Callable[[Job], float] = lambda job: float(job.budget.steps)
+    fednova_norm: Callable[[Job], float] = lambda job: float(job.budget.steps)
 
     @property
     def busy(self) -> int:
@@ -188,7 +188,7 @@ class Rounds:
         rule: Rule,
         world: TrainingWorld,
         steps: int | Sequence[int] = 1,
-        layers: Sequence[Layer] = (),
+        layers: Sequence[Transform] = (),
     ) -> None:
         self.work, self.space, self.rule, self.world, self.layers = work, space, rule, world, tuple(layers)
         self.steps = [steps] * world.clients if isinstance(steps, int) else list(steps)
@@ -198,7 +198,7 @@ class Rounds:
         roster = Clients.from_columns(world.clients, {"sec_per_step": 1.0}).with_examples(world.examples())
         self.view = FakeView(roster, space, space.begin(self.model))
         if isinstance(work, Normed):
-            self.view.a_norm = work.a_norm
+            self.view.fednova_norm = work.fednova_norm
         self.memories: list[Memory] = [{} for _ in range(world.clients)]
         self.layer_memory: list[Memory] = [{} for _ in self.layers]
         self.updates: list[Update] = []
@@ -231,5 +231,5 @@ class Rounds:
         self.model.extras.clear()
         self.space.install(self.model, payload, job)
         metrics = self.work.run(self.model, shard, job, self.memories[client])
-        delta = self.space.accept(self.view.state, job, self.space.extract(self.model, payload))
+        delta = self.space.decode_delta(self.view.state, job, self.space.extract(self.model, payload))
         return Update(job, delta, float(len(shard)), metrics=metrics)

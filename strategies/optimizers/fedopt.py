@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree
 from strategies.optimizers.leafwise import leafwise
@@ -27,7 +27,7 @@ from strategies.optimizers.sgd import check_lr
 
 
 @dataclass(frozen=True)
-class AbstractAdaptive(AbstractLayer, ABC):
+class AbstractAdaptive(AbstractTransform, ABC):
     """First moment, second moment, step; subclasses say how the second moment moves."""
 
     lr: float = 0.1

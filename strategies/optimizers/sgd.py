@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import scale
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree
@@ -24,7 +24,7 @@ from strategies.optimizers.leafwise import leafwise
 
 
 @dataclass(frozen=True)
-class Sgd(AbstractLayer):
+class Sgd(AbstractTransform):
     """lr * delta. Keeps nothing, so it also works where two combinations have different shapes.
 
     lr: finite, not negative; 1 leaves the update as it is. Raises ValueError otherwise.
@@ -40,7 +40,7 @@ class Sgd(AbstractLayer):
 
 
 @dataclass(frozen=True)
-class Momentum(AbstractLayer):
+class Momentum(AbstractTransform):
     """Heavy-ball momentum at the server.
 
     momentum: in [0, 1). skip_first: a version made of one client's first job alone bypasses the momentum (FedCompass

@@ -16,14 +16,14 @@ from typing import ClassVar
 
 import torch
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics import tree
 from fedhet.numerics.rng import stream
 from fedhet.types import Memory, Tree, Update
 
 
 @dataclass(frozen=True)
-class Noise(AbstractLayer):
+class Noise(AbstractTransform):
     """rms: standard deviation, in root mean squares of the update itself. seed: of the draws.
 
     Raises ValueError for a negative or infinite rms.

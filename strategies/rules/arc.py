@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.protocols import View
 from strategies.rules import tolerance
 from strategies.rules.clipping import clip
@@ -29,7 +29,7 @@ class Arc(tolerance.Tolerant):
     def __post_init__(self) -> None:
         tolerance.check(self.f)
 
-    def __call__(self, rows: Rows, view: View) -> Rows:
+    def __call__(self, rows: UpdateMatrix, view: View) -> UpdateMatrix:
         n, f = len(rows), tolerance.count(self.f, len(rows))
         tolerance.within(self, f, n, 2 * f + 1)
         k = 2 * f * (n - f) // n

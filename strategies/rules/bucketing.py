@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.protocols import View
 from fedhet.types import ClientId
 
@@ -31,7 +31,7 @@ class Bucketing:
         if self.size < 1:
             raise ValueError(f"size={self.size} must be at least 1 update a bucket")
 
-    def __call__(self, rows: Rows, view: View) -> Rows:
+    def __call__(self, rows: UpdateMatrix, view: View) -> UpdateMatrix:
         n = len(rows)
         order = view.rng("bucketing").permutation(n)
         member = np.zeros((-(-n // self.size), n))

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.bases.rule import AbstractRule, UpdateMatrix
 from fedhet.protocols import View
 from fedhet.types import Tree
 from strategies.rules import tolerance
@@ -50,7 +50,7 @@ class Bulyan(tolerance.Tolerant, AbstractRule):
     def __post_init__(self) -> None:
         tolerance.check(self.f)
 
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         n, f = len(rows), tolerance.count(self.f, len(rows))
         tolerance.within(self, f, n, 4 * f + 3 if f else 1)
         if not f:

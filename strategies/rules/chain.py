@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.bases.rule import AbstractRule, UpdateMatrix
 from fedhet.engine.aggregator import Additive, Demanding, Shortage
 from fedhet.numerics.tree import squared_norm
 from fedhet.protocols import View
@@ -20,9 +20,10 @@ from fedhet.types import ClientId, Tree, Update
 
 
 class Mixing(Protocol):
-    """New rows from old, by `Rows.mix` and `Rows.times`. One that compares updates says `needs` = {"distances"}."""
+    """New rows from old, by `UpdateMatrix.mix` and `UpdateMatrix.times`. One that compares updates says `needs` =
+    {"distances"}."""
 
-    def __call__(self, rows: Rows, view: View) -> Rows: ...
+    def __call__(self, rows: UpdateMatrix, view: View) -> UpdateMatrix: ...
 
 
 @runtime_checkable
@@ -110,12 +111,12 @@ class Chain(AbstractRule):
                 coefficient, length = coefficient * factor, length * factor
         return coefficient, mass
 
-    def whole(self, mass: float, count: int, view: View) -> float:
+    def divisor(self, mass: float, count: int, view: View) -> float:
         if not isinstance(self.rule, Additive):
             raise TypeError(f"{self.compares()} has to see all updates together")
-        return self.rule.whole(mass, count, view)
+        return self.rule.divisor(mass, count, view)
 
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         for mixing in self.mixings:
             rows = mixing(rows, view)
         return self.rule.on(rows, view)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.protocols import View
 
 
-def clip(rows: Rows, radius: float) -> Rows:
-    """Rows scaled down to at most this length."""
+def clip(rows: UpdateMatrix, radius: float) -> UpdateMatrix:
+    """UpdateMatrix scaled down to at most this length."""
     norms = np.sqrt(np.maximum(np.diag(rows.gram), 0.0))
     kept = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
     return rows.times(kept)
@@ -30,7 +30,7 @@ class Clipping:
         if not self.radius > 0.0:
             raise ValueError(f"radius={self.radius} must be positive")
 
-    def __call__(self, rows: Rows, view: View) -> Rows:
+    def __call__(self, rows: UpdateMatrix, view: View) -> UpdateMatrix:
         return clip(rows, self.radius)
 
     def factor(self, length: float) -> float:

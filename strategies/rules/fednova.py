@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedhet.bases.rule import AbstractRule, Rows
+from fedhet.bases.rule import AbstractRule, UpdateMatrix
 from fedhet.protocols import View
 from fedhet.types import Tree
 from strategies.rules.mean import OVER, shares
@@ -35,18 +35,18 @@ class FedNova(AbstractRule):
     over: str = "cohort"
     uniform: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset({"each", "a_norm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"each", "fednova_norm"})
     gives: ClassVar[frozenset[str]] = frozenset({"mean"})
 
     def __post_init__(self) -> None:
         if self.over not in OVER:
             raise ValueError(f"over={self.over!r} is not a denominator; use one of {', '.join(OVER)}")
 
-    def on(self, rows: Rows, view: View) -> Tree:
+    def on(self, rows: UpdateMatrix, view: View) -> Tree:
         if not rows.updates:
             raise ValueError("FedNova divides each client's update by its own norm: nothing in front may merge updates")
         p = shares(self.over, self.uniform, rows.weights, view)
-        norms = np.array([view.a_norm(u.job) for u in rows.updates], dtype=np.float64)
+        norms = np.array([view.fednova_norm(u.job) for u in rows.updates], dtype=np.float64)
         if not (norms > 0.0).all():
             bad = rows.updates[int(np.argmin(norms > 0.0))].job
             raise ValueError(

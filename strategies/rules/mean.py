@@ -70,7 +70,7 @@ class Mean(AbstractLinearRule):
         share = 1.0 if self.uniform or self.over == "count" else update.weight
         return share, share
 
-    def whole(self, mass: float, count: int, view: View) -> float:
+    def divisor(self, mass: float, count: int, view: View) -> float:
         """The denominator. Raises ValueError if it is nothing."""
         if self.over == "population":
             mass = float(len(view.roster) if self.uniform else view.roster.total_examples)

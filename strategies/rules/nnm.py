@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.protocols import View
 from strategies.rules import tolerance
 from strategies.rules.geometry import nearest
@@ -32,7 +32,7 @@ class Nnm(tolerance.Tolerant):
     def __post_init__(self) -> None:
         tolerance.check(self.f)
 
-    def __call__(self, rows: Rows, view: View) -> Rows:
+    def __call__(self, rows: UpdateMatrix, view: View) -> UpdateMatrix:
         n, f = len(rows), tolerance.count(self.f, len(rows))
         tolerance.within(self, f, n, 2 * f + 1)
         matrix = np.zeros((n, n))

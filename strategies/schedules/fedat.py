@@ -32,7 +32,7 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import BREATH, SLACK, at_least, positive
+from strategies.schedules.parking import MIN_WAKE_DELAY, SLACK, at_least, positive
 
 
 @dataclass
@@ -150,7 +150,7 @@ class FedAT:
         if not clients:
             online = view.next_online() if part.clients else None
             if online is not None:
-                yield Wake(max(online, view.now + BREATH))
+                yield Wake(max(online, view.now + MIN_WAKE_DELAY))
             return
         if self.per_round is not None and self.measured and len(clients) > self.per_round:
             chosen = view.rng("tier").choice(clients, self.per_round, replace=False)

@@ -18,12 +18,12 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
-    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
+    RunEnding,
     Started,
     Woke,
 )
@@ -79,14 +79,14 @@ class FedBuff(AbstractPerClient):
                 yield from self._refill(client, view.now, view)
             case Left(client):
                 self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
-                self.parked.pop(client, None)
+                self.waiting.pop(client, None)
                 yield from self._fill(view)
             case Woke() if self.concurrency is None:
                 yield from self._assign(self._ready(view))
                 yield from self._rouse(view)
             case Started() | Woke():
                 yield from self._fill(view)
-            case Ending() if self.flush and self.held:
+            case RunEnding() if self.flush and self.held:
                 yield from self._combine()
 
     def _combine(self) -> Iterator[Command]:

@@ -24,7 +24,6 @@ from fedhet.types import (
     Assign,
     ClientId,
     Command,
-    Ending,
     Event,
     Failed,
     Job,
@@ -32,6 +31,7 @@ from fedhet.types import (
     Joined,
     Left,
     Note,
+    RunEnding,
     Started,
     Wake,
     Woke,
@@ -112,11 +112,11 @@ class FedCompass(AbstractPerClient):
                     yield from self._employ(client, view.now, view)
             case Left(client):
                 self.gone.add(client)
-                self.parked.pop(client, None)
+                self.waiting.pop(client, None)
                 yield from self._lose(client, view)
             case Woke(at):
                 yield from self._woke(max(at, view.now), view)
-            case Ending() if self.flush:
+            case RunEnding() if self.flush:
                 back = tuple(job for group in self.groups.all.values() for job in group.arrived.values())
                 if jobs := self._take_late() + back:
                     yield Aggregate(jobs)

@@ -20,12 +20,12 @@ from fedhet.types import (
     Arrived,
     Assign,
     Command,
-    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
+    RunEnding,
     Started,
     Wake,
     Woke,
@@ -61,22 +61,22 @@ class FedFix(AbstractPerClient):
                 yield from self._schedule(view)
             case Arrived(job):
                 self.held.append(job.id)
-                self.parked[job.client] = view.now
+                self.waiting[job.client] = view.now
             case Failed(job):
-                self.parked[job.client] = view.now
+                self.waiting[job.client] = view.now
             case Joined(client):
-                self.parked[client] = view.now
+                self.waiting[client] = view.now
                 if self.closing is None:
                     yield from self._schedule(view)
             case Left(client):
                 self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
-                self.parked.pop(client, None)
+                self.waiting.pop(client, None)
             case Woke(at) if self.closing is not None and max(at, view.now) >= self.closing - SLACK:
                 yield from self._combine()
                 for client in self._ready(view):
                     yield Assign(client)
                 yield from self._schedule(view)
-            case Ending() if self.flush:
+            case RunEnding() if self.flush:
                 yield from self._combine()
 
     def _combine(self) -> Iterator[Command]:
@@ -87,7 +87,7 @@ class FedFix(AbstractPerClient):
     def _schedule(self, view: View) -> Iterator[Command]:
         """The next close; if all are offline, the first one at which somebody is back."""
         number = math.floor((view.now - self.origin) / self.window_seconds + SLACK) + 1
-        if not view.busy and not self.held and not any(client in view.idle for client in self.parked):
+        if not view.busy and not self.held and not any(client in view.idle for client in self.waiting):
             online = view.next_online()
             if online is None:
                 self.closing = None

@@ -29,7 +29,7 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import BREATH, SLACK, at_least, positive
+from strategies.schedules.parking import MIN_WAKE_DELAY, SLACK, at_least, positive
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Sync:
         if len(clients) < self.min_updates:
             online = view.next_online()
             if online is not None:
-                yield Wake(max(online, view.now + BREATH))
+                yield Wake(max(online, view.now + MIN_WAKE_DELAY))
             return  # otherwise somebody who is still busy, or who joins, opens the round
         self.waiting = set(clients)
         self.goal = len(clients) if self.per_round is None else min(self.per_round, len(clients))

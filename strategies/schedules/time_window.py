@@ -19,12 +19,12 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
-    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
+    RunEnding,
     Started,
     Wake,
     Woke,
@@ -86,7 +86,7 @@ class TimeWindow(AbstractPerClient):
                 yield from self._employ(job.client, view.now, view)
             case Arrived(job):
                 self.held.append(job.id)
-                self.parked.pop(job.client, None)
+                self.waiting.pop(job.client, None)
                 if self.broadcast == "receipt":
                     yield from self._employ(job.client, view.now, view)
                 else:
@@ -101,7 +101,7 @@ class TimeWindow(AbstractPerClient):
                 yield from self._employ(client, view.now, view)
             case Left(client):
                 self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
-                self.parked.pop(client, None)
+                self.waiting.pop(client, None)
                 self.resting = [c for c in self.resting if c != client]
             case Woke(at):
                 for client in self._ready(view):
@@ -109,7 +109,7 @@ class TimeWindow(AbstractPerClient):
                 yield from self._rouse(view)
                 if self.deadline is not None and max(at, view.now) >= self.deadline - SLACK:
                     yield from self._time_up(view)
-            case Ending() if self.flush and self.held:
+            case RunEnding() if self.flush and self.held:
                 yield Aggregate(tuple(self.held))
 
     def _time_up(self, view: View) -> Iterator[Command]:

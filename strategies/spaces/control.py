@@ -61,7 +61,7 @@ class ControlVariates(AbstractDense):
     def restore(self, model: Model, state: Tree) -> None:
         model.flat.copy_(_halves(model, state)[0])
 
-    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+    def split_optimized(self, delta: Tree) -> tuple[Tree, Tree]:
         """Momentum or a learning rate of the server would make c something else than the mean of all c_i."""
         return _part(delta, control=False), _part(delta, control=True)
 

@@ -71,7 +71,7 @@ class ExactWarm(AbstractProducts):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return bring_ends(panel)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         starts = starts_of(self, dict(before.items()), job)
         return tree_of({n: difference(end, starts[n]) for n, end in pairs(delta).items()}, under(delta, WHOLE))
 

@@ -60,7 +60,7 @@ class FedEx(AbstractProducts):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return tree_of(ends(panel, scaling_on=B), {})
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         starts, products, means = factors_of(dict(before.items())), {}, {}
         for name, end in pairs(delta).items():
             start = starts[name]

@@ -47,7 +47,7 @@ class Ffa(AbstractAveraged):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         held, sent = factors_of(dict(before.items())), dict(delta.items())
         whole = {f"{n}.{B}": padded(sent[f"{n}.{B}"], B, p.rank) for n, p in held.items()}
         return tree.flatten({**whole, **{n: leaf for n, leaf in sent.items() if n.startswith(WHOLE)}})

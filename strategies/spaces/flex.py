@@ -62,7 +62,7 @@ class Flex(AbstractProducts):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return bring_ends(panel)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         held = dict(before.items())
         starts = factors_of(held) if self.target == "absolute" else starts_of(self, held, job)
         return tree_of({n: difference(end, starts[n]) for n, end in pairs(delta).items()}, under(delta, WHOLE))

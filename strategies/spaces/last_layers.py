@@ -105,7 +105,7 @@ class LastLayers(AbstractDense):
     ) -> Tree:
         """Raises ValueError for a negative coefficient where not all cover everything: there is no mean over a part."""
         factors = tree.scaled(coefficients, scales)
-        if tree.twins(deltas):
+        if tree.same_layout(deltas):
             return tree.weighted_sum(deltas, factors)
         if min(coefficients) < 0.0:
             raise ValueError(f"coefficients {list(coefficients)} must not be negative where updates cover a part")
@@ -119,12 +119,12 @@ class LastLayers(AbstractDense):
         return tree.flatten(result)
 
     def merge(self, state: Tree, delta: Tree) -> Tree:
-        if tree.twins([state, delta]):
+        if tree.same_layout([state, delta]):
             return tree.add(state, delta)
         return tree.flatten({name: leaf + delta[name] if name in delta else leaf for name, leaf in state.items()})
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
-        if tree.twins(deltas):
+        if tree.same_layout(deltas):
             return tree.gram(deltas)
         total = np.zeros((len(deltas), len(deltas)))
         for name in max(deltas, key=len):

@@ -95,7 +95,7 @@ class PaddedLora(AbstractAveraged):
             model.extras[KEPT + RANKS], model.extras[TOLD + KEPT_RANK] = ranks, ranks.max()
         return increments(panel)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         held, sent = factors_of(dict(before.items())), dict(delta.items())
         whole: dict[str, Tensor] = {}
         energy = 0.0

@@ -60,7 +60,7 @@ class RoLora(AbstractAveraged):
     def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         held, sent = factors_of(dict(before.items())), dict(delta.items())
         (letter,) = self.trained(job.version)
         whole: dict[str, Tensor] = {}

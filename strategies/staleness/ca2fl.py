@@ -19,14 +19,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import FlatTree, Schema, rounded_like, scale, widened
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree, Update
 
 
 @dataclass(frozen=True)
-class CA2FL(AbstractLayer):
+class CA2FL(AbstractTransform):
     """Calibrates by cached updates.
 
     recompute_every: the sum of the caches is formed anew after this many versions, against rounding drift.

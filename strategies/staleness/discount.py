@@ -20,13 +20,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import final
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.protocols import View
 from fedhet.types import Memory, Update
 
 
 @dataclass(frozen=True)
-class AbstractDiscount(AbstractLayer, ABC):
+class AbstractDiscount(AbstractTransform, ABC):
     """Multiplies an arriving update's scale by a function of its staleness."""
 
     @abstractmethod

@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.protocols import View
 from fedhet.types import Memory, Update
 
@@ -61,7 +61,7 @@ def contributions(
 
 
 @dataclass(frozen=True)
-class Importance(AbstractLayer):
+class Importance(AbstractTransform):
     """Scales each update by 1 / r_i, estimated from what the server saw.
 
     scheme: one of the rows above, or "online". window_seconds: the schedule's, for "fedfix". size: the schedule's, for

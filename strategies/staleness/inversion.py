@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.rng import stream
 from fedhet.protocols import View
 from fedhet.types import Job, Memory, Tree, Update
@@ -34,7 +34,7 @@ from strategies.staleness.inversion_unique import Unique
 
 
 @dataclass(frozen=True)
-class Inversion(AbstractLayer):
+class Inversion(AbstractTransform):
     """model(input_shape=, classes=) makes the clients' model; `procedure` is what they do with it.
 
     images: size of the reconstructed set. share: of the coordinates that are matched. loss: "l1" or "l2". iterations,
@@ -88,7 +88,7 @@ class Inversion(AbstractLayer):
         if self.seconds is not None and not self.seconds >= self.seconds_per_iteration:
             raise ValueError(f"seconds={self.seconds} is less than one iteration takes; null is no limit")
 
-    def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
+    def prepare(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
         """When a late update arrives and inversions take time: the search, and its seconds."""
         late = view.version - update.job.version
         if self.seconds_per_iteration == 0.0 or late < self.stale or self._solver.obstacle(view.state):
@@ -99,11 +99,11 @@ class Inversion(AbstractLayer):
             return None
         return task, float(task["numbers"][3]) * self.seconds_per_iteration
 
-    def solve(self, task: Tree) -> Tree:
+    def run(self, task: Tree) -> Tree:
         """The search, wherever it is run: it knows nothing of the server."""
         return self._solver.solve(task)
 
-    def solved(self, update: Update, result: Tree, memory: Memory) -> None:
+    def complete(self, update: Update, result: Tree, memory: Memory) -> None:
         self.store.lay(update.job.id, result, memory)
 
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
@@ -121,7 +121,7 @@ class Inversion(AbstractLayer):
         ahead, found = self.store.fetch(update.job.id, memory)
         if not ahead:
             task = self.task(update, view, memory)
-            found = None if task is None else self.solve(task)
+            found = None if task is None else self.run(task)
         return self._plain(update, late, memory) if found is None else self.settle(update, found, view, memory)
 
     def task(self, update: Update, view: View, memory: Memory) -> Tree | None:

@@ -17,14 +17,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import FlatTree, widened
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree, Update
 
 
 @dataclass(frozen=True)
-class Port(AbstractLayer):
+class Port(AbstractTransform):
     """Multiplies the weight (not the scale: the factors are relative).
 
     similarity, freshness: the two terms' weights, at least 0 and above 0. bound: B, in versions.

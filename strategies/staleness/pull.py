@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import add, rounded_like, subtract, widened
 from fedhet.protocols import View
 from fedhet.types import Memory, Update
 
 
 @dataclass(frozen=True)
-class Pull(AbstractLayer):
+class Pull(AbstractTransform):
     """delta becomes delta + base - state; unchanged, bit for bit, if the update is fresh."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})

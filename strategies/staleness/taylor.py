@@ -21,14 +21,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import FlatTree, rounded_like, widened
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree, Update
 
 
 @dataclass(frozen=True)
-class Taylor(AbstractLayer):
+class Taylor(AbstractTransform):
     """Corrects late displacements; a fresh one is left as it is, bit for bit.
 
     lam: lambda of the gradient form. lr: the local step size eta. adaptive, decay: the running mean square. clip: each

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.numerics.tree import FlatTree, Schema, add, rounded_like, subtract, weighted_sum, widened
 from fedhet.protocols import View
 from fedhet.types import Memory, Tree
@@ -30,7 +30,7 @@ def tier_weights(counts: list[int]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Tiers(AbstractLayer):
+class Tiers(AbstractTransform):
     """Turns a tier's mean update into the step from the present model to the new mixture.
 
     tiers: as many as the schedule's. Raises ValueError if it is below 1.

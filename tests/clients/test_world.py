@@ -85,7 +85,7 @@ def test_a_world_draws_nothing_from_the_global_streams() -> None:
 
 def test_shards_hold_every_sample_once_and_as_many_as_clients_declare() -> None:
     here = world()
-    shards = [here.shard(c, 0).whole() for c in range(5)]
+    shards = [here.shard(c, 0).all_samples() for c in range(5)]
     assert [len(y) for _, y in shards] == here.examples().tolist()
     held = torch.cat([x for x, _ in shards])
     assert sorted(map(tuple, held.tolist())) == sorted(map(tuple, here.dataset.x_train.tolist()))
@@ -95,7 +95,7 @@ def test_inputs_and_labels_of_a_shard_belong_together() -> None:
     here = world()
     label = {tuple(x): y for x, y in zip(here.dataset.x_train.tolist(), here.dataset.y_train.tolist(), strict=True)}
     for client in range(5):
-        x, y = here.shard(client, 0).whole()
+        x, y = here.shard(client, 0).all_samples()
         assert [label[tuple(row)] for row in x.tolist()] == y.tolist()
 
 
@@ -108,7 +108,7 @@ def test_scores_of_images_are_those_counted_sample_by_sample() -> None:
     assert scores.loss == pytest.approx(loss, rel=1e-6)
     by_class = np.array([right[here.dataset.y_test.numpy() == c].mean() for c in range(CLASSES)])
     for client, seen in enumerate(scores.clients):
-        mix = np.bincount(here.shard(client, 0).whole()[1], minlength=CLASSES) / here.examples()[client]
+        mix = np.bincount(here.shard(client, 0).all_samples()[1], minlength=CLASSES) / here.examples()[client]
         assert seen == pytest.approx(float(mix @ by_class), rel=1e-12)
 
 
@@ -157,7 +157,7 @@ def test_clients_who_are_alike_all_expect_the_accuracy_of_the_whole() -> None:
     with torch.no_grad():
         model.flat.zero_()
     scores = here.evaluate(model)  # class 0 everywhere: a client's accuracy is its share of class 0
-    share = [float((here.shard(c, 0).whole()[1] == 0).double().mean()) for c in range(4)]
+    share = [float((here.shard(c, 0).all_samples()[1] == 0).double().mean()) for c in range(4)]
     assert scores.clients == pytest.approx(share, rel=1e-12)
     assert scores.loss == pytest.approx(np.log(CLASSES), rel=1e-6)
 

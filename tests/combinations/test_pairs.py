@@ -135,7 +135,7 @@ def method(choice: Choice) -> Method:
         key = f"{axis}/{name}"
         node = {**nodes()[key], **BRISK.get(key, {})}
         layers = axis in ("staleness", "optimizer")
-        parts[axis] = composition.layers(node, axis) if layers else composition.instantiate(node, axis)
+        parts[axis] = composition.transforms(node, axis) if layers else composition.instantiate(node, axis)
     space = ControlVariates(COUNT) if "control" in parts["work"].needs else Full()
     return Method(space=space, budget=Fixed(steps=2), **parts)
 

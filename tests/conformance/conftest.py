@@ -54,7 +54,9 @@ def build() -> Callable[[str], Any]:
 
     def make(option: str) -> Any:
         axis = option.partition("/")[0]
-        return composition.layers(node(option), axis) if axis in ONION else composition.instantiate(node(option), axis)
+        return (
+            composition.transforms(node(option), axis) if axis in ONION else composition.instantiate(node(option), axis)
+        )
 
     return make
 

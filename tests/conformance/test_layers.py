@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.engine.method import ONION
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import FlatTree, Leaf, Schema
-from fedhet.protocols import Layer
+from fedhet.protocols import Transform
 from fedhet.testing.quadratic import FakeView, QuadraticWorld, Watched, equal_clients
 from fedhet.types import Budget, Job, Memory, Tree, Update
 from strategies.rules.mean import Mean
@@ -39,7 +39,7 @@ class Play:
     """The layers of one option over `VERSIONS` combinations, each of other clients, answers of several `AGES`;
     `keep` is what happens to a memory between two uses."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[Transform]
     keep: Callable[[Memory], Memory] = lambda memory: memory
     server: dict[int, Memory] = field(default_factory=dict)
     device: dict[tuple[int, int], Memory] = field(default_factory=dict)
@@ -89,13 +89,13 @@ class Play:
 
 
 @pytest.fixture
-def layers(option: str, build: Callable[[str], Any]) -> Sequence[Layer]:
-    found: Sequence[Layer] = build(option)
+def layers(option: str, build: Callable[[str], Any]) -> Sequence[Transform]:
+    found: Sequence[Transform] = build(option)
     assert found
     return found
 
 
-def test_what_is_sent_looks_as_announced_and_comes_in_as_it_was(option: str, layers: Sequence[Layer]) -> None:
+def test_what_is_sent_looks_as_announced_and_comes_in_as_it_was(option: str, layers: Sequence[Transform]) -> None:
     announced = SCHEMA
     for layer in layers:
         announced = layer.wire(announced)
@@ -107,7 +107,7 @@ def test_what_is_sent_looks_as_announced_and_comes_in_as_it_was(option: str, lay
         assert Schema.of(step) == SCHEMA
 
 
-def test_numbers_stay_finite_and_who_sent_what_stays_known(option: str, layers: Sequence[Layer]) -> None:
+def test_numbers_stay_finite_and_who_sent_what_stays_known(option: str, layers: Sequence[Transform]) -> None:
     for sent, came, step in Play(layers).rounds():
         assert [u.job for u in came] == [u.job for u in sent]
         for update in came:
@@ -116,14 +116,14 @@ def test_numbers_stay_finite_and_who_sent_what_stays_known(option: str, layers: 
         assert all(torch.isfinite(leaf).all() for leaf in step.values())
 
 
-def test_a_memory_that_was_on_disk_works_like_one_that_was_not(option: str, layers: Sequence[Layer]) -> None:
+def test_a_memory_that_was_on_disk_works_like_one_that_was_not(option: str, layers: Sequence[Transform]) -> None:
     for (_, _, kept), (_, _, stored) in zip(
         Play(layers).rounds(), Play(layers, through_the_wire).rounds(), strict=True
     ):
         assert wire_format.encode(kept) == wire_format.encode(stored)
 
 
-def test_an_earlier_answer_or_model_is_never_written_to(option: str, layers: Sequence[Layer]) -> None:
+def test_an_earlier_answer_or_model_is_never_written_to(option: str, layers: Sequence[Transform]) -> None:
     play = Play(layers)
     seen: list[tuple[Tree, bytes]] = []
     for sent, came, step in play.rounds():
@@ -132,11 +132,11 @@ def test_an_earlier_answer_or_model_is_never_written_to(option: str, layers: Seq
         assert all(wire_format.encode(t) == text for t, text in seen)
 
 
-def test_a_layer_does_something(option: str, layers: Sequence[Layer]) -> None:
+def test_a_layer_does_something(option: str, layers: Sequence[Transform]) -> None:
     """A step with it differs from the step without it, unless all its strengths are at nothing."""
     neutral = {"staleness/constant": "leaves the age out", "optimizer/sgd": "its lr is 1"}
     same = all(
         wire_format.encode(a[2]) == wire_format.encode(b[2])
-        for a, b in zip(Play(layers).rounds(), Play([AbstractLayer()]).rounds(), strict=True)
+        for a, b in zip(Play(layers).rounds(), Play([AbstractTransform()]).rounds(), strict=True)
     )
     assert same == (option in neutral)

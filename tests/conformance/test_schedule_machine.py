@@ -37,11 +37,11 @@ from hypothesis.stateful import (
 )
 
 from clients.work.sgd import Sgd
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.engine.answer import Answer
 from fedhet.engine.method import Method
 from fedhet.engine.server import SLACK, Send, Server
-from fedhet.engine.stopping import Hopeless, Limits
+from fedhet.engine.stopping import Limits, TooManyFailures
 from fedhet.engine.update_validation import Gate, Rejected
 from fedhet.numerics import plain_data, wire_format
 from fedhet.population.profile import Profile
@@ -81,16 +81,16 @@ FAULTS = ("", "", "", "", "", "", "nan", "weight", "short", "version")
 
 
 @dataclass(frozen=True)
-class Deliberate(AbstractLayer):
+class Deliberate(AbstractTransform):
     """Thinks for two seconds about what the first two clients send."""
 
-    def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
+    def prepare(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
         return ({"delta": update.delta["x"]}, 2.0) if update.job.client < 2 else None
 
     def solve(self, task: Tree) -> Tree:
         return {"sum": task["delta"].sum()[None]}
 
-    def solved(self, update: Update, result: Tree, memory: Memory) -> None:
+    def complete(self, update: Update, result: Tree, memory: Memory) -> None:
         memory["sum"] = memory.get("sum", torch.zeros(1, dtype=torch.float64)) + result["sum"]
 
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
@@ -141,11 +141,18 @@ class Life:
             "timers": sorted(server.timers),
             "seen": {c: dataclasses.astuple(s) for c, s in server.seen.items()},
             "counts": {name: n for name, n in server.counts.items() if n},
-            "sets": [sorted(server.barred), sorted(server.withdrawn), sorted(server._busy), sorted(server._assigned)],
+            "sets": [
+                sorted(server.excluded),
+                sorted(server.revoked_jobs),
+                sorted(server._busy),
+                sorted(server._assigned),
+            ],
             "bases": {version: bits(tree) for version, tree in server.bases.items()},
             "state": bits(server.state),
             "updates": {n: (bits(u.delta), u.weight, u.scale, dict(u.metrics)) for n, u in server.updates.items()},
-            "chores": {n: (bits(c.update.delta), bits(c.task), c.due) for n, c in server.chores.open.items()},
+            "server_tasks": {
+                n: (bits(c.update.delta), bits(c.task), c.due) for n, c in server.server_tasks.open.items()
+            },
             "memories": {name: bits(memory) for name, memory in server.memories.items() if memory},
             "rejections": {c: dict(n) for c, n in self.gate.rejections.items()},
             "suspended": dict(self.gate.suspended),
@@ -260,7 +267,7 @@ class Federation(RuleBasedStateMachine):
     def leave(self, client: int, later: float) -> None:
         self._pass(later)
         self.here.discard(client)
-        if client not in self.server.barred:
+        if client not in self.server.excluded:
             self._tell("left", client, self.now)
 
     @precondition(lambda self: not self.done)
@@ -280,7 +287,7 @@ class Federation(RuleBasedStateMachine):
         self.holds.pop(client, None)
         self._tell("expel", client, "revoked", self.now)
         for life in self.lives:
-            life.gate.pardon(client)
+            life.gate.clear_violations(client)
 
     @rule(later=LATER)
     def instant_ends(self, later: float) -> None:
@@ -356,7 +363,7 @@ class Federation(RuleBasedStateMachine):
             jobs.setdefault(fate, set()).add(job)
         waiting = server.undecided
         assert set(server.inflight) == jobs.get("in flight", set())
-        assert set(waiting) == jobs.get("waiting", set()) and not set(server.buffer) & set(server.chores.open)
+        assert set(waiting) == jobs.get("waiting", set()) and not set(server.buffer) & set(server.server_tasks.open)
         row = server.row()
         ends = {
             "combined": row["accepted"],
@@ -371,14 +378,14 @@ class Federation(RuleBasedStateMachine):
         # nothing is kept that nobody needs
         needed = Counter(job.version for job in [*server.inflight.values(), *waiting.values()])
         assert server._holders == needed and set(server.bases) == {server.version, *needed}
-        assert set(server.updates) == set(server.buffer) and not server.withdrawn & set(waiting)
+        assert set(server.updates) == set(server.buffer) and not server.revoked_jobs & set(waiting)
         assert server.bases[server.version] is server.state and server.sent_earlier <= set(server.inflight)
         # who has work, and who may have it
         busy = [job.client for job in server.inflight.values()]
         assert len(busy) == len(set(busy)) and not set(busy) & set(server._assigned)
         assert server._busy == {*busy, *server._assigned}
-        assert server.barred == set(range(COUNT)) - self.here | set(self.lives[0].gate.suspended)
-        assert not server.barred & set(server._assigned)
+        assert server.excluded == set(range(COUNT)) - self.here | set(self.lives[0].gate.suspended)
+        assert not server.excluded & set(server._assigned)
         self.sound = True
 
     @invariant()
@@ -406,8 +413,8 @@ class Federation(RuleBasedStateMachine):
             return
         for client in range(COUNT):
             for life in self.lives:
-                life.gate.pardon(client)
-            if client in self.server.barred:
+                life.gate.clear_violations(client)
+            if client in self.server.excluded:
                 self.here.add(client)
                 self._join(client)
         old, goal = (
@@ -465,10 +472,10 @@ class Federation(RuleBasedStateMachine):
         for life in self.lives:
             try:
                 if word == "bar" and life.tell is life.server:
-                    life.server.barred.update(*args)
+                    life.server.excluded.update(*args)
                     continue
                 answers.append(getattr(life.tell, word)(*args))
-            except Hopeless as error:
+            except TooManyFailures as error:
                 self.hopeless = self.done = True
                 answers.append(str(error))
         if word == "settle":
@@ -530,11 +537,11 @@ class Federation(RuleBasedStateMachine):
         assert isinstance(first, Rejected) and verdicts[-1] == first
         self.holds.pop(job.client, None)
         self._tell("reject", job, first.code, first.detail, self.now)
-        if {life.gate.strike(job.client, first.code, self.now) for life in self.lives} == {True}:
+        if {life.gate.record_violation(job.client, first.code, self.now) for life in self.lives} == {True}:
             self._tell("left", job.client, self.now)
 
     def _read(self) -> None:
-        """Keep the ledger by what was written since the last time."""
+        """ClientStateStore the ledger by what was written since the last time."""
         for row in self.lives[0].rows[self.read :]:
             self.ledger.read(row)
         self.read = len(self.lives[0].rows)

@@ -70,14 +70,14 @@ class Gatekeeper:
     def react(self, event: Event, view: Any) -> Iterable[Command]:
         yield from self.inner.react(event, view)
         self.events += 1
-        if isinstance(event, types.Ending) or view.closing:
+        if isinstance(event, types.RunEnding) or view.closing:
             return
         if self.events % 9 == 4 and not self.out:
             undecided, busy = list(view.buffer.values()), list(view.inflight.values())
             jobs = undecided if self.events % 2 else busy
             if jobs:
                 self.out.append(jobs[0].client)
-                self.withdrawn += [job.id for job in undecided if job.client == jobs[0].client]
+                self.revoked_jobs += [job.id for job in undecided if job.client == jobs[0].client]
                 view.expel(jobs[0].client, "revoked", view.now)
         elif self.events % 9 == 0 and self.out:
             view.joined(self.out.pop(), view.now)
@@ -179,9 +179,9 @@ def test_undecided_updates_of_an_expelled_client_are_left_out_and_the_run_goes_o
     result = run(keeper, Limits(tasks=150), tmp_path / "run")
     u, rows = result.row["updates"], read_rows(tmp_path / "run" / "events.jsonl")
     assert u["failed"]["revoked"], "clients at work are expelled as well"
-    assert u["late"].get("revoked", 0) == len(keeper.withdrawn)
+    assert u["late"].get("revoked", 0) == len(keeper.revoked_jobs)
     combined = [job for row in rows if row["event"] == "combined" for job in row["jobs"]]
-    assert not set(combined) & set(keeper.withdrawn) and len(combined) == u["accepted"] > 20
+    assert not set(combined) & set(keeper.revoked_jobs) and len(combined) == u["accepted"] > 20
     gone = sum(sum(u[kind].values()) for kind in ("late", "rejected", "failed"))
     assert u["dispatched"] == u["accepted"] + gone + u["buffered"] + u["unfinished"]
     out: set[int] = set()

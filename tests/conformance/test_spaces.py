@@ -47,13 +47,13 @@ class Samples:
     def __len__(self) -> int:
         return 10
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(self.seed)
         return torch.from_numpy(rng.normal(size=(10, 6))), torch.from_numpy(rng.integers(0, 3, 10))
 
     def batches(self, size: int) -> Any:
         while True:
-            yield self.whole()
+            yield self.all_samples()
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(self.seed)
@@ -92,7 +92,7 @@ class Federation:
         self.work.run(device, Samples(client), job, {})
         delta = self.space.extract(device, payload)
         assert Schema.of(delta) == self.space.expects(self.state, job)
-        return device, self.space.accept(self.state, job, delta)
+        return device, self.space.decode_delta(self.state, job, delta)
 
     def deltas(self) -> list[Tree]:
         return [self.trained(client)[1] for client in range(COUNT)]

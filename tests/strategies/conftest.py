@@ -23,13 +23,13 @@ from fedhet.types import (
     Assign,
     Budget,
     Drop,
-    Ending,
     Event,
     Failed,
     Job,
     Joined,
     Left,
     Note,
+    RunEnding,
     Started,
     Stop,
     Wake,
@@ -88,7 +88,7 @@ class Idle:
 
     def __contains__(self, client: object) -> bool:
         w = self.world
-        return client in w.roster.counts and client not in w.barred and client not in w.occupied and w.online(client)
+        return client in w.roster.counts and client not in w.excluded and client not in w.occupied and w.online(client)
 
     def __iter__(self) -> Iterator[int]:
         return (c for c in self.world.roster if c in self)
@@ -125,7 +125,7 @@ class World:
         self.roster = Roster(dict.fromkeys(range(self.clients), self.examples), Profiles(self))
         self.idle, self.nanos, self.version = Idle(self), 0, 0
         self.occupied: set[int] = set()
-        self.barred: set[int] = set(self.absent)
+        self.excluded: set[int] = set(self.absent)
         self.inflight: dict[int, Job] = {}
         self.buffer: dict[int, Job] = {}
         self.assigned: dict[int, Assign] = {}
@@ -189,7 +189,7 @@ class World:
             self._dispatch()
         self.over = True
         self.assigned.clear()
-        self._react(Ending())
+        self._react(RunEnding())
         return self
 
     def _push(self, second: float | int, rank: int, what: Any, key: int | None = None) -> None:
@@ -205,10 +205,10 @@ class World:
                 self._react(Woke(at))
             case ("join", client):
                 self.roster.counts.setdefault(client, self.examples)
-                self.barred.discard(client)
+                self.excluded.discard(client)
                 self._react(Joined(client))
             case ("leave", client):
-                self.barred.add(client)
+                self.excluded.add(client)
                 if self.assigned.pop(client, None):
                     self.occupied.discard(client)
                 self._react(Left(client))
@@ -235,7 +235,7 @@ class World:
                 case Assign(client) if not self.over:
                     assert client in self.roster.counts, f"client {client} is not registered"
                     assert client not in self.occupied, f"client {client} has a job already"
-                    assert client not in self.barred, f"client {client} is gone"
+                    assert client not in self.excluded, f"client {client} is gone"
                     self.assigned[client] = command
                     self.occupied.add(client)
                 case Aggregate(ids):
@@ -318,7 +318,7 @@ def fake_view() -> Callable[..., SimpleNamespace]:
             observed=lambda client: seen.get(client, Seen()),
             base=bases.__getitem__,
             rng=lambda purpose: stream(0, purpose, 1),
-            a_norm=lambda job: float(job.budget.steps),
+            fednova_norm=lambda job: float(job.budget.steps),
         )
 
     return make

@@ -14,7 +14,7 @@ from fedhet.config import composition
 from fedhet.deployment import clientapp, local_superlink
 from fedhet.deployment.strategy import MethodStrategy
 from fedhet.numerics.wire_format import digest, encode
-from fedhet.population.profile import Trip
+from fedhet.population.profile import Timing
 from fedhet.provenance import source_tree
 from fedhet.runs.event_log import read_rows
 from fedhet.runs.experiment import Experiment
@@ -133,7 +133,7 @@ def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, vir
         grid = VirtualGrid(
             pool,
             range(2, 4),
-            lambda message, at: Trip(at, at, at + 10**9, at + 10**9),
+            lambda message, at: Timing(at, at, at + 10**9, at + 10**9),
             config=lambda n: {"partition-id": n - 2},
         )
         server(grid=grid, context=Context(1, 1, {}, RecordDict(), {}))

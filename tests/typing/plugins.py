@@ -16,11 +16,11 @@ from torch import Tensor
 import fedhet
 from clients.work.loop import AbstractLocal
 from fedhet import Experiment, Limits, Method, Result
-from fedhet.bases import AbstractCoordinateRule, AbstractDense, AbstractLayer, AbstractLinearRule
+from fedhet.bases import AbstractCoordinateRule, AbstractDense, AbstractLinearRule, AbstractTransform
 from fedhet.model.flat_model import Model
 from fedhet.numerics.tree import FlatTree
 from fedhet.population.roster import Clients
-from fedhet.protocols import Layer, Observation, Policy, Rule, Schedule, Shard, Space, View, Work
+from fedhet.protocols import Observation, Policy, Rule, Schedule, Shard, Space, Transform, View, Work
 from fedhet.types import (
     Aggregate,
     Arrived,
@@ -123,7 +123,7 @@ class First:
 
 
 @dataclass(frozen=True)
-class Fading(AbstractLayer):
+class Fading(AbstractTransform):
     """A transform: an update is worth less with every version it is late."""
 
     factor: float = 0.9
@@ -165,7 +165,7 @@ assert_type(method.space, Space)
 assert_type(method.rule, Rule)
 assert_type(method.work, Work)
 assert_type(method.budget, Policy)
-assert_type(method.staleness, Layer | tuple[Layer, ...])
+assert_type(method.staleness, Transform | tuple[Transform, ...])
 assert_type(replace(method, rule=Largest()).name, str)
 assert_type(fedhet.__version__, str)
 

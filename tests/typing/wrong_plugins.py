@@ -10,7 +10,7 @@ import numpy as np
 
 from clients.work.loop import AbstractLocal
 from fedhet import Experiment, Limits, Method
-from fedhet.bases import AbstractDense, AbstractLayer, AbstractLinearRule
+from fedhet.bases import AbstractDense, AbstractLinearRule, AbstractTransform
 from fedhet.model.flat_model import Model
 from fedhet.protocols import Shard, Space, View
 from fedhet.types import Budget, ClientId, Event, Job, Memory, Tree, Update
@@ -56,7 +56,7 @@ class Blind:
         return updates[0].delta
 
 
-class Bare(AbstractLayer):
+class Bare(AbstractTransform):
     """A transform that gives the delta in place of the update."""
 
     def arrive(self, update: Update, view: View, memory: Memory) -> Tree:  # override

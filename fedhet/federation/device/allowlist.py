@@ -48,7 +48,7 @@ _SPECIAL = re.compile(r"_.*_")
 
 
 @dataclass(frozen=True, slots=True)
-class Fence:
+class Allowlist:
     """What an owner allows beside the plug-ins that come with fedhet: packages, folders and ids on a hub by name."""
 
     packages: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Fence:
     hubs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, about: Mapping[str, Any]) -> Fence:
+    def of(cls, about: Mapping[str, Any]) -> Allowlist:
         """From a device's settings (client.json); the data that it declared are among its folders."""
         folders = [str(about.get("data") or ""), *about.get("folders", ())]
         absolute = tuple(name for name in folders if Path(name).is_absolute())  # what a relative one meant is not known

@@ -18,7 +18,7 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.common.output import cells, put, say, spoken, table_of
 from fedhet.federation.device import agent, bandwidth, benchmark, offline_join
 from fedhet.federation.device import join as joining
-from fedhet.federation.device.allowlist import Fence
+from fedhet.federation.device.allowlist import Allowlist
 from fedhet.federation.device.doctor import examine
 from fedhet.federation.device.state import Device
 
@@ -64,10 +64,10 @@ def run(state: Path, flower: bool, allowed: Allowed, as_json: bool) -> None:
 
 
 def settle(device: Device, allowed: Allowed) -> None:
-    """Keep what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
+    """ClientStateStore what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
     packages, folders, hubs = ([name for name in names or () if name] for names in allowed)
     folders = [str(_absolute(name)) for name in folders]
-    Fence(tuple(packages), tuple(folders)).check()
+    Allowlist(tuple(packages), tuple(folders)).check()
     named = zip(("allow", "folders", "hubs"), (packages, folders, hubs), allowed, strict=True)
     changes = {key: found for key, found, given in named if given is not None}
     if changes:

@@ -30,7 +30,7 @@ LONGEST = 1 << 16
 
 
 @dataclass
-class Desk:
+class ControlSocket:
     """Listens in a federation's folder while it is entered, and answers with what `hear` makes of a request."""
 
     home: Path
@@ -39,7 +39,7 @@ class Desk:
     _thread: threading.Thread = field(init=False)
     _socket: socket.socket = field(init=False)
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> ControlSocket:
         path = reachable(self._path)
         self._path.unlink(missing_ok=True)  # of a server that was killed; this one holds the home's lock
         self._socket = socket.socket(socket.AF_UNIX)

@@ -142,7 +142,7 @@ class Registry:
             return bool(session.execute(query.values(flower_node=node)).rowcount)  # type: ignore[attr-defined]
 
     def retired(self) -> list[str]:
-        """Nodes of the SuperLink whose keys were replaced and which are still to be taken away."""
+        """NodeDirectory of the SuperLink whose keys were replaced and which are still to be taken away."""
         with self._reading() as session:
             return list(session.scalars(select(RetiredNodeRow.flower_node)))
 

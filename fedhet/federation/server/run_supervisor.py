@@ -18,7 +18,7 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.server.submit import LAST_WORDS_S, Submission
 from fedhet.federation.server.superlink import SuperLink
 from fedhet.runs.event_log import accepted
-from fedhet.runs.run_ending import GIVEN_UP, Ending
+from fedhet.runs.run_ending import GIVEN_UP, RunEnding
 from fedhet.system.file_lock import occupied
 
 log = logging.getLogger("fedhet.federation")
@@ -92,7 +92,7 @@ class Runs:
         if wasted >= FOR_NOTHING:
             why = f"its process ended {wasted} times at once, without a result, an error or a single answer"
             log.error("the run in %s is given up: %s", made.folder, why)
-            Ending(GIVEN_UP, why, made.last_words()).write(made.folder)
+            RunEnding(GIVEN_UP, why, made.last_words()).write(made.folder)
             self._forget(entry, made)
             return
         log.warning("the run in %s was killed; it goes on from its journal", made.folder)

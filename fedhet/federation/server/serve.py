@@ -21,7 +21,7 @@ from fedhet.federation.pki import operator_key, tls
 from fedhet.federation.pki.ca import EXPIRING, NOTICE_DAYS
 from fedhet.federation.server import superlink, tls_proxy
 from fedhet.federation.server.connection_limits import Guards, open_files
-from fedhet.federation.server.control_socket import Desk
+from fedhet.federation.server.control_socket import ControlSocket
 from fedhet.federation.server.http_api import service
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.peer_addresses import Proxies
@@ -119,7 +119,7 @@ class Server:
         keeper = threading.Thread(target=self._keep, args=(server, context), name="keeper")
         keeper.start()
         try:
-            with Desk(self.federation.folder, self._hear):
+            with ControlSocket(self.federation.folder, self._hear):
                 server.run()
         finally:
             self._stop.set()

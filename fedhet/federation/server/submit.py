@@ -22,7 +22,7 @@ from fedhet.federation.server.superlink import NAME, SuperLink
 from fedhet.flower import app_bundle
 from fedhet.runs import run_config, run_ending
 from fedhet.runs.event_log import read_rows, write_atomic
-from fedhet.runs.run_ending import Ending
+from fedhet.runs.run_ending import RunEnding
 from fedhet.system.file_lock import occupied
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ WORDS = 1500
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class ConnectedClients:
     """Who there is: clients that may work, those of them that are online, and how many a method must expect.
 
     `expected` is one more than the largest number a client has, for a client's number is its part of the data.
@@ -54,7 +54,7 @@ class Crowd:
     expected: int
 
 
-def crowd(home: Path, link: SuperLink) -> Crowd:
+def crowd(home: Path, link: SuperLink) -> ConnectedClients:
     """Ask the registry and the SuperLink."""
     registry = Registry(home / "registry.db")
     try:
@@ -64,10 +64,10 @@ def crowd(home: Path, link: SuperLink) -> Crowd:
     states = {str(row["node-id"]): row["status"] for row in link.nodes()}
     online = tuple(c.name for c in active if states.get(str(c.flower_node)) == "online")
     numbers = [c.client_id for c in active]
-    return Crowd(tuple(c.name for c in active), online, 1 + max(numbers, default=-1))
+    return ConnectedClients(tuple(c.name for c in active), online, 1 + max(numbers, default=-1))
 
 
-def enough(there: Crowd, least: int | None) -> tuple[int, int]:
+def enough(there: ConnectedClients, least: int | None) -> tuple[int, int]:
     """How many clients the run waits for before it begins, and how many of them must answer. Raises EnrollError E313.
 
     Those that are online may answer or not: the run begins with who does, at least one. A number that was asked for is
@@ -82,7 +82,7 @@ def enough(there: Crowd, least: int | None) -> tuple[int, int]:
     return (len(there.online), 1) if least is None else (least, least)
 
 
-def opens(needed: int, roster: int, there: Crowd) -> str:
+def opens(needed: int, roster: int, there: ConnectedClients) -> str:
     """What to say of a method whose rounds open with so many clients, where the run has room for `roster`; empty if
     enough are enrolled. Raises EnrollError E313 if more could never take part."""
     if needed > roster:
@@ -159,7 +159,7 @@ class Submission:
         return str(runs[0]["status"]), str(runs[0].get("status-details", ""))
 
     @property
-    def ended(self) -> Ending | None:
+    def ended(self) -> RunEnding | None:
         """How the run itself says that it ended without a result; None if it does not."""
         return run_ending.read(self.folder)
 
@@ -190,7 +190,7 @@ class Submission:
 
     def stop(self) -> None:
         """End the run; its folder keeps the last checkpoint."""
-        Ending(run_ending.STOPPED, "by the operator").write(self.folder)  # first, or its end would look like a kill
+        RunEnding(run_ending.STOPPED, "by the operator").write(self.folder)  # first, or its end would look like a kill
         try:
             status, _ = self.status()
             if not status.startswith("finished"):  # else it was killed, and is not started again now

@@ -142,7 +142,7 @@ class AbstractLora(ABC):
         leaves += [(n, Leaf(tuple(leaf.shape), kind)) for n, leaf in held.items() if n.startswith(WHOLE)]
         return Schema(tuple(leaves))
 
-    def parts(self, delta: Tree) -> tuple[Tree, Tree]:
+    def split_optimized(self, delta: Tree) -> tuple[Tree, Tree]:
         return delta, {}
 
     def restore(self, model: Model, state: Tree) -> None:

@@ -93,5 +93,5 @@ class AbstractFresh(AbstractProducts):
             brought[f"{name}.{A}"], brought[f"{name}.{B}"] = a * s, b.clone(memory_format=torch.contiguous_format)
         return brought
 
-    def accept(self, before: Tree, job: Job, delta: Tree) -> Tree:
+    def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         return delta

@@ -47,7 +47,7 @@ class Plan:
     draws: Callable[[int, int], np.random.Generator]
 
 
-class Rows(NamedTuple):
+class UpdateMatrix(NamedTuple):
     """One layer: its live factors, which rows are kept, and of each row I, over how many steps, and what was set
     aside when it was dropped."""
 
@@ -114,14 +114,14 @@ class Sampler:
             rows.steps[rows.kept] += 1
             now.zero_()
 
-    def _choose(self, rows: Rows, draws: np.random.Generator) -> None:
+    def _choose(self, rows: UpdateMatrix, draws: np.random.Generator) -> None:
         count = int(rows.kept.sum())
         tried = min(round(self.plan.explore * count), len(rows.kept) - count)
         if self._done >= (1 - SETTLED) * self.plan.steps:
             tried = 0
         self._swap(rows, chosen(_score(rows), count, tried, draws))
 
-    def _swap(self, rows: Rows, kept: Tensor) -> None:
+    def _swap(self, rows: UpdateMatrix, kept: Tensor) -> None:
         """Set aside what is no longer kept and bring back what is."""
         dropped, back = rows.kept & ~kept, kept & ~rows.kept
         rows.aside_a[dropped], rows.aside_b[:, dropped] = rows.a[dropped], rows.b[:, dropped]
@@ -148,13 +148,13 @@ def chosen(score: Tensor, count: int, tried: int, draws: np.random.Generator) ->
     return kept
 
 
-def _score(rows: Rows) -> Tensor:
+def _score(rows: UpdateMatrix) -> Tensor:
     """I of every row, zero where it was never kept. A running mean that began at zero is too small by SMOOTH^n."""
     return rows.weight / (1 - SMOOTH ** rows.steps.clamp(min=1.0))
 
 
-def _rows(panel: Panel, name: str, rank: int) -> Rows:
+def _rows(panel: Panel, name: str, rank: int) -> UpdateMatrix:
     """A layer whose first rows are kept, the others as they lie there, with B zero."""
     a, b = (panel.factors[name][letter].data.flatten(1) for letter in (A, B))
     kept = torch.arange(len(a)) < rank
-    return Rows(a, b, kept, a.new_zeros(len(a)), a.new_zeros(len(a)), a.clone(), b.clone())
+    return UpdateMatrix(a, b, kept, a.new_zeros(len(a)), a.new_zeros(len(a)), a.clone(), b.clone())

@@ -178,7 +178,7 @@ def test_flipped_labels_are_mirrored_in_the_models_classes() -> None:
 
 def test_a_backdoor_marks_a_share_of_every_batch_and_nothing_outside() -> None:
     attack = Backdoor(**EVIL, target=2, share=0.3, size=2, value=9.0)
-    x, y = shard_of().whole()
+    x, y = shard_of().all_samples()
     before = x.clone(), y.clone()
     marked, labels = attack.change(x, y, 5)
     count = int(np.ceil(0.3 * len(x)))
@@ -203,7 +203,7 @@ def test_a_lone_colluder_guesses_from_parts_of_its_data() -> None:
     job, rows = Job(0, 7, 0, 0, Budget(3), 0.0), []
     for part in range(4):
         model, data = model_of(), shard_of()
-        x, y = (t[part::4] for t in data.whole())
+        x, y = (t[part::4] for t in data.all_samples())
         rng = data.rng(f"batches, part {part}")
 
         class Quarter:

@@ -67,7 +67,7 @@ def test_two_iterators_do_not_share_a_position():
 
 
 def test_the_whole_is_in_storage_order():
-    x, y = shard().whole()
+    x, y = shard().all_samples()
     assert x[:, 0].tolist() == [4, 8, 15, 16, 23, 42] and torch.equal(y, Y[x[:, 0].long()])
     assert len(shard()) == 6
 

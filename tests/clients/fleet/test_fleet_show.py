@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from clients.fleet.laws import Exponential
+from clients.fleet.mixed_devices import MixedDevices
 from clients.fleet.show import describe, online_share, picture, table
 from clients.fleet.speed import slowness, slownesses, speed_unit
-from clients.fleet.unlike import Unlike
 from fedhet.population.profile import Profile
 from fedhet.population.roster import Clients
 
@@ -40,7 +40,7 @@ def test_the_figures_are_of_all_clients():
 
 
 def test_who_may_be_away_or_drop_out_is_counted():
-    facts = describe(Unlike().build(0))
+    facts = describe(MixedDevices().build(0))
     assert (facts["away"], facts["unreliable"], facts["ratio"]) == (2, 1, pytest.approx(12.0))
     silent = Clients.from_profiles([Profile(sec_per_step=1.0, silent=True), Profile(sec_per_step=1.0)])
     assert describe(silent)["unreliable"] == 1
@@ -67,7 +67,7 @@ def test_the_share_of_time_online():
 
 
 def test_small_fleets_are_shown_whole_and_large_ones_in_part():
-    told = text(Unlike().build(0))
+    told = text(MixedDevices().build(0))
     assert all(name in told for name in ("rack-1", "phone-old", "500 kB", "75%", "10%"))
     many = text(Clients.from_columns(5000, {"sec_per_step": 1.0}))
     assert len(many.splitlines()) < 40 and "client-0 " in many and "client-4999" in many
@@ -77,7 +77,7 @@ def test_a_column_that_says_nothing_is_left_out():
     said = text(Clients.from_columns(3, {"sec_per_step": 1.0, "uplink_bytes_per_s": 1e6}), width=80)
     assert "client-2" in said and "1 MB" in said
     assert not any(word in said for word in ("class", "unlimited", "down/s", "latency", "100%", "0%"))
-    assert all(len(line) <= 80 and "…" not in line for line in text(Unlike().build(0), width=80).splitlines())
+    assert all(len(line) <= 80 and "…" not in line for line in text(MixedDevices().build(0), width=80).splitlines())
 
 
 def test_slowness_of_all_is_the_slowness_of_each():
@@ -93,7 +93,7 @@ def test_slowness_of_all_is_the_slowness_of_each():
 
 def test_what_is_special_about_a_fleet_is_told():
     assert "3 draws were odd" in text(Clients.from_columns(4, {"sec_per_step": 1.0}, "3 draws were odd"))
-    assert "note" not in text(Unlike().build(0))
+    assert "note" not in text(MixedDevices().build(0))
 
 
 def drawn(clients):
@@ -109,13 +109,13 @@ def words(clients):
 
 
 def test_the_picture_is_one_svg_that_needs_nothing_else():
-    text = picture(Unlike().build(0))
+    text = picture(MixedDevices().build(0))
     assert "href" not in text and "url(" not in text and "<script" not in text
     assert xml.fromstring(text).tag == f"{SVG}svg"
 
 
 def test_the_picture_sorts_by_speed_sets_it_against_upload_and_shows_who_is_online_when():
-    said = told(Unlike().build(0))
+    said = told(MixedDevices().build(0))
     assert len(said) == 12 + 12 + 2
     assert said[0] == "client 0 (rack-1): 0.01" and said[11] == "client 11 (phone-old): 0.12"
     assert said[12] == "client 0 (rack-1): 0.01 s/step, upload 50 MB/s"
@@ -213,10 +213,10 @@ def test_equal_clients_and_hostile_names_are_drawn():
 
 
 def test_ranks_and_the_memory_they_go_by_are_shown_if_a_budget_chooses_them():
-    told = text(Unlike().build(0))
+    told = text(MixedDevices().build(0))
     assert "rank " not in told.partition("slowness")[0] and "memory" not in told
     console = Console(file=io.StringIO(), width=160)
-    console.print(table(Unlike().build(0), lambda client: 1 << client))
+    console.print(table(MixedDevices().build(0), lambda client: 1 << client))
     rows = {
         line.split()[1]: line.split() for line in console.file.getvalue().splitlines() if line.strip()[:1].isdigit()
     }

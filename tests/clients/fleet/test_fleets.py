@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import kstest, norm
 
 from clients.fleet.laws import Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers
+from clients.fleet.mixed_devices import TABLE, MixedDevices
 from clients.fleet.trace import Trace
-from clients.fleet.unlike import TABLE, Unlike
 from fedhet.population.profile import Drift, Jitter, Profile, ProfileError
 
 LAWS = [Exponential, HalfNormal, Homogeneous, LinearGrid, Lognormal, Normal, Pareto, Tiers]
@@ -63,15 +63,15 @@ def test_the_linear_grid_is_from_slowest_to_fastest():
 
 
 def test_the_default_fleet_is_not_alike():
-    fleet = Unlike().build(0)
+    fleet = MixedDevices().build(0)
     steps = [p.sec_per_step for p in fleet.values()]
     assert len(fleet) == 12 == len({p.name for p in fleet.values()}) and max(steps) / min(steps) == pytest.approx(12)
     assert (
         sum(bool(p.availability) for p in fleet.values()) == 2 and sum(p.dropout_prob > 0 for p in fleet.values()) == 1
     )
-    again = Unlike(clients=30, slower=2.0).build(0)
+    again = MixedDevices(clients=30, slower=2.0).build(0)
     assert again[12].name == f"{TABLE[0][0]}-2" and again[12].sec_per_step == 2 * steps[0]
-    table = Unlike(slower=2.0).build(0)
+    table = MixedDevices(slower=2.0).build(0)
     laps = [f"-{n // 12 + 1}" if n >= 12 else "" for n in range(30)]
     assert list(again.values()) == [replace(table[n % 12], name=table[n % 12].name + laps[n]) for n in range(30)]
     assert [again.online(n, 50.0) for n in range(30)] == [table.online(n % 12, 50.0) for n in range(30)]
@@ -80,7 +80,7 @@ def test_the_default_fleet_is_not_alike():
 def test_a_large_default_fleet_is_columns_and_no_profile_for_each_client(monkeypatch):
     made, check = [], Profile.__post_init__
     monkeypatch.setattr(Profile, "__post_init__", lambda self: (made.append(self.name), check(self)))
-    fleet = Unlike(clients=50_000).build(0).with_examples(np.ones(50_000, np.int64))
+    fleet = MixedDevices(clients=50_000).build(0).with_examples(np.ones(50_000, np.int64))
     assert len(made) < 100 and fleet[49_999].name == f"{TABLE[7][0]}-4167"
 
 
@@ -193,7 +193,7 @@ def test_a_fleet_reports_what_it_did_not_take_as_drawn(tmp_path):
     cut = Exponential(clients=1000)
     assert cut.report(3) == cut.build(3).note != cut.report(4)
     assert Homogeneous().report(0) == "all draws were taken as they came"
-    assert Unlike().report(0) == "nothing is drawn: the table is fixed"
+    assert MixedDevices().report(0) == "nothing is drawn: the table is fixed"
     assert Trace(str(tmp_path / "t.json")).report(0) == "nothing is drawn: the rows of t.json"
 
 

@@ -23,7 +23,7 @@ class OrderedShard:
     def __len__(self) -> int:
         return len(self.x)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         return self.x, self.y
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

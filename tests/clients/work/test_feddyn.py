@@ -78,7 +78,9 @@ def test_statistics_of_normalisation_layers_are_only_averaged(net_world: Make) -
 def test_the_norm_counts_the_quadratic_term() -> None:
     loop = rounds(QuadraticWorld(A, B), 4, alpha=0.5)
     loop.run()
-    assert loop.updates[0].metrics["a_norm"] == pytest.approx(sum((1 - 0.05 * 0.5) ** k for k in range(4)), rel=1e-12)
+    assert loop.updates[0].metrics["fednova_norm"] == pytest.approx(
+        sum((1 - 0.05 * 0.5) ** k for k in range(4)), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])

@@ -57,9 +57,9 @@ def test_path_and_norm_follow_their_recursions(
         y, weights = y - 0.1 * v, weights + heavy
     assert float(model.params) == pytest.approx(y, abs=1e-12)
     assert start - 0.1 * float(weights @ gradients) == pytest.approx(y, abs=1e-12)
-    assert metrics["a_norm"] == pytest.approx(weights.sum(), rel=1e-12)
+    assert metrics["fednova_norm"] == pytest.approx(weights.sum(), rel=1e-12)
     if not momentum:
-        assert metrics["a_norm"] == pytest.approx(sum((1 - 0.1 * mu) ** k for k in range(steps)), rel=1e-12)
+        assert metrics["fednova_norm"] == pytest.approx(sum((1 - 0.1 * mu) ** k for k in range(steps)), rel=1e-12)
 
 
 def test_a_strong_pull_freezes_the_client(a_job: Make) -> None:

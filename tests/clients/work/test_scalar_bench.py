@@ -35,7 +35,7 @@ class PerStep:
     needs: frozenset[str] = frozenset()
 
     def __call__(self, updates: Sequence[Update], space: Space, view: View) -> Tree:
-        norms = np.array([u.metrics["a_norm"] for u in updates])
+        norms = np.array([u.metrics["fednova_norm"] for u in updates])
         return space.combine([u.delta for u in updates], list(norms.mean() / norms / len(updates)))
 
 

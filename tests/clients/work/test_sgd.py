@@ -107,12 +107,12 @@ def test_a_norm_is_the_path_on_a_constant_gradient(momentum: float, nesterov: bo
     model = world.model()
     work = Sgd(lr=0.1, momentum=momentum, nesterov=nesterov and momentum > 0)
     metrics = work.run(model, world.shard(0, 0), Job(0, 0, 0, 0, Budget(steps), 0.0), {})
-    assert float(model.params) / 0.1 == pytest.approx(metrics["a_norm"], rel=1e-6)
+    assert float(model.params) / 0.1 == pytest.approx(metrics["fednova_norm"], rel=1e-6)
     if not work.nesterov:
         closed = sum((1 - momentum**k) / (1 - momentum) for k in range(1, steps + 1))
-        assert metrics["a_norm"] == pytest.approx(closed, rel=1e-12)
+        assert metrics["fednova_norm"] == pytest.approx(closed, rel=1e-12)
     if momentum == 0:
-        assert metrics["a_norm"] == steps
+        assert metrics["fednova_norm"] == steps
 
 
 def test_loss_falls(net_world: Make, a_job: Make) -> None:

@@ -211,12 +211,12 @@ def test_instantiate_takes_resolved_and_unresolved_nodes():
 
 def test_layers_are_none_one_or_several_in_order():
     one = {"_target_": HERE, "size": 2}
-    assert composition.layers({}, "codec") == ()
-    assert [p.size for p in composition.layers(one, "codec")] == [2]
+    assert composition.transforms({}, "codec") == ()
+    assert [p.size for p in composition.transforms(one, "codec")] == [2]
     several = {"first": one, "left_out": {}, "second": {"_target_": HERE, "size": 5}}
-    assert [p.size for p in composition.layers(several, "codec")] == [2, 5]
+    assert [p.size for p in composition.transforms(several, "codec")] == [2, 5]
     with pytest.raises(ConfigError, match=r"^codec\.second\.size=0"):
-        composition.layers({"first": one, "second": {"_target_": HERE, "size": 0}}, "codec")
+        composition.transforms({"first": one, "second": {"_target_": HERE, "size": 0}}, "codec")
 
 
 def test_a_product_has_every_combination_with_the_last_key_fastest():

@@ -13,9 +13,9 @@ from flwr.app import Context, Error, Message
 from flwr.app import RecordDict as Records
 
 from clients.work.sgd import Sgd
-from fedhet.bases import AbstractLayer
-from fedhet.engine.background_tasks import Chore, Own
-from fedhet.engine.background_thread import Aside
+from fedhet.bases import AbstractTransform
+from fedhet.engine.background_tasks import InlineExecutor, ServerTask
+from fedhet.engine.background_thread import ThreadExecutor
 from fedhet.engine.method import Method
 from fedhet.engine.server import Send, Server
 from fedhet.engine.stopping import Limits
@@ -24,7 +24,7 @@ from fedhet.flower.execution import Outcome
 from fedhet.numerics.tree import FlatTree
 from fedhet.protocols import Schedule, View
 from fedhet.runs.experiment import Experiment
-from fedhet.simulation.background_tasks import PoolHands
+from fedhet.simulation.background_tasks import PoolExecutor
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Memory, Tree, Update
 from strategies.budgets.fixed import Fixed
@@ -36,16 +36,16 @@ from strategies.spaces.full import Full
 
 
 @dataclass(frozen=True)
-class Doubling(AbstractLayer):
+class Doubling(AbstractTransform):
     """Doubles what client 0 sends, after two seconds of thought."""
 
-    def ponder(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
+    def prepare(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
         return ({"delta": update.delta["x"]}, 2.0) if update.job.client == 0 else None
 
-    def solve(self, task: Tree) -> Tree:
+    def run(self, task: Tree) -> Tree:
         return {"twice": 2.0 * task["delta"]}
 
-    def solved(self, update: Update, result: Tree, memory: Memory) -> None:
+    def complete(self, update: Update, result: Tree, memory: Memory) -> None:
         memory["twice"] = result["twice"]
 
     def arrive(self, update: Update, view: View, memory: Memory) -> Update:
@@ -81,8 +81,8 @@ def test_an_update_counts_when_the_chore_is_done_and_others_go_on_meanwhile() ->
     server.wake(3.0)
     assert server.version == 2 and server.next_timer is None and float(server.state["x"]) == 2.25
     assert server.row()["buffered"] == 0 and server.row()["accepted"] == 2
-    told = [row for row in rows if row["event"] in ("arrived", "pondered")]
-    assert [(row["t"], row["event"]) for row in told] == [(1.0, "arrived"), (1.0, "pondered"), (2.0, "arrived")]
+    told = [row for row in rows if row["event"] in ("arrived", "prepared")]
+    assert [(row["t"], row["event"]) for row in told] == [(1.0, "arrived"), (1.0, "prepared"), (2.0, "arrived")]
     assert told[1]["until"] == 3.0 and rows[-1]["staleness"] == [1]
 
 
@@ -100,7 +100,11 @@ def test_a_copy_is_refused_while_a_layer_still_has_a_chore_with_the_first(tmp_pa
     """Equal clients send equal bytes; the first update is not in the buffer yet when the second comes."""
     world = QuadraticWorld([1.0] * 2, [1.0, 1.0])
     method = Method(FedBuff(size=1), Full(), Mean(over="count"), Sgd(lr=0.1), Fixed(steps=1), staleness=(Doubling(),))
-    row = Experiment(method, equal_clients(world), world, Limits(versions=1), gate={"clones": True}).run(tmp_path).row
+    row = (
+        Experiment(method, equal_clients(world), world, Limits(versions=1), gate={"reject_duplicates": True})
+        .run(tmp_path)
+        .row
+    )
     assert row["updates"]["rejected"] == {"clone": 3}, "asked again each second, until the first is decided on"
     assert row["updates"]["accepted"] == 1
 
@@ -134,15 +138,15 @@ def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as
     server, sends, _ = begun()
     began, go_on, threads = threading.Event(), threading.Event(), []
 
-    class Slow(Own):
-        def result(self, chore: Chore) -> Tree:
+    class Slow(InlineExecutor):
+        def result(self, chore: ServerTask) -> Tree:
             threads.append(threading.get_ident())
             began.set()
             assert go_on.wait(30)
             return super().result(chore)
 
-    with Aside(Slow(dict(server.method.layers))) as aside:
-        server.chores.employ(aside)
+    with ThreadExecutor(Slow(dict(server.method.transforms))) as aside:
+        server.server_tasks.set_executor(aside)
         update = answer(sends[0], 1.0)
         server.arrived(update, 1.0)
         assert began.wait(30), "begun before it is due"
@@ -156,19 +160,19 @@ def test_in_real_time_a_chore_is_begun_in_a_thread_at_once_and_meets_its_task_as
 
 
 def test_what_fails_in_a_thread_fails_where_it_is_asked_for_and_what_is_dropped_is_never_asked() -> None:
-    class Failing(Own):
-        def result(self, chore: Chore) -> Tree:
+    class Failing(InlineExecutor):
+        def result(self, chore: ServerTask) -> Tree:
             raise ArithmeticError("no such task")
 
     server, sends, _ = begun()
-    with Aside(Failing(dict(server.method.layers))) as aside:
-        server.chores.employ(aside)
+    with ThreadExecutor(Failing(dict(server.method.transforms))) as aside:
+        server.server_tasks.set_executor(aside)
         server.arrived(answer(sends[0], 1.0), 1.0)
         with pytest.raises(ArithmeticError, match="no such task"):
             server.wake(3.0)
     server, sends, _ = begun()
-    with Aside(Failing(dict(server.method.layers))) as aside:
-        server.chores.employ(aside)
+    with ThreadExecutor(Failing(dict(server.method.transforms))) as aside:
+        server.server_tasks.set_executor(aside)
         server.arrived(answer(sends[0], 1.0), 1.0)
         server.expel(0, "banned", 1.5)
         server.wake(3.0)
@@ -195,9 +199,9 @@ def test_a_chore_whose_worker_dies_is_done_by_the_server() -> None:
     claim_identity(1)
     server, sends, _ = begun()
     pool = Dying()
-    server.chores.employ(PoolHands(pool, Own(dict(server.method.layers))))
+    server.server_tasks.set_executor(PoolExecutor(pool, InlineExecutor(dict(server.method.transforms))))
     server.arrived(answer(sends[0], 1.0), 1.0)
-    (chore,) = server.chores.open.values()
-    assert isinstance(chore, Chore) and list(pool.tasks) == [-1 - sends[0].job.id]
+    (chore,) = server.server_tasks.open.values()
+    assert isinstance(chore, ServerTask) and list(pool.tasks) == [-1 - sends[0].job.id]
     server.wake(3.0)
     assert float(server.state["x"]) == 2.0 and not pool.tasks

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fedhet.config import composition
-from fedhet.engine.stopping import Hopeless
+from fedhet.engine.stopping import TooManyFailures
 from fedhet.population.roster import Clients
 from fedhet.runs import runner
 from fedhet.runs.session import Session
@@ -72,5 +72,7 @@ def test_a_run_in_which_nothing_can_ever_be_combined_ends_with_the_reason(tmp_pa
     experiment = prepared.experiment
     lossy = [replace(profile, dropout_prob=1.0 if n > 1 else 0.0) for n, profile in experiment.clients.items()]
     experiment = replace(experiment, clients=Clients.from_profiles(lossy))
-    with pytest.raises(Hopeless, match=r"nothing could be combined the last 100 times: rule\.f: Krum needs 5 .* are 2"):
+    with pytest.raises(
+        TooManyFailures, match=r"nothing could be combined the last 100 times: rule\.f: Krum needs 5 .* are 2"
+    ):
         experiment.run(tmp_path / "run")

@@ -14,9 +14,9 @@ import pytest
 
 from clients.work.scaffold import Scaffold
 from clients.work.sgd import Sgd
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.engine.method import Method, Misfit
-from fedhet.engine.stopping import Diverged, Hopeless, Limits
+from fedhet.engine.stopping import Diverged, Limits, TooManyFailures
 from fedhet.numerics import tree
 from fedhet.population.profile import Jitter, Profile
 from fedhet.population.roster import Clients
@@ -223,12 +223,12 @@ def test_nobody_left_online_is_an_end_with_a_reason(tmp_path):
 
 
 def test_clients_that_all_diverge_end_the_run_with_the_cause(tmp_path):
-    with pytest.raises(Hopeless, match=r"clients failed by the same error.*diverged"):
+    with pytest.raises(TooManyFailures, match=r"clients failed by the same error.*diverged"):
         experiment(method(work=Sgd(lr=60.0), steps=200), versions=50).run(tmp_path / "run")
 
 
 @dataclass(frozen=True)
-class Exploding(AbstractLayer):
+class Exploding(AbstractTransform):
     def finish(self, delta, view, memory):
         return tree.scale(delta, float("inf"))
 

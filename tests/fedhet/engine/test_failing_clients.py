@@ -7,7 +7,7 @@ from rich.console import Console
 
 from clients.work.sgd import Sgd
 from fedhet.engine.method import Method
-from fedhet.engine.stopping import Hopeless, Limits
+from fedhet.engine.stopping import Limits, TooManyFailures
 from fedhet.population.profile import Profile
 from fedhet.population.roster import Clients
 from fedhet.report import summary_table, write_report
@@ -69,7 +69,9 @@ def test_of_many_the_first_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("schedule", [Sync(), Sync(per_round=6), FedBuff(size=3, concurrency=6)], ids=str)
 def test_the_same_error_of_everybody_ends_the_run_soon(tmp_path, schedule):
-    with pytest.raises(Hopeless, match=r"clients failed by the same error.*nothing has arrived.*batch of 1 sample"):
+    with pytest.raises(
+        TooManyFailures, match=r"clients failed by the same error.*nothing has arrived.*batch of 1 sample"
+    ):
         experiment(dict.fromkeys(range(MANY)), schedule).run(tmp_path)
     failed = [row for row in read_rows(tmp_path / "events.jsonl") if row["event"] == "failed"]
     assert 5 <= len(failed) <= MANY + 5

@@ -24,7 +24,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from clients.work.sgd import Sgd
 from fedhet.engine.method import Method
 from fedhet.engine.stopping import Limits
-from fedhet.flower.messages import parcel
+from fedhet.flower.messages import payload_record
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import flatten
 from fedhet.runs.event_log import read_rows
@@ -83,7 +83,7 @@ def forged(reply: Message, fault: Fault) -> Message:
     head, payload = fault(head, payload)
     seal = {"sha256": head.pop("sha256")} if "sha256" in head else {}
     reply.content = RecordDict(
-        {"fedhet": ConfigRecord({"update": json.dumps(head), **seal}), "payload": parcel(payload)}
+        {"fedhet": ConfigRecord({"update": json.dumps(head), **seal}), "payload": payload_record(payload)}
     )
     return reply
 
@@ -229,7 +229,7 @@ def test_another_clients_bytes_are_refused_where_copies_are_looked_for(
         return [forged(reply, raw(lambda p: seen[NODE - 1])) if copy else reply]
 
     tampering(tamper)
-    result = run(ALL, tmp_path / "run", clones=True)
+    result = run(ALL, tmp_path / "run", reject_duplicates=True)
     assert result.row["updates"]["rejected"] == {"clone": VERSIONS}
     assert result.row["weights_sha256"] == without
     assert run(ALL, tmp_path / "unwatched").row["updates"]["rejected"] == {}
@@ -246,7 +246,7 @@ def test_an_answer_that_comes_twice_counts_once(tampering: Callable[[Tamper], No
 def test_an_update_of_nothing_but_zeros_is_an_update(tampering: Callable[[Tamper], None], tmp_path: Path) -> None:
     zeros = payload_of(lambda x: {"x": torch.zeros_like(x)})
     tampering(lambda reply: [forged(reply, zeros)])
-    result = run(ALL, tmp_path / "run", clones=True, clip=3.0)
+    result = run(ALL, tmp_path / "run", reject_duplicates=True, clip=3.0)
     assert result.row["updates"]["accepted"] == 3 * VERSIONS
 
 

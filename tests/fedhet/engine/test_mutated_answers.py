@@ -123,12 +123,12 @@ def spoilt(number: int) -> RecordDict:
         head = lie(head, rng)
     if head == str(HEAD) or rng.integers(2):
         payload = SPOILS[number % len(SPOILS)](payload, rng)
-    return RecordDict({"fedhet": ConfigRecord({"update": head}), "payload": messages.parcel(payload)})
+    return RecordDict({"fedhet": ConfigRecord({"update": head}), "payload": messages.payload_record(payload)})
 
 
 def verdict(number: int) -> str:
     """The code, or "accepted" for what is a well-formed update of finite numbers; anything else raises."""
-    gate = Gate(suspend_after=0, clones=bool(number % 2), clip=3.0 if number % 3 else None)
+    gate = Gate(suspend_after=0, reject_duplicates=bool(number % 2), clip=3.0 if number % 3 else None)
     try:
         answer = messages.read_answer(spoilt(number))
     except MalformedUpdate as error:

@@ -92,7 +92,7 @@ def head(**fields):
 
 
 def with_header(text):
-    payload = records.parcel(wire_format.encode(DELTA))
+    payload = records.payload_record(wire_format.encode(DELTA))
     return RecordDict({"fedhet": ConfigRecord({"update": text}), "payload": payload})
 
 
@@ -129,7 +129,7 @@ def test_headers_are_not_believed_either(code, content):
 def test_garbage_never_crashes_the_gate(text, payload):
     text = text if isinstance(text, str) else text.decode("latin1")
     for header in (text, json.dumps({"job": 7, "client": 1, "version": 4, "weight": 1, "metrics": {}})):
-        content = RecordDict({"fedhet": ConfigRecord({"update": header}), "payload": records.parcel(payload)})
+        content = RecordDict({"fedhet": ConfigRecord({"update": header}), "payload": records.payload_record(payload)})
         try:
             verdict = check(records.read_answer(content))
         except MalformedUpdate:
@@ -139,64 +139,64 @@ def test_garbage_never_crashes_the_gate(text, payload):
 
 def test_a_client_that_keeps_failing_is_suspended_and_can_come_back():
     gate = Gate(suspend_after=3)
-    assert [gate.strike(1) for _ in range(4)] == [False, False, True, False]
-    assert set(gate.suspended) == {1} and not gate.strike(2)
+    assert [gate.record_violation(1) for _ in range(4)] == [False, False, True, False]
+    assert set(gate.suspended) == {1} and not gate.record_violation(2)
     assert check(sent(), gate).code == "suspended"
-    gate.pardon(1)
-    assert not gate.suspended and not gate.strike(1)
+    gate.clear_violations(1)
+    assert not gate.suspended and not gate.record_violation(1)
 
 
 def test_good_conduct_is_remembered_and_so_is_bad():
     """Twenty accepted updates forgive one rejection: every other update being bad is not made good by the rest."""
-    gate = Gate(suspend_after=3, forgive_after=20)
-    gate.strike(1)
+    gate = Gate(suspend_after=3, clear_violation_after=20)
+    gate.record_violation(1)
     for _ in range(20):
         assert isinstance(check(sent(), gate), Update)
     assert not gate.strikes
     fates = []
     for _ in range(4):
-        fates.append(gate.strike(1))
+        fates.append(gate.record_violation(1))
         check(sent(), gate)
     assert fates == [False, False, False, True]
 
 
 def test_lateness_copies_and_haste_are_counted_but_not_held_against_a_client():
     gate = Gate(suspend_after=1)
-    assert not any(gate.strike(1, code) for code in ("unsolicited", "quota", "clone", "suspended", "member"))
-    assert gate.strike(1, "shape")
+    assert not any(gate.record_violation(1, code) for code in ("unsolicited", "quota", "clone", "suspended", "member"))
+    assert gate.record_violation(1, "shape")
     assert gate.rejections[1]["quota"] == gate.rejections[1]["shape"] == 1
 
 
 def test_a_suspension_ends_at_its_time():
     gate = Gate(suspend_after=1, suspend_seconds=10.0)
     assert gate.next_release is None
-    assert gate.strike(1, "shape", 5.0) and gate.strike(2, "shape", 7.0)
+    assert gate.record_violation(1, "shape", 5.0) and gate.record_violation(2, "shape", 7.0)
     assert gate.next_release == 15.0 and gate.release(14.9) == []
     assert gate.release(15.0) == [1] and gate.next_release == 17.0
     assert isinstance(check(sent(), gate), Update)
     forever = Gate(suspend_after=1)
-    forever.strike(1, "shape", 5.0)
+    forever.record_violation(1, "shape", 5.0)
     assert forever.next_release is None and forever.release(1e9) == []
 
 
 def test_what_a_gate_learned_survives_as_json():
     gate = Gate(suspend_after=2, suspend_seconds=9.0, clip=3.0)
-    gate.strike(1, "shape", 1.0)
-    gate.strike(2, "dtype", 1.0)
-    gate.strike(2, "dtype", 2.0)
+    gate.record_violation(1, "shape", 1.0)
+    gate.record_violation(2, "dtype", 1.0)
+    gate.record_violation(2, "dtype", 2.0)
     check(sent(), gate)
     other = Gate(suspend_after=2, suspend_seconds=9.0, clip=3.0)
     other.load(json.loads(json.dumps(gate.dump())))
     assert other == gate
     forever = Gate(suspend_after=1)
-    forever.strike(3, "norm")
+    forever.record_violation(3, "norm")
     other = Gate(suspend_after=1)
     other.load(json.loads(json.dumps(forever.dump())))
     assert other == forever
 
 
 def test_the_same_bytes_from_two_clients_are_refused_the_second_time():
-    gate = Gate(clones=True)
+    gate = Gate(reject_duplicates=True)
     jobs = {7: JOB, 8: replace(JOB, id=8, client=2), 9: replace(JOB, id=9, client=2)}
     assert isinstance(check(sent(), gate), Update)
     twin = sent(job=jobs[8])
@@ -208,7 +208,7 @@ def test_the_same_bytes_from_two_clients_are_refused_the_second_time():
 
 
 def test_updates_of_length_zero_are_no_copies():
-    gate, zero = Gate(clones=True), flatten({"w": torch.zeros(4, 3), "b": torch.zeros(3)})
+    gate, zero = Gate(reject_duplicates=True), flatten({"w": torch.zeros(4, 3), "b": torch.zeros(3)})
     other = replace(JOB, id=8, client=2)
     assert isinstance(check(sent(zero), gate), Update)
     assert isinstance(gate.check(sent(zero, other), 2, {8: other}, DELTA.schema, CLIENTS, {7: JOB}), Update)
@@ -265,7 +265,7 @@ def test_with_enrolled_clients_ten_times_the_median_is_the_most_unless_it_is_sai
 @pytest.mark.parametrize(
     "bad",
     [
-        {"max_norm": 0.0}, {"clip": -1.0}, {"per_buffer": 0}, {"suspend_after": -1}, {"forgive_after": 0},
+        {"max_norm": 0.0}, {"clip": -1.0}, {"per_buffer": 0}, {"suspend_after": -1}, {"clear_violation_after": 0},
         {"suspend_seconds": 0.0}, {"weight_medians": 0.0}, {"weight_medians": "lots"}, {"max_weight": -2.0},
     ],
 )  # fmt: skip

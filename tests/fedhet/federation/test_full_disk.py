@@ -19,10 +19,10 @@ from fedhet.cli import main
 from fedhet.deployment.notices import Reader
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.server import admission
-from fedhet.federation.server.control_socket import Desk, ask
+from fedhet.federation.server.control_socket import ControlSocket, ask
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.serve import Server
-from fedhet.flower.client_state import CannotWrite, Keep
+from fedhet.flower.client_state import CannotWrite, ClientStateStore
 from fedhet.flower.execution import execute
 
 found = importlib.util.spec_from_file_location(
@@ -130,7 +130,7 @@ def test_a_revocation_that_cannot_be_written_holds_in_the_server_that_runs_and_i
     served = Federation(home, door.clock)
     server = Server(served)
     assert outside(door, served) == "active"
-    with contextlib.closing(served), Desk(home, server._hear):
+    with contextlib.closing(served), ControlSocket(home, server._hear):
         disk.fill()
         error = fedhet(home, "clients", "revoke", "a", "--reason", "stolen", code=FULL)["error"]
         assert error["data"]["shut_out"] and f"process {os.getpid()}" in error["detail"]
@@ -167,7 +167,7 @@ def test_the_desk_hears_its_own_account_and_what_it_understands(tmp_path, monkey
     deep.mkdir()
     with pytest.raises(EnrollError, match="E312"):
         ask(deep, {"shut": "a", "reason": ""})
-    with Desk(deep, lambda request: {"heard": request}):
+    with ControlSocket(deep, lambda request: {"heard": request}):
         assert ask(deep, {"a": 1}) == {"heard": {"a": 1}}
         assert (deep / "serve.sock").stat().st_mode & 0o777 == 0o600
         monkeypatch.setattr("fedhet.federation.server.control_socket._user", lambda peer: os.getuid() + 1)
@@ -190,7 +190,7 @@ def test_a_limit_of_file_sizes_is_a_full_disk_too(tmp_path):
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_a_device_without_room_knows_it_before_it_trains(disk, how):
-    keep = Keep(disk.folder / "work" / "runs")
+    keep = ClientStateStore(disk.folder / "work" / "runs")
     keep.check("run1")
     disk.fill() if how == "full" else disk.read_only()
     with pytest.raises(CannotWrite) as caught:
@@ -201,7 +201,7 @@ def test_a_device_without_room_knows_it_before_it_trains(disk, how):
 def test_a_device_that_cannot_write_is_told_to_the_operator_and_rests(door, crowd, monkeypatch, tmp_path):
     monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
     monkeypatch.setattr("fedhet.deployment.live_run.REST", 0.05)
-    check, trained = Keep.check, []
+    check, trained = ClientStateStore.check, []
 
     def on_a_full_disk(self, name):
         if self.folder.parent.name == "12" and len(trained) < 2:
@@ -213,7 +213,7 @@ def test_a_device_that_cannot_write_is_told_to_the_operator_and_rests(door, crow
         return execute(lambda *given: answer(self, *given), message, context).reply
 
     answer = live_members.Signing.__call__
-    monkeypatch.setattr(Keep, "check", on_a_full_disk)
+    monkeypatch.setattr(ClientStateStore, "check", on_a_full_disk)
     monkeypatch.setattr(live_members.Signing, "__call__", call)
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2, pause_seconds=0.01), versions=25)
     failed = [n for n, r in enumerate(rows) if r["event"] == "failed" and r["client"] == 2]

@@ -12,8 +12,8 @@ from flwr.app import RecordDict
 from experiments.reliability import memory
 from experiments.reliability.relay import Relay
 from experiments.reliability.soak import plan, soak
-from fedhet.flower.client_state import Kept
-from fedhet.flower.messages import parcel
+from fedhet.flower.client_state import ClientState
+from fedhet.flower.messages import payload_record
 from fedhet.numerics import wire_format
 
 
@@ -57,11 +57,11 @@ def test_a_relay_passes_bytes_until_it_is_cut_and_afterwards_again():
 
 def test_a_memory_that_starts_anew_is_told_from_one_that_went_on():
     def after(own, sent):
-        answer = RecordDict({"payload": parcel(wire_format.encode({"a": sent[:2], "b": sent[2:]}))})
-        return Kept("2 0 1", answer, {"work": {"linear": own}})
+        answer = RecordDict({"payload": payload_record(wire_format.encode({"a": sent[:2], "b": sent[2:]}))})
+        return ClientState("2 0 1", answer, {"work": {"linear": own}})
 
     own, sent = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
-    before = Kept("1 0 0", None, {"work": {"linear": own}})
+    before = ClientState("1 0 0", None, {"work": {"linear": own}})
     assert memory.grew(before, after(own - 0.1 * sent, sent), 0.1)
     assert not memory.grew(before, after(-0.1 * sent, sent), 0.1), "it was lost"
     assert not memory.grew(before, after(own - 0.2 * sent, sent), 0.1), "it moved twice"

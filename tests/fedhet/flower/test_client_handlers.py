@@ -27,7 +27,7 @@ def task(d: Device, client: int, *, own: int | None = None, sha256: str = "") ->
     """A job for a client, on the node of the partition `own`."""
     claim_identity(1)
     job = Job(100 + client, client, 0, client, Budget(3 + client % 2), 0.0)
-    payload = records.parcel(wire_format.encode(d.method.space.begin(d.model)))
+    payload = records.payload_record(wire_format.encode(d.method.space.begin(d.model)))
     content = records.request(job, payload, bytes_up=1, batch=7, sha256=sha256)
     message = Message(content, client + 2, "train", ttl=10.0, group_id="0")
     set_message_id(message, f"m{client}")
@@ -49,7 +49,7 @@ def test_replies_are_those_of_the_app_and_no_state_is_made_up() -> None:
     d = device()
     app = DeviceApp(d)
     tasks = [task(d, client) for client in range(6)]
-    assert all(app.brief(*one) is not None for one in tasks), "these are what briefs are for"
+    assert all(app.record_of(*one) is not None for one in tasks), "these are what briefs are for"
     with Pool(app, 2) as pool:
         for n, (message, context) in enumerate(tasks):
             pool.submit(n, n, message, context)
@@ -75,13 +75,13 @@ def test_what_is_more_than_a_job_and_a_payload_is_for_the_app() -> None:
     app = DeviceApp(d)
     message, context = task(d, 1)
     remember(context, {"work": {"v": d.model.flat[:3].clone()}})
-    assert isinstance(context.state["memory.work"], ArrayRecord) and app.brief(message, context) is None
-    assert app.brief(*task(d, 1, sha256="00")) is None
-    other = Message(message.content, 3, "query.chore")
-    assert app.brief(other, task(d, 1)[1]) is None
+    assert isinstance(context.state["memory.work"], ArrayRecord) and app.record_of(message, context) is None
+    assert app.record_of(*task(d, 1, sha256="00")) is None
+    other = Message(message.content, 3, "query.server_task")
+    assert app.record_of(other, task(d, 1)[1]) is None
 
 
 @pytest.mark.parametrize("more", ["work.momentum=0.9", "privacy=noise", "work=fedprox", "strategy=scaffold"])
 def test_methods_that_do_more_are_not_briefed(more: str) -> None:
     d = device(more)
-    assert DeviceApp(d).brief(*task(d, 1)) is None
+    assert DeviceApp(d).record_of(*task(d, 1)) is None

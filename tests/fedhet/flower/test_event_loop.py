@@ -10,13 +10,13 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from fedhet.flower import event_loop
 from fedhet.flower.compat import ErrorCode, claim_identity
-from fedhet.flower.event_loop import Drive
+from fedhet.flower.event_loop import EventLoop
 from fedhet.numerics import wire_format
 
 
-def packer(seal: bool = False) -> Drive:
-    """A drive that only packs."""
-    return Drive(server=None, grid=None, clock=None, gate=None, nodes=lambda client: client, seal=seal)  # type: ignore[arg-type]
+def packer(seal: bool = False) -> EventLoop:
+    """A loop that only packs."""
+    return EventLoop(server=None, grid=None, clock=None, gate=None, nodes=lambda client: client, seal=seal)  # type: ignore[arg-type]
 
 
 def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_own(monkeypatch):
@@ -38,9 +38,9 @@ def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_
     ]
     one, alike = packer(seal=True), {}
     for payload in [*payloads, *reversed(payloads)]:
-        tree, parcel, sha256 = one._pack(payload, alike)
-        assert tree is payload and isinstance(parcel, ArrayRecord)
-        assert bytes(parcel["tree"].data) == wire_format.encode(payload)
+        tree, payload_record, sha256 = one._pack(payload, alike)
+        assert tree is payload and isinstance(payload_record, ArrayRecord)
+        assert bytes(payload_record["tree"].data) == wire_format.encode(payload)
         assert sha256 == wire_format.digest(wire_format.encode(payload))
     assert len(encoded) == len(payloads) - 1
 
@@ -63,7 +63,7 @@ def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, 
     """Which of the two sees the deadline first is chance; the reason that is counted is not."""
     heard = []
     server = SimpleNamespace(failed=lambda job, reason, at: heard.append((job, reason, at)))
-    one = Drive(server=server, grid=None, clock=SimpleNamespace(now=lambda: now), gate=None, nodes=int, timeout=2.0)  # type: ignore[arg-type]
+    one = EventLoop(server=server, grid=None, clock=SimpleNamespace(now=lambda: now), gate=None, nodes=int, timeout=2.0)  # type: ignore[arg-type]
     claim_identity(1)
     asked = Message(RecordDict(), 2, "train")
     one._judge(SimpleNamespace(id=7, client=0, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
@@ -72,7 +72,7 @@ def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, 
 
 def test_a_reply_may_be_as_large_as_its_job_lets_expect_and_one_too_late_is_for_nobody():
     server = SimpleNamespace(inflight={7: "job"}, expects={"job": wire_format.Schema.of({"x": torch.zeros(1000)})}.get)
-    one = Drive(server=server, grid=None, clock=None, gate=None, nodes=int)  # type: ignore[arg-type]
+    one = EventLoop(server=server, grid=None, clock=None, gate=None, nodes=int)  # type: ignore[arg-type]
     one._pending = {"in flight": 7, "timed out": 8}
     assert one.allowance("in flight") == len(wire_format.encode({"x": torch.zeros(1000)}))
     assert one.allowance("timed out") is None

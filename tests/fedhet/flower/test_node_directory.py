@@ -8,10 +8,10 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedhet.deployment.live_run import live
-from fedhet.deployment.notices import Bulletin, Reader
+from fedhet.deployment.notices import Notices, Reader
 from fedhet.flower import node_directory
 from fedhet.flower.compat import claim_identity, set_message_id
-from fedhet.flower.node_directory import NoClients, Nodes
+from fedhet.flower.node_directory import NoClients, NodeDirectory
 from fedhet.provenance import device_code
 from fedhet.runs.event_log import read_rows
 from strategies.schedules.fedbuff import FedBuff
@@ -35,7 +35,8 @@ class Hand:
 
 
 class Slow:
-    """Nodes that answer after so many seconds; never, if that is infinite. `code` is what they say of theirs."""
+    """NodeDirectory that answer after so many seconds; never, if that is infinite. `code` is what they say of
+    theirs."""
 
     def __init__(self, clock, after, code=None):
         claim_identity(1)
@@ -67,7 +68,7 @@ BOOK = {10: 0, 11: 1, 12: 2}
 
 def gathering(after, **given):
     clock = Hand()
-    made = Nodes(Slow(clock, after, given.pop("code", None)), clock, lambda: BOOK, given.pop("ours", {}))
+    made = NodeDirectory(Slow(clock, after, given.pop("code", None)), clock, lambda: BOOK, given.pop("ours", {}))
     return made, clock, lambda wanted, **more: made.gather(wanted, 180.0, clock.nap, **more)
 
 
@@ -132,7 +133,7 @@ def test_a_node_with_other_code_is_left_out_before_anything_is_trained(told, why
     code = {10: said(), 11: said(fedhet__report__page="dd"), 12: told}
     made, clock, gather = gathering({10: 1.0, 11: 1.0, 12: 1.0}, code=code, ours=OURS)
     gather(3, least=1)
-    assert made.present == [0, 1] and made.strange == {2: why} and clock.now() == 1.0, "nobody is waited for"
+    assert made.present == [0, 1] and made.incompatible == {2: why} and clock.now() == 1.0, "nobody is waited for"
     assert made.refresh() == ([], []) and made.refresh(at_once=True) == ([], [])
 
 
@@ -145,7 +146,7 @@ def test_a_node_that_comes_back_with_the_right_code_is_taken_in():
     made.grid.after[12], made.grid.code[12] = away, said()
     made.refresh()
     clock.nap()
-    assert made.refresh() == ([2], []) and made.strange == {}
+    assert made.refresh() == ([2], []) and made.incompatible == {}
 
 
 def test_one_that_was_taken_at_its_word_goes_when_its_code_turns_out_to_differ():
@@ -154,7 +155,7 @@ def test_one_that_was_taken_at_its_word_goes_when_its_code_turns_out_to_differ()
     made, clock, _ = gathering({10: 1.0, 11: 1.0, 12: 5.0}, code=code, ours=OURS)
     assert made.refresh(at_once=True) == ([0, 1, 2], [])
     clock.second = 5.0
-    assert made.refresh() == ([], [2]) and set(made.strange) == {2}
+    assert made.refresh() == ([], [2]) and set(made.incompatible) == {2}
 
 
 class Skewed:
@@ -208,7 +209,7 @@ def test_a_run_without_enough_clients_says_what_it_waits_for(tmp_path, monkeypat
 
 def test_messages_are_told_once_or_again_after_a_time_and_in_plain_characters(tmp_path, capsys):
     second = [0.0]
-    made, read = Bulletin(tmp_path, lambda: 7.0, lambda: second[0]), Reader(tmp_path)
+    made, read = Notices(tmp_path, lambda: 7.0, lambda: second[0]), Reader(tmp_path)
     made.say("c\x1b[31m2\u202e is here\n")
     made.repeat("a", "one", 10.0)
     made.repeat("a", "one", 10.0)

@@ -112,7 +112,7 @@ def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
     d, tasks = device(Sgd(lr=0.1, batch=batch)), jobs([7] * 5)
     payload = d.method.space.begin(d.model)
     alone = [d.answer(job, payload, {}) for job in tasks]
-    together = d.together(tasks, [payload] * 5)
+    together = d.run_batch(tasks, [payload] * 5)
     sizes = {batch, 20 % batch or batch}
     assert (together is None) == (not all(rows_of(d.model, 5).agrees(n) for n in sizes))
     for a, b in zip(alone, together or alone, strict=True):
@@ -134,7 +134,7 @@ def test_updates_and_metrics_are_those_of_jobs_one_by_one(batch: int) -> None:
 )
 def test_what_is_more_than_plain_steps_and_a_delta_is_for_one_by_one(why: Device) -> None:
     payload = why.method.space.begin(why.model)
-    assert not why.beside and why.together(jobs([2] * 6), [payload] * 6) is None
+    assert not why.can_batch and why.run_batch(jobs([2] * 6), [payload] * 6) is None
 
 
 def test_unlike_jobs_go_in_groups_and_get_the_bits_they_get_alone() -> None:
@@ -142,7 +142,7 @@ def test_unlike_jobs_go_in_groups_and_get_the_bits_they_get_alone() -> None:
     payload, tasks = d.method.space.begin(d.model), jobs([3, 3, 3, 3, 3, 5])
     tasks[1] = replace(tasks[1], version=4)
     alone = [d.answer(job, payload, {}) for job in tasks]
-    together = d.together(tasks, [payload] * 6)
+    together = d.run_batch(tasks, [payload] * 6)
     for a, b in zip(alone, together or alone, strict=True):
         assert torch.equal(a.delta.flat, b.delta.flat)
         assert (a.job, a.weight, a.metrics) == (b.job, b.weight, b.metrics)
@@ -153,7 +153,7 @@ def test_updates_lie_in_the_rooms_they_were_given_if_those_are_large_enough() ->
     d, tasks = device(Sgd(lr=0.1, batch=10)), jobs([4, 4])
     payload = d.method.space.begin(d.model)
     large, small = bytearray(1 << 20), bytearray(100)
-    updates = d.together(tasks, [payload] * 2, [memoryview(large), memoryview(small)])
+    updates = d.run_batch(tasks, [payload] * 2, [memoryview(large), memoryview(small)])
     assert updates is not None
     alone = [d.answer(job, payload, {}) for job in tasks]
     for a, b in zip(alone, updates, strict=True):
@@ -193,4 +193,4 @@ def test_diverging_clients_are_for_one_by_one() -> None:
     payload = d.method.space.begin(d.model)
     broken = d.method.space.begin(d.model)
     broken.flat.fill_(float("inf"))
-    assert d.beside and d.together(jobs([2, 2]), [payload, broken]) is None
+    assert d.can_batch and d.run_batch(jobs([2, 2]), [payload, broken]) is None

@@ -18,7 +18,7 @@ from clients.work.adam import Adam as LocalAdam
 from clients.work.feddyn import FedDynServer
 from clients.work.sgd import Sgd
 from clients.world import SimulatedWorld
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.numerics.tree import FlatTree, Leaf, Schema
@@ -110,7 +110,7 @@ def test_server_moments_are_those_of_float32(layer: Any, kind: torch.dtype) -> N
 
 @both
 @pytest.mark.parametrize("layer", [Pull(), Taylor(lam=1.0), Taylor(lam=1.0, adaptive=True), Port(), Tiers(2)])
-def test_what_staleness_makes_of_an_update_is_rounded_once(layer: AbstractLayer, kind: torch.dtype) -> None:
+def test_what_staleness_makes_of_an_update_is_rounded_once(layer: AbstractTransform, kind: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     now, old, delta = (torch.randn(200, generator=draw).to(kind) for _ in range(3))
     ends = []

@@ -17,7 +17,7 @@ from fedhet.population.roster import Clients
 
 
 def trip(profile, at=0, steps=10, batch=32, down=0, up=0, seed=0, **kw):
-    return profile.trip(
+    return profile.simulate_timing(
         at_ns=at, steps=steps, batch=batch, bytes_down=down, bytes_up=up,
         flops_per_sample=kw.get("flops"), rng=stream(seed, "t", kw.get("job", 0)),
         memory_bytes=kw.get("memory", 0.0),
@@ -99,7 +99,7 @@ def test_a_changed_setting_does_not_move_other_draws(dist, other):
     times = []
     for rng, extra in zip(rngs, ({}, other), strict=True):
         p = Profile(sec_per_step=0.1, latency_s=1.0, compute_jitter=Jitter(dist, 0.1), **extra)
-        got = p.trip(at_ns=0, steps=9, batch=1, bytes_down=0, bytes_up=0, flops_per_sample=None, rng=rng)
+        got = p.simulate_timing(at_ns=0, steps=9, batch=1, bytes_down=0, bytes_up=0, flops_per_sample=None, rng=rng)
         times.append(got.trained_ns - got.downloaded_ns)
     assert times[0] == times[1] != round(0.9 * NS) and rngs[0].random() == rngs[1].random()
 
@@ -397,7 +397,7 @@ def test_an_unknown_field_names_the_nearest():
 @given(st.floats(1e-3, 10), st.integers(1, 100), st.floats(0.01, 1.0))
 def test_a_step_that_trains_a_share_of_the_model_costs_that_share_and_transfer_is_as_it_was(sec, steps, width):
     p = Profile(sec_per_step=sec, latency_s=0.25)
-    got = p.trip(
+    got = p.simulate_timing(
         at_ns=0, steps=steps, batch=1, bytes_down=0, bytes_up=0, flops_per_sample=None, rng=stream(0, "t"), width=width
     )
     assert got.trained_ns - got.downloaded_ns == round(sec * steps * width * NS)

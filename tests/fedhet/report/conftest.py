@@ -83,7 +83,7 @@ class Fake:
         trained = down + steps * self.pace[client] * self.rng.gauss(1, 0.05)
         lost = "dropout" if self.tail and self.rng.random() < 0.04 else None
         arrives = trained + (link * 2.5 if lost is None else 0.0)
-        self.emit("flight", job=job, client=client, downloaded=down, trained=trained, arrives=arrives, lost=lost)
+        self.emit("client_timing", job=job, client=client, downloaded=down, trained=trained, arrives=arrives, lost=lost)
         self.out[job] = (client, self.version, self.now, steps, lost)
         heapq.heappush(self.heap, (arrives, job))
 

@@ -15,7 +15,7 @@ from clients.work.sgd import Sgd
 from fedhet.engine.answer import Answer
 from fedhet.engine.method import Method
 from fedhet.engine.server import Send, Server
-from fedhet.engine.stopping import PATIENCE, Hopeless, Limits
+from fedhet.engine.stopping import PATIENCE, Limits, TooManyFailures
 from fedhet.engine.update_validation import Gate, Rejected
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import FlatTree
@@ -74,7 +74,7 @@ def lose_everything(server: Server, jobs: int, reason: str = "timeout") -> int:
             server.settle(server.now)
         try:
             server.failed(next(iter(server.inflight)), reason, server.now)
-        except Hopeless:
+        except TooManyFailures:
             return lost + 1
         server.settle(server.now)
     return jobs
@@ -109,7 +109,7 @@ def test_clients_that_failed_alike_before_a_restart_count_after_it(tmp_path: Pat
     restored = reloaded(tmp_path, server, FedBuff, 6)
     for one in (server, restored):
         one.failed(sends[4].job.id, "client error: disk 5 is full", 0.0)  # one is still out
-        with pytest.raises(Hopeless, match="6 clients failed by the same error"):
+        with pytest.raises(TooManyFailures, match="6 clients failed by the same error"):
             one.failed(sends[5].job.id, "client error: disk 6 is full", 0.0)
 
 
@@ -121,13 +121,13 @@ def test_a_revoked_update_that_a_schedule_names_later_is_left_out_after_a_restar
     server.arrived(answer(sends[0], 100.0), 1.0)
     server.expel(0, "revoked", 1.0)
     server.settle(1.0)
-    assert server.withdrawn == {sends[0].job.id}
+    assert server.revoked_jobs == {sends[0].job.id}
     restored = reloaded(tmp_path, server, schedule)
     for one in (server, restored):
         one.arrived(answer(sends[1], 1.0), 2.0)
         one.arrived(answer(sends[2], 3.0), 2.0)
         assert one.version == 1 and float(one.state["x"][0]) == 2.0
-        assert not one.withdrawn, "what was named is forgotten"
+        assert not one.revoked_jobs, "what was named is forgotten"
         row = one.row()
         assert (row["accepted"], row["late"], row["buffered"]) == (2, {"revoked": 1}, 0)
 
@@ -139,12 +139,12 @@ def test_the_pardon_of_a_revoked_client_is_not_lost_with_the_process(tmp_path: P
     heard = Journaled(fresh(FedBuff), journal)
     heard.start()
     heard.settle(0.0)
-    gate.strike(0, "norm", 1.0)
+    gate.record_violation(0, "norm", 1.0)
     heard.reject(sends[0].job, "norm", "too long", 1.0)
     heard.left(0, 1.0)
     assert 0 in gate.suspended
     heard.expel(0, "revoked", 2.0)
-    gate.pardon(0)
+    gate.clear_violations(0)
     after = Gate(suspend_after=1)
     replay(journal, 0, server := fresh(FedBuff), after, lambda row, sends: None)
     assert after.dump() == gate.dump() and 0 not in after.suspended
@@ -215,7 +215,7 @@ def test_what_a_client_holds_outlasts_a_restart_and_not_its_leave(tmp_path: Path
 
 def test_a_copy_of_an_update_that_waited_when_the_server_was_saved_is_found(tmp_path: Path) -> None:
     server, sends = begun(FedBuff)
-    gate = Gate(clones=True, max_weight=1.0)
+    gate = Gate(reject_duplicates=True, max_weight=1.0)
 
     def sent(send: Send) -> Answer:
         data = wire_format.encode(answer(send).delta)
@@ -228,7 +228,7 @@ def test_a_copy_of_an_update_that_waited_when_the_server_was_saved_is_found(tmp_
     assert isinstance(first, Update)
     server.arrived(first, 1.0)
     checkpoint.save(tmp_path, server, gate, checkpoint.Extras({}, {}))
-    new, later = fresh(FedBuff), Gate(clones=True, max_weight=1.0)
+    new, later = fresh(FedBuff), Gate(reject_duplicates=True, max_weight=1.0)
     checkpoint.load(tmp_path, new, later)
     for one, by in ((server, gate), (new, later)):
         refused = judged(one, by, sends[1])

@@ -10,7 +10,7 @@ import pytest
 from fedhet.cli import main
 from fedhet.config import composition
 from fedhet.deployment.live_run import live
-from fedhet.flower.client_state import Keep
+from fedhet.flower.client_state import ClientStateStore
 from fedhet.flower.compat import claim_identity
 from fedhet.runs import runner
 from fedhet.runs.session import Session
@@ -182,7 +182,7 @@ def test_a_device_does_not_go_on_with_memories_that_were_altered(tmp_path):
     disks = small.contexts(tmp_path / "disks")
     live(e, tmp_path / "run", small.SmallGrid(small.counting_app(e, []), disks), wanted=4, poll=1e-4)
     [path] = (tmp_path / "disks" / "10" / "runs").glob("*.keep")
-    keep, whole = Keep(path.parent), path.read_bytes()
+    keep, whole = ClientStateStore(path.parent), path.read_bytes()
     assert keep.read(path.stem).memories
     for what in ("first byte", "middle byte", "last byte", "cut to half", "emptied"):
         path.write_bytes(whole)

@@ -11,13 +11,13 @@ import pytest
 
 from fedhet.flower import reply_stream
 from fedhet.runs import run_ending
-from fedhet.runs.run_ending import FAILED, Ending
+from fedhet.runs.run_ending import FAILED, RunEnding
 from fedhet.runs.write_ahead_log import alone
 from fedhet.system.file_lock import occupied
 
 
 def test_what_a_run_raises_is_kept_with_its_trace(tmp_path):
-    Ending(FAILED, "an earlier life's").write(tmp_path)
+    RunEnding(FAILED, "an earlier life's").write(tmp_path)
     with pytest.raises(ValueError), run_ending.recorded(tmp_path, reply_stream.lost):
         assert run_ending.read(tmp_path) is None
         raise ValueError("lr=-1 must be positive")

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedhet.flower.compat import ErrorCode, claim_identity
-from fedhet.flower.job_batch import Brief
+from fedhet.flower.job_batch import JobRecord
 from fedhet.numerics.shared_memory import Arena
 from fedhet.simulation.worker import SHARES, Filler
 from fedhet.simulation.worker_pool import UNDONE, Pool
@@ -159,12 +159,12 @@ class Bundled:
     def __call__(self, message, context):
         return app(message, context)
 
-    def brief(self, message, context):
+    def record_of(self, message, context):
         if message.metadata.message_type != "train" or context.state:
             return None
-        return Brief(message.content["config"]["how"], message.content["arrays"]["x"].data)
+        return JobRecord(message.content["config"]["how"], message.content["arrays"]["x"].data)
 
-    def together(self, briefs, rooms):
+    def run_batch(self, briefs, rooms):
         hows = [brief.text for brief in briefs]
         if "apart" in hows:
             return None
@@ -174,7 +174,7 @@ class Bundled:
             os.kill(os.getpid(), signal.SIGKILL)
         if "exit" in hows:
             os._exit(7)
-        return [Brief("at once", bytes(payload)) for _, payload in briefs]
+        return [JobRecord("at once", bytes(payload)) for _, payload in briefs]
 
     def reply(self, message, answer):
         told = Array(message.content["arrays"]["x"].dtype, (3,), "numpy.ndarray", bytes(answer.payload))
@@ -198,13 +198,13 @@ def numbers(record):
 class Roomy(Bundled):
     """Writes what it answers into its room, if there is one."""
 
-    def together(self, briefs, rooms):
+    def run_batch(self, briefs, rooms):
         answers = []
         for (_, payload), room in zip(briefs, rooms, strict=True):
             x = np.frombuffer(payload)
             mine = np.empty(x.size) if room is None else np.frombuffer(room, count=x.size)
             mine[:] = 2 * x
-            answers.append(Brief("", memoryview(mine).cast("B")))
+            answers.append(JobRecord("", memoryview(mine).cast("B")))
         return answers
 
     def reply(self, message, answer):
@@ -295,8 +295,8 @@ def test_one_that_raises_does_not_keep_others_from_being_done_at_once():
 class Choosy(Bundled):
     """Does nothing at once that it is told to do apart."""
 
-    def together(self, briefs, rooms):
-        return None if "apart" in [brief.text for brief in briefs] else [Brief("", b"") for _ in briefs]
+    def run_batch(self, briefs, rooms):
+        return None if "apart" in [brief.text for brief in briefs] else [JobRecord("", b"") for _ in briefs]
 
     def reply(self, message, answer):
         return Message(RecordDict(), reply_to=message)

@@ -101,9 +101,9 @@ def test_momentum_is_no_reason_to_stop_far_from_the_optimum() -> None:
     a, b, steps = np.array([1.0, 4.0]), np.array([1.0, -1.0]), [2, 20]
     world, work = QuadraticWorld(a, b), Sgd(lr=0.0005, momentum=0.9)
     gaps = []
-    for count in (work.a_norm, lambda job: float(job.budget.steps)):
+    for count in (work.fednova_norm, lambda job: float(job.budget.steps)):
         rounds = Rounds(work, Full(), FedNova(uniform=True), world, steps)
-        rounds.view.a_norm = count
+        rounds.view.fednova_norm = count
         gaps.append(abs(float(rounds.run(600)["x"]) - float(world.optimum[0])))
     assert gaps[0] < 0.025 and gaps[1] > 5 * gaps[0]
 
@@ -112,7 +112,7 @@ def test_momentum_is_no_reason_to_stop_far_from_the_optimum() -> None:
 def test_what_a_client_reports_of_its_norm_moves_nothing(fake_view: Make, claim: float) -> None:
     view = fake_view(examples={0: 1, 1: 1})
     honest = [update(0, 2.0, 1, 10), update(1, -40.0, 1, 40)]
-    liar = [honest[0], replace(honest[1], metrics={"a_norm": claim, "steps": claim})]
+    liar = [honest[0], replace(honest[1], metrics={"fednova_norm": claim, "steps": claim})]
     assert combined(FedNova(), liar, view) == combined(FedNova(), honest, view)
 
 
@@ -120,16 +120,16 @@ def test_work_that_cannot_say_what_its_steps_add_up_to_is_a_misfit() -> None:
     def method(work: Any) -> Method:
         return Method(Sync(), Full(), FedNova(), work, Fixed(steps=1))
 
-    with pytest.raises(Misfit, match=r"FedNova needs \['a_norm'\].*work Adam.*use work=sgd"):
+    with pytest.raises(Misfit, match=r"FedNova needs \['fednova_norm'\].*work Adam.*use work=sgd"):
         method(Adam())
-    with pytest.raises(Misfit, match="a_norm"):
+    with pytest.raises(Misfit, match="fednova_norm"):
         method(SignFlip(clients=(0,))(Adam()))
     assert method(SignFlip(clients=(0,))(Sgd(momentum=0.9))).rule == FedNova()
 
 
 def test_a_norm_that_is_not_positive_and_merged_updates_are_refused(fake_view: Make) -> None:
     view = fake_view(examples={0: 1, 1: 1})
-    view.a_norm = FedProx(lr=1.0, mu=2.0).a_norm
+    view.fednova_norm = FedProx(lr=1.0, mu=2.0).fednova_norm
     with pytest.raises(ValueError, match="job 1 of client 1: 2 local steps have norm 0"):
         combined(FedNova(), [update(0, 1.0, 1, 1), update(1, 1.0, 1, 2)], view)
     with pytest.raises(ValueError, match="merge updates"):

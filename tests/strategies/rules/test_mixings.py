@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.numerics import tree
 from fedhet.types import Budget, Job, Update
 from strategies.rules.arc import Arc
@@ -119,7 +119,7 @@ def test_adaptive_clipping_cuts_the_published_number(combine: Combine, n: int, f
 
 @pytest.mark.parametrize("size", [1, 2, 4, 20])
 def test_buckets_are_a_partition(combine: Combine, size: int, fake_view: Any, make_updates: Any) -> None:
-    rows = Bucketing(size)(Rows.of(make_updates(np.eye(9), weights=np.arange(1.0, 10.0)), None), fake_view())
+    rows = Bucketing(size)(UpdateMatrix.of(make_updates(np.eye(9), weights=np.arange(1.0, 10.0)), None), fake_view())
     assert rows.matrix is not None
     member = rows.matrix > 0
     assert len(rows) == -(-9 // size) and (member.sum(0) == 1).all()
@@ -129,7 +129,7 @@ def test_buckets_are_a_partition(combine: Combine, size: int, fake_view: Any, ma
 
 
 def test_buckets_are_drawn_from_the_servers_stream(fake_view: Any, make_updates: Any) -> None:
-    rows, asked = Rows.of(make_updates(np.eye(6)), None), []
+    rows, asked = UpdateMatrix.of(make_updates(np.eye(6)), None), []
 
     def rng(purpose: str) -> np.random.Generator:
         asked.append(purpose)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhet.bases.rule import Rows
+from fedhet.bases.rule import UpdateMatrix
 from fedhet.numerics import tree
 from strategies.rules.geometry import distances_to, nearest, squared_distances
 
@@ -41,7 +41,7 @@ def test_mixtures_of_mixtures_are_one_mixture(make_updates: Callable[..., Any]) 
     rng = np.random.default_rng(2)
     x, scales = rng.normal(size=(6, 9)), rng.uniform(0.1, 1.0, 6)
     first, second = rng.normal(size=(4, 6)), rng.normal(size=(3, 4))
-    rows = Rows.of(make_updates(x, scales), DENSE).mix(first, np.ones(4)).mix(second, np.ones(3))
+    rows = UpdateMatrix.of(make_updates(x, scales), DENSE).mix(first, np.ones(4)).mix(second, np.ones(3))
     want = second @ first @ (x * scales[:, None])
     assert rows.gram == pytest.approx(want @ want.T) and (rows.gram == rows.gram.T).all()
     assert len(rows) == 3 and rows.updates == ()
@@ -62,7 +62,7 @@ def test_half_precision_is_reduced_in_single(make_updates: Callable[..., Any]) -
         kinds.append(block.dtype)
         return block.mean(0)
 
-    got = Rows.of(updates, DENSE).reduce(SimpleNamespace(reduce=mean))["w"]
+    got = UpdateMatrix.of(updates, DENSE).reduce(SimpleNamespace(reduce=mean))["w"]
     assert kinds == [torch.float32] and got.dtype == torch.bfloat16 and (got == 1.5).all()
 
 
@@ -74,8 +74,8 @@ def test_distances_and_neighbours_are_those_of_the_rows() -> None:
     near = nearest(gram, 3)
     assert (near[:, 0] == np.arange(7)).all()
     assert (near == np.argsort(np.linalg.norm(x[:, None] - x[None], axis=2), axis=1)[:, :3]).all()
-    twins = np.zeros((4, 4))
-    assert [list(r) for r in nearest(twins, 2)] == [[0, 1], [1, 0], [2, 0], [3, 0]]
+    same_layout = np.zeros((4, 4))
+    assert [list(r) for r in nearest(same_layout, 2)] == [[0, 1], [1, 0], [2, 0], [3, 0]]
 
 
 def test_sums_in_pieces_have_the_bits_of_sums_in_one(monkeypatch: pytest.MonkeyPatch) -> None:

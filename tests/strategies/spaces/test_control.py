@@ -15,7 +15,7 @@ from fedhet.engine.stopping import Limits
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.numerics.tree import FlatTree, Schema
-from fedhet.protocols import Layer
+from fedhet.protocols import Transform
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Budget, Job, Memory
 from strategies.budgets.fixed import Fixed
@@ -111,7 +111,7 @@ def test_misuse_says_what_is_missing() -> None:
 def test_a_combined_delta_comes_apart_into_the_models_step_and_the_controls_and_together_again() -> None:
     space, m = ControlVariates(8), model()
     delta = random_delta(space.begin(m), 0)
-    step, beside = space.parts(delta)
+    step, beside = space.split_optimized(delta)
     assert list(step) == list(m.schema)
     assert all(name.startswith("control.") for name in beside)
     again = tree.join(tree.scale(step, 3.0), beside)
@@ -121,7 +121,7 @@ def test_a_combined_delta_comes_apart_into_the_models_step_and_the_controls_and_
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(0.3), Momentum(0.5, 0.9), Adam()])
-def test_a_server_optimizer_leaves_the_control_variate_the_mean_of_the_clients(optimizer: Layer) -> None:
+def test_a_server_optimizer_leaves_the_control_variate_the_mean_of_the_clients(optimizer: Transform) -> None:
     world = QuadraticWorld([1.0, 2.0, 0.5, 1.5, 1.0], np.random.default_rng(1).normal(size=(5, 4)))
     method = Method(Sync(), ControlVariates(5), Mean(), Scaffold(lr=0.05), Fixed(steps=3), optimizer=(optimizer,))
     start, fleet = world.model(), equal_clients(world)

@@ -198,7 +198,7 @@ class View:
     """Two clients of which the second never trains the first layer."""
 
     roster: Sequence[int] = (0, 1)
-    a_norm = staticmethod(lambda job: float(job.budget.steps))
+    fednova_norm = staticmethod(lambda job: float(job.budget.steps))
 
 
 ALONE = {"0.weight": torch.full((2,), 100.0), "1.weight": torch.full((2,), 100.0)}

@@ -53,7 +53,7 @@ class InOrder:
         while True:
             yield from zip(torch.split(self.x, size), torch.split(self.y, size), strict=True)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         return self.x, self.y
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -253,7 +253,7 @@ def test_seconds_bound_the_iterations_of_one_update() -> None:
     stand = Stand(seconds_per_iteration=0.5, seconds=1.0)
     task = stand.layer.task(stand.update(0), stand.view, {})
     assert task is not None and task["numbers"].tolist() == [STEPS, 0, SAMPLES, 2]
-    asked = stand.layer.ponder(stand.update(0), stand.view, {})
+    asked = stand.layer.prepare(stand.update(0), stand.view, {})
     assert asked is not None and asked[1] == 1.0
 
 

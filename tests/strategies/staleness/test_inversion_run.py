@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhet.bases import AbstractLayer
+from fedhet.bases import AbstractTransform
 from fedhet.config import composition
 from fedhet.protocols import View
 from fedhet.runs import runner
@@ -29,7 +29,7 @@ def experiment(*more: str) -> Experiment:
 
 
 @dataclass(frozen=True)
-class Fuse(AbstractLayer):
+class Fuse(AbstractTransform):
     """Ends the run at a version, as an interrupt does."""
 
     version: int = -1
@@ -81,7 +81,7 @@ def test_inversions_beside_the_run_cost_its_clock_and_are_the_same_for_any_numbe
     for key in ("weights_sha256", "events_sha256", "virtual_seconds"):
         assert len({row[key] for row in rows.values()}) == 1
     events = read_rows(tmp_path / "0" / "events.jsonl")
-    asked = [row for row in events if row["event"] == "pondered"]
+    asked = [row for row in events if row["event"] == "prepared"]
     assert asked and all(row["until"] - row["t"] in (pytest.approx(1.2), pytest.approx(0.6)) for row in asked)
     combined = [row for row in events if row["event"] == "combined"]
     assert any(one["t"] < row["t"] < one["until"] for one in asked for row in combined)
@@ -98,5 +98,5 @@ def test_a_run_interrupted_while_the_server_ponders_goes_on_bit_for_bit(tmp_path
     kept = json.loads((next((tmp_path / "broken" / "checkpoint").glob("*/run.json"))).read_text())
     resumed = replace(broken, workers=1, method=replace(broken.method, optimizer=(Fuse(),)))
     row = resumed.run(tmp_path / "broken", resume=True).row
-    assert kept["chores"]
+    assert kept["server_tasks"]
     assert row["weights_sha256"] == whole["weights_sha256"] and row["events_sha256"] == whole["events_sha256"]

@@ -32,7 +32,7 @@ def until(condition, what):
         time.sleep(0.01)
 
 
-class Hands:
+class TaskExecutor:
     """A clock that is moved by hand."""
 
     now = 100.0
@@ -42,7 +42,7 @@ class Hands:
 
 
 def test_a_program_that_ended_starts_again_after_its_delay(tmp_path):
-    clock = Hands()
+    clock = TaskExecutor()
     supervisor = Supervisor([program(tmp_path, "short", "raise SystemExit(7)")], clock)
     ended = []
 

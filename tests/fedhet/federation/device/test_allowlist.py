@@ -13,7 +13,7 @@ from fedhet.config import composition
 from fedhet.deployment import clientapp
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.device import allowlist, commands
-from fedhet.federation.device.allowlist import Fence
+from fedhet.federation.device.allowlist import Allowlist
 from fedhet.federation.device.state import Device
 from fedhet.provenance import source_tree
 from fedhet.runs.experiment import Experiment
@@ -47,7 +47,7 @@ def edited(world, path, value):
 
 def refused(code, text, allowed=None):
     with pytest.raises(EnrollError) as caught:
-        (allowed or Fence()).admit(text)
+        (allowed or Allowlist()).admit(text)
     assert caught.value.code == code, caught.value
     return caught.value
 
@@ -127,7 +127,7 @@ def test_what_is_no_small_configuration_is_not_read_on():
 def test_the_device_of_an_honest_configuration_is_built(world, state):
     device = clientapp._device(world, str(state))
     assert type(device.method.rule).__name__ == "Mean"
-    assert Fence().admit(world) == json.loads(world)
+    assert Allowlist().admit(world) == json.loads(world)
 
 
 def every_option():
@@ -151,7 +151,7 @@ def test_every_option_that_comes_with_fedhet_can_be_built_on_a_device():
     named = dict(every_option())
     assert len(named) > 100
     for target in named:
-        Fence().admit(json.dumps({"x": {"_target_": target}}))
+        Allowlist().admit(json.dumps({"x": {"_target_": target}}))
     assert {t for t in named if t.startswith("fedhet.")} == allowlist.OWN, "what is allowed of our own is what is named"
 
 
@@ -214,7 +214,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_package_that_the_owner_named_is_built_and_no_other(package):
-    allowed = Fence(packages=(package,))
+    allowed = Allowlist(packages=(package,))
     for target in ("own_plugins.rules.Rule", "own_plugins.rules.net", "own_plugins.deep.more.More"):
         text = json.dumps({"rule": {"_target_": target}})
         assert allowed.admit(text) == json.loads(text)
@@ -233,12 +233,12 @@ def test_a_package_that_the_owner_named_is_built_and_no_other(package):
     ):
         refused("E213", json.dumps({"rule": {"_target_": target}}), allowed)
     assert not Path("OWNED").exists()
-    refused("E213", '{"rule": {"_target_": "own_plugins.rules.Rule"}}', Fence(packages=("own_plugins.deep",)))
+    refused("E213", '{"rule": {"_target_": "own_plugins.rules.Rule"}}', Allowlist(packages=("own_plugins.deep",)))
 
 
 def test_nothing_is_imported_of_a_configuration_of_which_a_part_is_refused(package):
     text = json.dumps({"a": {"_target_": "own_plugins.rules.Rule"}, "b": {"_target_": "os.system"}})
-    refused("E213", text, Fence(packages=(package,)))
+    refused("E213", text, Allowlist(packages=(package,)))
     assert package not in sys.modules
 
 
@@ -260,11 +260,11 @@ def data(key, value):
 
 @pytest.mark.parametrize("key", ["path", "cache", "elsewhere"])
 def test_a_path_of_a_configuration_stays_below_the_folders_that_the_owner_named(places, key):
-    allowed = Fence(folders=(str(places / "named"),))
+    allowed = Allowlist(folders=(str(places / "named"),))
     for value in ("named", "named/mnist", "named/../named/mnist", "named/round", "named/not-yet"):
         admitted = allowed.admit(data(key, str(places / value)))["data"][key]
         assert admitted == str((places / value).resolve()), "what was checked is what is opened"
-    linked = Fence(folders=(str(places / "link"),))
+    linked = Allowlist(folders=(str(places / "link"),))
     for value in ("link/mnist", "named/mnist"):
         assert linked.admit(data(key, str(places / value)))["data"][key] == str(places / "named" / "mnist")
     assert allowed.admit(data(key, "./mnist"))["data"][key] == str(places / "named" / "mnist")
@@ -294,7 +294,7 @@ def test_a_path_of_a_configuration_stays_below_the_folders_that_the_owner_named(
 
 def test_a_relative_path_is_below_a_named_folder_and_not_where_the_process_works(places, monkeypatch):
     monkeypatch.chdir(places / "private")
-    allowed = Fence(folders=(str(places / "named"),))
+    allowed = Allowlist(folders=(str(places / "named"),))
     refused("E214", data("path", "scans.parquet"), allowed)
     assert allowed.admit(data("path", "mnist"))["data"]["path"] == str(places / "named" / "mnist")
 
@@ -302,8 +302,8 @@ def test_a_relative_path_is_below_a_named_folder_and_not_where_the_process_works
 def test_a_hub_is_reached_for_what_the_owner_named_alone():
     text = data("hub", "ylecun/mnist")
     refused("E214", text)
-    refused("E214", text, Fence(hubs=("ylecun/mnist2",)))
-    assert Fence(hubs=("ylecun/mnist",)).admit(text) == json.loads(text)
+    refused("E214", text, Allowlist(hubs=("ylecun/mnist2",)))
+    assert Allowlist(hubs=("ylecun/mnist",)).admit(text) == json.loads(text)
     for key in ("tokenizer", "path"):
         refused("E214", json.dumps({"model": {"_target_": "clients.models.pretrained.causal_lm", key: "gpt2"}}))
 
@@ -313,13 +313,13 @@ def test_settings_are_kept_until_others_are_given(package, places, state, monkey
     monkeypatch.chdir(places)
     commands.settle(device, ([package], ["named"], ["ylecun/mnist", "gpt2"]))
     commands.settle(device, (None, None, ["gpt2"]))
-    assert Fence.of(device.about) == Fence((package,), (str(places / "named"),), ("gpt2",))
+    assert Allowlist.of(device.about) == Allowlist((package,), (str(places / "named"),), ("gpt2",))
     commands.settle(device, ([""], [""], None))
-    assert Fence.of(device.about) == Fence((), (), ("gpt2",))
+    assert Allowlist.of(device.about) == Allowlist((), (), ("gpt2",))
     device.note(data=str(places / "private"))
-    assert Fence.of(device.about).folders == (str(places / "private"),), "the data it joined with"
+    assert Allowlist.of(device.about).folders == (str(places / "private"),), "the data it joined with"
     device.note(data="private")
-    assert Fence.of(device.about).folders == (), "from where is not known"
+    assert Allowlist.of(device.about).folders == (), "from where is not known"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Carrier:
         return True
 
 
-class Hands:
+class TaskExecutor:
     """A clock that only naps move."""
 
     now = 0.0
@@ -66,7 +66,7 @@ def counting(message, context):
 
 
 def worked(*messages, app=counting):
-    clock, carrier = Hands(), Carrier(*messages)
+    clock, carrier = TaskExecutor(), Carrier(*messages)
     with pytest.raises(Ended):
         Node(app, {"place": "ward"}, clock, clock.nap).work(carrier)
     return clock, carrier
@@ -100,7 +100,7 @@ def test_questions_cost_a_twentieth_of_the_time_without_work():
 
 
 def test_questions_are_frequent_again_after_work():
-    clock = Hands()
+    clock = TaskExecutor()
     naps = []
 
     def nap(seconds):

@@ -332,7 +332,7 @@ def test_a_job_whose_numbers_cannot_be_is_refused(change):
 
 def test_a_device_does_no_work_of_the_servers(door, world, monkeypatch):
     claim_identity(1)
-    asked = Message(RecordDict(), 10, "query.chore")
+    asked = Message(RecordDict(), 10, "query.server_task")
     set_message_id(asked, "m")
     assert execute(clientapp.client, asked, Context(1, 10, {}, RecordDict(), {})).reply.has_error()
 

@@ -16,7 +16,7 @@ from fedhet.federation.server import connection_limits, http_api
 HEAD = b"POST /v1/enroll/join HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n"
 
 
-class Crowd:
+class ConnectedClients:
     """Raw connections to a door."""
 
     def __init__(self, door):
@@ -44,7 +44,7 @@ def crowd():
     with contextlib.ExitStack() as stack:
 
         def made(door):
-            new = Crowd(door)
+            new = ConnectedClients(door)
             stack.callback(new.close)
             return new
 

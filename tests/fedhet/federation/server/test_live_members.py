@@ -11,7 +11,7 @@ from fedhet.deployment.live_run import live
 from fedhet.federation.device.join import Data
 from fedhet.federation.server.membership import Members
 from fedhet.flower.compat import claim_identity
-from fedhet.flower.node_directory import Nodes
+from fedhet.flower.node_directory import NodeDirectory
 from fedhet.runs.event_log import read_rows
 from strategies.schedules.fedbuff import FedBuff
 from strategies.schedules.fedcompass import FedCompass
@@ -149,11 +149,11 @@ def test_one_that_is_revoked_while_it_comes_in_gets_no_work(door, crowd, monkeyp
 
 
 def test_what_a_node_tells_that_is_no_number_is_not_believed(crowd):
-    nodes = Nodes(Answering({}), None)
+    nodes = NodeDirectory(Answering({}), None)
     nodes.config[0] = {"sec_per_step": float("inf"), "num_examples": float("inf"), "max_rank": float("nan")}
-    assert nodes.told(0) == {}
+    assert nodes.declared_profile(0) == {}
     nodes.config[0] = {"sec_per_step": -1.0, "num_examples": 7.0, "memory_bytes": 0, "max_rank": "8"}
-    assert nodes.told(0) == {"num_examples": 7}
+    assert nodes.declared_profile(0) == {"num_examples": 7}
 
 
 def test_who_is_revoked_while_answers_are_judged_is_given_no_more_work(door, crowd, monkeypatch, tmp_path):
@@ -200,7 +200,7 @@ class Answering:
 def test_a_node_is_whose_the_registry_says_and_one_that_says_otherwise_is_not_admitted(crowd):
     claim_identity(1)
     grid = Answering({10: 0, 11: 0, 99: 1})  # 11 takes the name of client 0, 99 is a stranger who takes that of 1
-    nodes = Nodes(grid, None, crowd.nodes)
+    nodes = NodeDirectory(grid, None, crowd.nodes)
     assert nodes.refresh() == ([0], [])
     assert nodes.of_client == {0: 10} and nodes.present == [0]
     grid.claims[12] = 2
@@ -216,8 +216,8 @@ def test_a_node_is_whose_the_registry_says_and_one_that_says_otherwise_is_not_ad
 
 def test_without_a_registry_a_node_is_who_it_says(tmp_path):
     claim_identity(1)
-    nodes = Nodes(Answering({10: 0, 11: 4, 12: -1}), None)
-    assert nodes.refresh() == ([0, 4], []) and nodes.told(0) == {}
+    nodes = NodeDirectory(Answering({10: 0, 11: 4, 12: -1}), None)
+    assert nodes.refresh() == ([0, 4], []) and nodes.declared_profile(0) == {}
 
 
 def test_paths_on_a_device_are_told_to_nobody(door, tmp_path):

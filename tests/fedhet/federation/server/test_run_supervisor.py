@@ -9,7 +9,7 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.server import submit
 from fedhet.federation.server.run_supervisor import FOR_NOTHING, Runs
 from fedhet.federation.server.submit import Submission
-from fedhet.runs.run_ending import FAILED, GIVEN_UP, STOPPED, Ending
+from fedhet.runs.run_ending import FAILED, GIVEN_UP, STOPPED, RunEnding
 from fedhet.runs.write_ahead_log import Journal, alone
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_wrote_no_ending_is_started_again_whatever_flower_calls_its_e
 def test_what_wrote_its_ending_is_left_alone_whatever_flower_says(watch, how):
     with alone(watch.folder):
         watch.look()
-        Ending(how, "ValueError: no").write(watch.folder)
+        RunEnding(how, "ValueError: no").write(watch.folder)
     assert watch.look(6.0) == 1 and watch.entries == []
 
 

@@ -13,9 +13,9 @@ from fedhet.cli import submit as cli_submit
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.server import submit
 from fedhet.federation.server.operator import Federation
-from fedhet.federation.server.submit import Crowd, Submission
+from fedhet.federation.server.submit import ConnectedClients, Submission
 from fedhet.federation.server.superlink import SuperLink
-from fedhet.runs.run_ending import FAILED, STOPPED, Ending
+from fedhet.runs.run_ending import FAILED, STOPPED, RunEnding
 from fedhet.runs.write_ahead_log import alone
 
 found = importlib.util.spec_from_file_location("living", Path(__file__).parents[1] / "living.py")
@@ -23,7 +23,7 @@ living = importlib.util.module_from_spec(found)
 found.loader.exec_module(living)
 
 
-THREE = Crowd(("a", "b", "c"), ("a", "b", "c"), 3)
+THREE = ConnectedClients(("a", "b", "c"), ("a", "b", "c"), 3)
 
 
 def code_of(output):
@@ -50,15 +50,15 @@ def test_nothing_is_submitted_where_nothing_is_served(tmp_path):
 
 def test_a_run_needs_clients_that_are_there():
     for there, least, word in (
-        (Crowd((), (), 0), None, "invite"),
-        (Crowd(("a", "b"), (), 2), None, "none of a, b"),
-        (Crowd(("a", "b"), ("a",), 2), 3, "2 are enrolled"),
+        (ConnectedClients((), (), 0), None, "invite"),
+        (ConnectedClients(("a", "b"), (), 2), None, "none of a, b"),
+        (ConnectedClients(("a", "b"), ("a",), 2), 3, "2 are enrolled"),
     ):
         with pytest.raises(EnrollError, match=word) as caught:
             submit.enough(there, least)
         assert caught.value.code == "E313"
-    assert submit.enough(Crowd(("a", "b"), ("a",), 2), None) == (1, 1)
-    assert submit.enough(Crowd(("a", "b"), ("a",), 2), 2) == (2, 2)  # the second may still come
+    assert submit.enough(ConnectedClients(("a", "b"), ("a",), 2), None) == (1, 1)
+    assert submit.enough(ConnectedClients(("a", "b"), ("a",), 2), 2) == (2, 2)  # the second may still come
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
@@ -126,7 +126,7 @@ def test_a_run_that_failed_says_why_in_its_own_words(tmp_path, monkeypatch):
         made.follow(lambda row: None, {}, lambda seconds: None)
     assert caught.value.code == "E314" and caught.value.data["killed"], "it wrote nothing: it was killed"
     assert caught.value.data["log"].endswith("ValueError: no such file") and len(caught.value.data["log"]) <= 1500
-    Ending(FAILED, "ValueError: no data", "Traceback: ...").write(tmp_path)
+    RunEnding(FAILED, "ValueError: no data", "Traceback: ...").write(tmp_path)
     with pytest.raises(EnrollError, match="ValueError: no data") as caught:
         made.follow(lambda row: None, {}, lambda seconds: None)
     assert not caught.value.data["killed"] and caught.value.data["log"] == "Traceback: ..."
@@ -168,8 +168,8 @@ def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, 
 @pytest.mark.parametrize(
     ("status", "ended", "code", "killed"),
     [("running", None, "E314", True), ("finished:failed", None, "E314", True), ("finished:stopped", None, "E315", None),
-     ("running", Ending(FAILED, "ValueError", "its trace"), "E314", False),
-     ("running", Ending(STOPPED, ""), "E315", None)],
+     ("running", RunEnding(FAILED, "ValueError", "its trace"), "E314", False),
+     ("running", RunEnding(STOPPED, ""), "E315", None)],
 )  # fmt: skip
 def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, status, ended, code, killed):
     monkeypatch.setattr(submit, "LAST_WORDS_S", 0.7)

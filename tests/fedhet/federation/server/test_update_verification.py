@@ -37,7 +37,7 @@ def sent(sign, job=7, weight=20.0):
 
 
 def judged(members, answer, sender=0, run=RUN):
-    gate = Gate(sealed=True, vouch=Registered(members, run))
+    gate = Gate(sealed=True, verify_signature=Registered(members, run))
     return gate.check(answer, sender, JOBS, DELTA.schema, equal_clients(WORLD))
 
 

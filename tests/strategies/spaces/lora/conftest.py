@@ -49,14 +49,14 @@ class Samples:
     def __len__(self) -> int:
         return SAMPLES + self.client
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def all_samples(self) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(self.client)
         x = rng.normal(size=(len(self), 6)) + rng.normal(size=6)
         return torch.from_numpy(x).float(), torch.from_numpy(rng.integers(0, 3, len(self)))
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            yield self.whole()
+            yield self.all_samples()
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(self.client)

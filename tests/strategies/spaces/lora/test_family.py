@@ -62,7 +62,7 @@ class Round:
         self.before = self.run.dense(self.state).astype(np.float64)
 
     def accepted(self, raw: Sequence[Tree]) -> list[Tree]:
-        return [self.space.accept(self.state, job, d) for job, d in zip(self.jobs, raw, strict=True)]
+        return [self.space.decode_delta(self.state, job, d) for job, d in zip(self.jobs, raw, strict=True)]
 
     def moved(self, raw: Sequence[Tree], c: Sequence[float], order: Sequence[int] | None = None) -> np.ndarray:
         """What merging the combination adds to the dense model."""
@@ -171,7 +171,7 @@ def test_what_averaged_factors_miss_is_their_covariance(rounds: Any) -> None:
 def test_averages_are_exact_when_all_clients_have_one_a(rounds: Any) -> None:
     r = rounds("fedit")
     same = [{**raw, **{f"{n}.lora_A": r.raw[0][f"{n}.lora_A"] for n in LAYERS}} for raw in r.raw]
-    delta = r.space.combine([r.space.accept(r.state, j, d) for j, d in zip(r.jobs, same, strict=True)], P)
+    delta = r.space.combine([r.space.decode_delta(r.state, j, d) for j, d in zip(r.jobs, same, strict=True)], P)
     after = factors_of(dict(r.space.merge(r.state, delta).items()))
     kept, r.raw = r.raw, same
     ends = ends_of(r)
@@ -192,7 +192,7 @@ def test_rows_that_few_clients_hold_shrink_by_their_weight_unless_increments_are
             for client, rank in enumerate((3, 1)):
                 job = Job(client, client, 0, 0, Budget(1, rank), 0.0)
                 zeros = {n: torch.zeros(leaf.shape) for n, leaf in space.expects(state, job).items()}
-                deltas.append(space.accept(state, job, zeros))
+                deltas.append(space.decode_delta(state, job, zeros))
             state = space.merge(state, space.combine(deltas, [0.25, 0.75]))
         after = factors_of(dict(state.items()))["0"]
         torch.testing.assert_close(after.right[:1], before.right[:1])
@@ -207,7 +207,9 @@ def test_hetlora_s_shares_are_the_norms_of_products_and_keep_their_sum(rounds: A
     np.testing.assert_allclose([float(d[NORM]) for d in taken], dense, rtol=1e-5)
     shares = dense / dense.sum() * 0.7
     plain = PaddedLora(rank=3)
-    expected = plain.combine([plain.accept(r.state, j, d) for j, d in zip(r.jobs, r.raw, strict=True)], shares.tolist())
+    expected = plain.combine(
+        [plain.decode_delta(r.state, j, d) for j, d in zip(r.jobs, r.raw, strict=True)], shares.tolist()
+    )
     found = r.space.combine(taken, [0.7 * p for p in P])
     assert set(found) == set(expected)
     for name, leaf in expected.items():
@@ -216,7 +218,8 @@ def test_hetlora_s_shares_are_the_norms_of_products_and_keep_their_sum(rounds: A
     alone = r.space.combine(taken, weights)
     only = dense * np.array([1, 0, 0, 1])
     again = plain.combine(
-        [plain.accept(r.state, j, d) for j, d in zip(r.jobs, r.raw, strict=True)], (only / only.sum() * 0.7).tolist()
+        [plain.decode_delta(r.state, j, d) for j, d in zip(r.jobs, r.raw, strict=True)],
+        (only / only.sum() * 0.7).tolist(),
     )
     torch.testing.assert_close(dict(alone)["0.lora_A"], again["0.lora_A"], rtol=1e-5, atol=1e-7)
 
@@ -314,7 +317,7 @@ def test_absolute_targets_lose_what_few_clients_hold_and_increments_keep_it(fede
             for client, rank in enumerate((3, 1)):
                 job = Job(client, client, 3, 0, Budget(1, rank), 0.0)
                 sent = {n.removeprefix("factor/"): leaf for n, leaf in space.handed(dict(state.items()), job).items()}
-                deltas.append(space.accept(state, job, sent))
+                deltas.append(space.decode_delta(state, job, sent))
             state = space.merge(state, space.combine(deltas, [0.5, 0.5]))
         after = factors_of(dict(state.items()))["0"]
         s, t = (torch.linalg.svdvals(q.dense) for q in (before, after))

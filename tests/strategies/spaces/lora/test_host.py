@@ -234,7 +234,7 @@ def test_a_model_can_be_evaluated_on_the_object_that_trains() -> None:
         payload = space.offer(state, job())
         space.install(device, payload, job())
         trained(device)
-        after = space.merge(state, space.accept(state, job(), space.extract(device, payload)))
+        after = space.merge(state, space.decode_delta(state, job(), space.extract(device, payload)))
         space.restore(device, after)
         alone = model(7)
         space.restore(alone, after)

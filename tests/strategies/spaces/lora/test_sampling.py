@@ -1,4 +1,5 @@
-"""Rows that are chosen while they are trained: as many as the rank at any time, exact sums, nothing moves unseen."""
+"""UpdateMatrix that are chosen while they are trained: as many as the rank at any time, exact sums, nothing moves
+unseen."""
 
 from __future__ import annotations
 

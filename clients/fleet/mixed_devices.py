@@ -30,7 +30,7 @@ TABLE = (
 
 
 @dataclass(frozen=True)
-class Unlike:
+class MixedDevices:
     """The table, repeated if more than twelve clients are asked for. `slower` multiplies every step time."""
 
     clients: int = 12
