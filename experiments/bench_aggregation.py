@@ -29,7 +29,7 @@ QUICK = ((20, 200_000),)
 
 
 def table(costs: dict[str, Cost], size: float, output: float) -> list[str]:
-    """UpdateMatrix by system; `size` bytes are read at least, `output` bytes are written."""
+    """Rows by system; `size` bytes are read at least, `output` bytes are written."""
     floor = costs[aggregation.READ]
     lines = [
         "| system | ms | GB/s | / reading | CPU ms | / reading, CPU | peak memory, models |",

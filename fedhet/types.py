@@ -135,11 +135,11 @@ class Woke:
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnding:
+class Ending:
     """The run reached its limit; a schedule that flushes does it now. Nothing is assigned any more."""
 
 
-Event: TypeAlias = Started | Joined | Left | Arrived | Failed | Woke | RunEnding
+Event: TypeAlias = Started | Joined | Left | Arrived | Failed | Woke | Ending
 
 
 # Commands: what a schedule wants.

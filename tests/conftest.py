@@ -76,7 +76,7 @@ def share(nodeid: str) -> str:
 
 
 class Shares(LoadScopeScheduling):
-    """TaskExecutor out whole shares."""
+    """Hands out whole shares."""
 
     def _split_scope(self, nodeid: str) -> str:
         return share(nodeid)

@@ -20,9 +20,7 @@ Home = Annotated[
     typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.", callback=at_home("FEDHET_HOME")),
 ]
 Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
-Reason = Annotated[
-    str, typer.Option("--reason", help="ClientState in the registry and the audit log; told to the device.")
-]
+Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="As for `fedhet run`: strategy=fedbuff seed=3.", show_default=False),
@@ -162,7 +160,7 @@ def enroll_invite(
     count: Annotated[int, typer.Option("--count", help="Make several, without --name.", min=1)] = 1,
     owner: Annotated[str, typer.Option("--owner", help="Whose they are; one owner has at most so many.")] = "",
     label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="ClientState with the client.")
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the client.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write name,token lines to this CSV file.")] = None,
     home: Home = HOME,

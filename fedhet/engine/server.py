@@ -31,6 +31,7 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
+    Ending,
     Event,
     Failed,
     Job,
@@ -38,7 +39,6 @@ from fedhet.types import (
     Joined,
     Left,
     Note,
-    RunEnding,
     Started,
     Stop,
     Tree,
@@ -246,7 +246,7 @@ class Server(AbstractServerState):
             return
         self._busy.difference_update(self._assigned)
         self._assigned.clear()
-        for command in self.method.schedule.react(RunEnding(), self):
+        for command in self.method.schedule.react(Ending(), self):
             self._carry_out(command)
         self.over = self.closing
         self._emit("stopped", reason=self.over, unfinished=len(self.inflight), buffered=len(self.buffer))

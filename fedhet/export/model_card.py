@@ -14,7 +14,7 @@ from fedhet.runs.event_log import read_rows
 from fedhet.runs.saved_run import Finished
 
 MOST = 64
-"""UpdateMatrix of a table; of more clients the ranks are counted."""
+"""Rows of a table; of more clients the ranks are counted."""
 
 
 def card(done: Finished, what: Exported) -> str:

@@ -84,7 +84,7 @@ class ClientStateStore:
             raise CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
-        """ClientStateStore an answer and the memories after it, in place of what was kept before; on the disk on
+        """Keep an answer and the memories after it, in place of what was kept before; on the disk on
         return. Raises CannotWrite."""
         try:
             self._write(run, job, answer, memories)

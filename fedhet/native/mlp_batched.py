@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TRIAL_RATE = 0.05
 ROWS = 48
-"""UpdateMatrix compared in a trial. Where batched products differ at all they do so in a third of the rows or more."""
+"""Rows compared in a trial. Where batched products differ at all they do so in a third of the rows or more."""
 
 
 class BatchedPerceptron:

@@ -1,6 +1,6 @@
 """The record of a run: one JSON line for every event and command, one for every evaluation, and their hash.
 
-UpdateMatrix are written in the order things happened; on virtual time the file is the same bytes for any number of
+Rows are written in the order things happened; on virtual time the file is the same bytes for any number of
 workers. A resumed run cuts the files back to its checkpoint and goes on.
 """
 

@@ -14,7 +14,7 @@ from fedhet.protocols import View
 
 
 def clip(rows: UpdateMatrix, radius: float) -> UpdateMatrix:
-    """UpdateMatrix scaled down to at most this length."""
+    """Rows scaled down to at most this length."""
     norms = np.sqrt(np.maximum(np.diag(rows.gram), 0.0))
     kept = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
     return rows.times(kept)

@@ -18,12 +18,12 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
+    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
-    RunEnding,
     Started,
     Woke,
 )
@@ -86,7 +86,7 @@ class FedBuff(AbstractPerClient):
                 yield from self._rouse(view)
             case Started() | Woke():
                 yield from self._fill(view)
-            case RunEnding() if self.flush and self.held:
+            case Ending() if self.flush and self.held:
                 yield from self._combine()
 
     def _combine(self) -> Iterator[Command]:

@@ -24,6 +24,7 @@ from fedhet.types import (
     Assign,
     ClientId,
     Command,
+    Ending,
     Event,
     Failed,
     Job,
@@ -31,7 +32,6 @@ from fedhet.types import (
     Joined,
     Left,
     Note,
-    RunEnding,
     Started,
     Wake,
     Woke,
@@ -116,7 +116,7 @@ class FedCompass(AbstractPerClient):
                 yield from self._lose(client, view)
             case Woke(at):
                 yield from self._woke(max(at, view.now), view)
-            case RunEnding() if self.flush:
+            case Ending() if self.flush:
                 back = tuple(job for group in self.groups.all.values() for job in group.arrived.values())
                 if jobs := self._take_late() + back:
                     yield Aggregate(jobs)

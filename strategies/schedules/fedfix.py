@@ -20,12 +20,12 @@ from fedhet.types import (
     Arrived,
     Assign,
     Command,
+    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
-    RunEnding,
     Started,
     Wake,
     Woke,
@@ -76,7 +76,7 @@ class FedFix(AbstractPerClient):
                 for client in self._ready(view):
                     yield Assign(client)
                 yield from self._schedule(view)
-            case RunEnding() if self.flush:
+            case Ending() if self.flush:
                 yield from self._combine()
 
     def _combine(self) -> Iterator[Command]:

@@ -19,12 +19,12 @@ from fedhet.types import (
     ClientId,
     Command,
     Drop,
+    Ending,
     Event,
     Failed,
     JobId,
     Joined,
     Left,
-    RunEnding,
     Started,
     Wake,
     Woke,
@@ -109,7 +109,7 @@ class TimeWindow(AbstractPerClient):
                 yield from self._rouse(view)
                 if self.deadline is not None and max(at, view.now) >= self.deadline - SLACK:
                     yield from self._time_up(view)
-            case RunEnding() if self.flush and self.held:
+            case Ending() if self.flush and self.held:
                 yield Aggregate(tuple(self.held))
 
     def _time_up(self, view: View) -> Iterator[Command]:

@@ -48,7 +48,7 @@ class Patches:
 
     @property
     def _taken(self) -> int:
-        """UpdateMatrix of the columns that are taken from the input."""
+        """Rows of the columns that are taken from the input."""
         return self.channels * math.prod(self.kernel) // self._shifts
 
     @property

@@ -541,7 +541,7 @@ class Federation(RuleBasedStateMachine):
             self._tell("left", job.client, self.now)
 
     def _read(self) -> None:
-        """ClientStateStore the ledger by what was written since the last time."""
+        """Keep the ledger by what was written since the last time."""
         for row in self.lives[0].rows[self.read :]:
             self.ledger.read(row)
         self.read = len(self.lives[0].rows)

@@ -70,7 +70,7 @@ class Gatekeeper:
     def react(self, event: Event, view: Any) -> Iterable[Command]:
         yield from self.inner.react(event, view)
         self.events += 1
-        if isinstance(event, types.RunEnding) or view.closing:
+        if isinstance(event, types.Ending) or view.closing:
             return
         if self.events % 9 == 4 and not self.out:
             undecided, busy = list(view.buffer.values()), list(view.inflight.values())

@@ -23,13 +23,13 @@ from fedhet.types import (
     Assign,
     Budget,
     Drop,
+    Ending,
     Event,
     Failed,
     Job,
     Joined,
     Left,
     Note,
-    RunEnding,
     Started,
     Stop,
     Wake,
@@ -189,7 +189,7 @@ class World:
             self._dispatch()
         self.over = True
         self.assigned.clear()
-        self._react(RunEnding())
+        self._react(Ending())
         return self
 
     def _push(self, second: float | int, rank: int, what: Any, key: int | None = None) -> None:

@@ -64,7 +64,7 @@ def run(state: Path, flower: bool, allowed: Allowed, as_json: bool) -> None:
 
 
 def settle(device: Device, allowed: Allowed) -> None:
-    """ClientStateStore what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
+    """Keep what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
     packages, folders, hubs = ([name for name in names or () if name] for names in allowed)
     folders = [str(_absolute(name)) for name in folders]
     Allowlist(tuple(packages), tuple(folders)).check()

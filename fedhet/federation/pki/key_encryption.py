@@ -58,7 +58,7 @@ class Lock:
         return self._password
 
     def open(self, passphrase: str) -> None:
-        """ClientStateStore the password in memory. Raises EnrollError E323."""
+        """Keep the password in memory. Raises EnrollError E323."""
         with private_files.sound(self._file):
             self._password = unseal(private_files.read_private(self._file), passphrase).decode()
 

@@ -15,7 +15,7 @@ from fedhet.federation.common.errors import EnrollError
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """ClientState in `policy.yaml`. Days and seconds are in the names.
+    """Kept in `policy.yaml`. Days and seconds are in the names.
 
     `client_days` has one entry a class of device, and only these classes exist. A certificate that expired less than
     `grace_days` ago may renew itself and do nothing else. `auto_approve` names the classes that need no operator. One

@@ -80,7 +80,7 @@ def norm(pair: Pair) -> float:
 def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None, floor: float = 0.0) -> tuple[Pair, float]:
     """The product in its smallest form, and the relative Frobenius error of it.
 
-    ClientState is the least number of singular values with `energy` of their squares' sum, at most `rank`, at least
+    Kept is the least number of singular values with `energy` of their squares' sum, at most `rank`, at least
     one; those within rounding of zero, or not above `floor`, are dropped. Both factors get the root of the singular
     values. QR and SVD are in float64 and signs are fixed, so equal inputs give equal results.
     """

@@ -7,7 +7,7 @@ from fedhet.engine.method import Method
 from fedhet.engine.server import Server
 from fedhet.engine.stopping import Limits
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
-from fedhet.types import Assign, RunEnding, Started
+from fedhet.types import Assign, Ending, Started
 from strategies.budgets.fixed import Fixed
 from strategies.rules.mean import Mean
 from strategies.spaces.full import Full
@@ -35,4 +35,4 @@ def test_a_schedule_hears_nothing_after_the_end_although_more_clients_are_expell
     for client in range(3):
         server.expel(client, "revoked", 1.0)
     assert server.over == "1 client tasks" and not server.inflight and rows.count("stopped") == 1
-    assert isinstance(schedule.heard[-1], RunEnding)
+    assert isinstance(schedule.heard[-1], Ending)

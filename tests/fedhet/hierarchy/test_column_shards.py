@@ -147,13 +147,13 @@ def test_a_rule_that_cannot_stand_so_few_says_so_as_with_the_server(columns: Col
 
 def test_a_function_that_no_process_can_be_told_is_named(columns: Columns) -> None:
     @dataclass(frozen=True)
-    class InlineExecutor(AbstractCoordinateRule):
+    class Own(AbstractCoordinateRule):
         def reduce(self, block: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             return block[0]
 
-    assert isinstance(InlineExecutor(), AbstractRule)
-    with pytest.raises(ValueError, match="InlineExecutor"):
-        combined(columns, InlineExecutor())
+    assert isinstance(Own(), AbstractRule)
+    with pytest.raises(ValueError, match="Own"):
+        combined(columns, Own())
 
 
 @pytest.mark.parametrize(("rule", "numbers"), [(MIXED, (2, 1)), (MultiKrum(), (1, 2, 4))])

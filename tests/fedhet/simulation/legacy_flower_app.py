@@ -70,7 +70,7 @@ def components(strategy, *, start=True, timeout=None, server=None, **options):
     return ServerAppComponents(server=server(client_manager=SimpleClientManager(), strategy=made), config=config)
 
 
-class InlineExecutor(Server):
+class Own(Server):
     """A server with a copy of Flower's threads in it, as many have; asks two clients at a time."""
 
     def fit_round(self, server_round, timeout):
@@ -99,7 +99,7 @@ krum = app(Krum, num_malicious_clients=1)
 median = app(FedMedian)
 asking = app(FedAvg, start=False)
 impatient = app(FedAvg, timeout=3.0)
-own = app(FedAvg, server=InlineExecutor)
+own = app(FedAvg, server=Own)
 greedy = app(FedAvg, min_available_clients=9)
 
 

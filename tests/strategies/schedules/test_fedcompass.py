@@ -297,7 +297,7 @@ class Checked:
     def react(self, event: Any, view: Any) -> Any:
         before = {g.id: (g.open, g.waiting | g.arrived.keys()) for g in self.inner.groups.all.values()}
         yield from self.inner.react(event, view)
-        if event == types.RunEnding():
+        if event == types.Ending():
             return
         groups = self.inner.groups
         members = [c for g in groups.all.values() for c in (*g.waiting, *g.arrived)]

@@ -1,4 +1,4 @@
-"""UpdateMatrix that are chosen while they are trained: as many as the rank at any time, exact sums, nothing moves
+"""Rows that are chosen while they are trained: as many as the rank at any time, exact sums, nothing moves
 unseen."""
 
 from __future__ import annotations
