@@ -1,16 +1,16 @@
-"""C functions compiled once per machine, and torch where there is no compiler.
+"""C functions: compiled once per machine, cached on disk, loaded with ctypes.
 
-A function is compiled for this very processor, kept in the user's cache between processes, and used only after its
-module has checked its answers on an example. Nothing here decides results: whoever calls has another way to them, and
-nothing that goes wrong here is an error.
+A function is compiled for the processor it runs on, kept in the user's cache between processes, and used only after the
+module that asks for it has compared its answers with torch's on an example. Callers compute the same without it, so
+that nothing that goes wrong here is an error: it is a reason, in words, why there is no function.
 
-What is loaded runs with all rights of this process. So it lies in a folder that belongs to this user and that nobody
-else may write to; two files make one function, a library named by the hash of its content and a pointer to it:
+A library that is loaded has all rights of this process. So it lies in a folder that belongs to this user and that
+nobody else may write to. Two files make one function, a library named by the hash of its content and a pointer to it:
 
     sum-5f0c...e1           the 64 digits of a SHA-256
     sum-5f0c...e1-<64>.so   loaded only if that is its hash, and built anew if it is not
 
-Both are written elsewhere, synchronised with the disk and moved to their places, so processes that start together and
+Both are written under other names, synchronised with the disk and renamed, so that processes that start together and
 machines that stop at any moment leave whole files or none.
 """
 
@@ -35,32 +35,33 @@ from pathlib import Path
 Call = Callable[..., int | None]
 
 SECONDS = 60.0
-"""For a compiler, or for a trial of what it made."""
+"""Longest time for a compiler, and for a trial of what it made."""
 
 LARGEST = 1 << 24
-"""Bytes of a library that is read; ours have some ten thousand."""
+"""Largest library that is read, in bytes; ours have some ten thousand."""
 
 HUNG: set[str] = set()
-"""What took too long in this process: it is not waited for again."""
+"""Commands that took too long in this process, as messages name them: they are not run again."""
 
 TRIAL = "import ctypes, sys; getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])"
-"""What a process of its own does first with a new library: a loader can die of a bad one."""
+"""Program of a process of its own that loads a new library first: a bad one can kill the process that loads it."""
 
 
 class Unusable(Exception):
-    """Why there is no compiled function, in words."""
+    """There is no compiled function; the message says why."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A command, and what tells it from another: the program's place, size and time of change."""
+    """A command, and its identity: path, size and modification time of every program in it."""
 
     command: tuple[str, ...]
     identity: str
 
     @classmethod
     def found(cls) -> Compiler:
-        """That of the environment variable CC, which may have options or a wrapper (`ccache gcc`), or `cc`."""
+        """The one in the environment variable CC, which may have options or a wrapper (`ccache gcc`), or `cc`. Raises
+        Unusable if it is not there."""
         told = os.environ.get("CC", "").strip() or "cc"
         try:
             first, *rest = shlex.split(told)
@@ -76,7 +77,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Source:
-    """One C function: its file's `name`, its own name, its text, and the compiler's options for it."""
+    """One C function: `name` of its files in the cache, its own name, the C text, and the compiler's options."""
 
     name: str
     function: str
@@ -84,7 +85,7 @@ class Source:
     options: Sequence[str]
 
     def place(self) -> Path:
-        """The library, found or built now. Raises Unusable if there is none."""
+        """Path of the library, from the cache or built now. Raises Unusable if there is none."""
         compiler, folder = Compiler.found(), private(cache_folder())
         key = "\n".join([_machine(), compiler.identity, *self.options, self.text])
         pointer = folder / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -103,7 +104,8 @@ class Source:
         return found
 
     def _build(self, compiler: Compiler, pointer: Path) -> Path:
-        """Compile, try, and put in place. What another process put there meanwhile is as good and is replaced."""
+        """Compile, load in a process of its own, and put into the cache; its path. What another process put there
+        meanwhile is replaced by its equal. Raises Unusable."""
         with tempfile.TemporaryDirectory(dir=pointer.parent, prefix="build-", ignore_cleanup_errors=True) as room:
             source, made = Path(room) / "it.c", Path(room) / "it.so"
             source.write_text(self.text, encoding="utf-8")
@@ -153,7 +155,7 @@ def private(folder: Path) -> Path:
 
 
 def _standing(pointer: Path) -> Path | None:
-    """The library that a pointer names, if both are there and whole."""
+    """The library that a pointer names, or None unless both are there and the hash is right."""
     try:
         digest = _read(pointer, 64).decode("ascii")
         library = pointer.with_name(f"{pointer.name}-{digest}.so")
@@ -175,7 +177,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _settle(made: Path, place: Path) -> None:
-    """Move a file to its place once it is on the disk."""
+    """Rename a file once its content is on the disk."""
     descriptor = os.open(made, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -185,8 +187,8 @@ def _settle(made: Path, place: Path) -> None:
 
 
 def _run(command: Sequence[str], room: str, what: str) -> None:
-    """Run a command with its own place for temporary files. Raises Unusable if it fails, dies or takes too long; then
-    nothing that it started runs on."""
+    """Run a command with `room` for temporary files; `what` names it in messages. Raises Unusable if it fails, dies or
+    takes longer than `SECONDS`; whatever it started is killed then."""
     if what in HUNG:
         raise Unusable(f"the compiled loop is not usable: {what} took more than {SECONDS:g} seconds")
     with open(f"{room}/told", "w+b") as told:
@@ -212,7 +214,7 @@ def _run(command: Sequence[str], room: str, what: str) -> None:
 
 
 def _machine() -> str:
-    """What the compiled file fits: a home folder may be shared by unlike processors."""
+    """Operating system and kinds of processor, part of a cache key: unlike machines may share a home folder."""
     about = Path("/proc/cpuinfo")
     wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU implementer", "CPU part")
     lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []

@@ -1,9 +1,8 @@
-"""Matrices side by side or on top of each other, written past the cache where the machine has a C compiler.
+"""Matrices side by side or on top of each other, by compiled code that writes past the cache.
 
 An ordinary store reads the line that it overwrites, so a copy moves every byte three times; a store past the cache
 (x86's streaming store) moves it twice, and leaves in the cache what was there. Threads divide rows, never a product:
-each number is one product at most, so all bits are torch's, and the loop is used only after it gave them on a test.
-Without a compiler, and for anything but large contiguous float32 on the processor, torch does the same.
+each number is one product at most, so all bits are torch's, and the loop is used only after it gave them on examples.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from torch import Tensor
 from fedhet.native.compiler import Call, Source
 
 LEAST = 1 << 18
-"""Elements of a result below which torch does it: what is soon read again should stay in the cache."""
+"""Fewest elements of a result: a smaller one that is soon read again should stay in the cache."""
 
 SHARE = 1 << 18
-"""Elements that are worth a thread of their own."""
+"""Elements of the result for each thread, at least."""
 
 SOURCE = r"""
 #include <pthread.h>
@@ -138,7 +137,7 @@ def stack(parts: Sequence[Tensor], out: Tensor, scales: Sequence[float] | None =
 
 
 def status() -> str:
-    """Which loop large stacks take, in words."""
+    """What makes large stacks: "compiled", or "torch (WHY)"."""
     found = _load()
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 

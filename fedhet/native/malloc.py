@@ -1,9 +1,9 @@
-"""Memory that was freed stays with the process, up to a bound: updates come and go at one size, and fresh pages cost
-more than what is written into them.
+"""Settings of the C library's allocator: freed memory stays with the process, up to a bound.
 
-glibc gives the top of its heap back when twice the largest freed block lies there, so a worker that frees one update
-after the other would ask for the same pages again and again. It holds for the process and those it forks, and shows in
-no result; with another C library nothing is done.
+Updates are allocated and freed at one size, and pages fresh from the kernel cost more than what is written into them.
+glibc returns the top of its heap when twice the largest freed block lies there, so a worker that frees one update
+after the other would ask for the same pages again and again. The settings hold for the process and those it forks, and
+no result depends on them; with another C library nothing is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGE = 1 << 25
 
 
 def keep() -> bool:
-    """Set both bounds; whether that was done."""
+    """Set both bounds. False if the C library is not glibc or refuses."""
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)

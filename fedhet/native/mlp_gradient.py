@@ -1,4 +1,4 @@
-"""The gradient of a perceptron written out by hand: the same bits as autograd's, without its bookkeeping.
+"""Gradients and steps of a perceptron written out by hand: autograd's bits of a gradient, without its bookkeeping.
 
 For layers h_0 = x, z_i = h_i W_i^T + b_i, h_{i+1} = max(z_i, 0) and the mean cross-entropy of the last z,
 
@@ -6,9 +6,9 @@ For layers h_0 = x, z_i = h_i W_i^T + b_i, h_{i+1} = max(z_i, 0) and the mean cr
     dL/dz_{i-1} = (dL/dz_i W_i) * [h_i > 0].
 
 A step of a small model costs autograd more in nodes and allocations than in arithmetic. The kernels called here are
-those that autograd would call, in its order, and they write into the flat gradient; so whether a gradient was taken
-this way can be seen on the clock only. A step of plain descent is taken inside the products, and for small models and
-batches in one compiled call (`fedhet.native.mlp_sgd`).
+those that autograd would call, in its order, and they write into the parameters' gradients, so that no bit depends on
+which of the two computed a gradient. A step of plain descent is taken inside the products and agrees with autograd's to
+rounding; for small models and batches it is one compiled call (`fedhet.native.mlp_sgd`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ MEAN, IGNORE = 1, -100
 
 
 class Perceptron:
-    """Linear layers with ReLU between them, their gradients laid out as `layer.weight.grad` and `layer.bias.grad`."""
+    """Linear layers with ReLU between them, on their own parameters; see `fedhet.native.Stepper`.
+
+    Gradients are written into `layer.weight.grad` and `layer.bias.grad`. `shapes` has (outputs, inputs) of each layer;
+    `flat` is the vector of all parameters, or None if they do not lie in order in memory. Raises ValueError for a
+    parameter without a gradient.
+    """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self._weights = [layer.weight.detach() for layer in layers]
@@ -185,6 +190,6 @@ def _usable(layer: nn.Linear) -> bool:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether somebody hooked into the module, whom a gradient by hand would pass by."""
+    """Whether the module has hooks, which a gradient by hand would not call."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or any(p._backward_hooks for p in module.parameters(recurse=False))

@@ -1,10 +1,10 @@
-"""Steps of gradient descent on small perceptrons, compiled where the machine has a C compiler.
+"""Compiled steps of gradient descent on small perceptrons.
 
-A step of a small model on a small batch is mostly calls: torch takes twenty of them, and its matrix products lay their
+A step of a small model on a small batch is mostly overhead: torch makes twenty calls, and its matrix products lay their
 operands out anew for ten samples. Here one call takes all steps of one model, or of several that lie side by side, each
-of them as it would alone: forward, backward and the step inside the product, W += -rate g^T h, with as many numbers in
-registers as there are. It rounds otherwise than torch, so whether a step is taken here follows from numbers alone
-(`fits`), never from how it was asked for. Larger models and batches are torch's.
+of them as it would alone: forward, backward and the step inside the product, W += -rate g^T h, in blocks that stay in
+registers. It rounds otherwise than torch, so whether a step is taken here follows from sizes alone (`fits`), never from
+how it was asked for. Larger models and batches are left to torch.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LAYERS = 8
 
 
 class Ends(NamedTuple):
-    """Where the rows of one call start and end, if that is not in themselves: contiguous vectors, one for each row.
+    """Where the rows of one call start and end, if not in the rows themselves: contiguous vectors, one for each row.
 
-    With `begin` the rows start as these vectors, whatever they hold. With `deltas` these become what the rows then
-    differ by from `since`, and the rows are used up. So a model that is read in one place and answered from another
-    costs no copy of its own.
+    With `begin` the rows start as these vectors, whatever they hold. With `deltas` the differences of the rows from
+    `since` are written there, and the rows hold nothing afterwards. This spares copying a model into its row and its
+    difference out of it.
     """
 
     begin: Sequence[Tensor] = ()
@@ -87,7 +87,7 @@ class Descent:
         rate: float,
         ends: Ends = IN_PLACE,
     ) -> Tensor | None:
-        """The same, by the function given."""
+        """`steps` by the function given."""
         into, out = self._wide[0], self._wide[-1]
         shares = batches[0][1].is_floating_point()
         wanted = [(n * into, n * out if shares else n) for n in sizes]
@@ -97,7 +97,7 @@ class Descent:
         return self._run(call, flat, x, None if shares else y, y if shares else None, None, 0, sizes, rate, ends)
 
     def pick(self, flat: Tensor, picked: Sequence[IndexedBatches], rate: float, ends: Ends = IN_PLACE) -> Tensor | None:
-        """The same steps on samples that nobody has laid beside each other: of every row its own, from one data set.
+        """`steps` on samples of one data set that are fetched by index, those of each row in `picked[row]`.
 
         None, with nothing done, also if an index is out of range.
         """
@@ -151,12 +151,12 @@ class Descent:
 
 
 def _places(vectors: Sequence[Tensor]) -> Places:
-    """Where these lie, for C; None for nothing."""
+    """Addresses of these for C; None if there are none."""
     return (ctypes.c_void_p * len(vectors))(*[v.data_ptr() for v in vectors]) if vectors else None
 
 
 def status() -> str:
-    """How steps of small perceptrons are taken, in words."""
+    """What takes the steps of small perceptrons: "compiled", or "torch (WHY)"."""
     found = _load()
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 

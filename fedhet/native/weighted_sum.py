@@ -1,10 +1,10 @@
-"""The weighted sum of many vectors in one pass, compiled where the machine has a C compiler, with torch's bits.
+"""The weighted sum of many vectors in one pass, compiled, with the bits of torch's sum of one vector after the other.
 
 torch adds one vector at a time: each is read from memory, but the running sum is read and written once per vector,
 which costs a third of the time even where it stays in cache. The loop below keeps 16 KB of the sum in the first-level
 cache and adds four vectors per pass over it, each term one fused multiply-add in the order given, which is what
-`total.add_(x, alpha=c)` does; threads divide the elements, never the order. So it is a matter of speed alone: it is
-used only after it gave torch's bits on a test, and without a compiler torch does the same sum. `status` says which.
+`total.add_(x, alpha=c)` does; threads divide the elements, never the order. It is used only after it gave torch's bits
+on examples; `status` says whether it is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fedhet.native.compiler import Call, Source, Unusable
 from fedhet.native.shared_sum import TYPES
 
 LEAST = 1 << 20
-"""Elements read by one sum below which there is little to gain: torch takes 0.2 ms for as many."""
+"""Fewest elements read by one sum (vectors times length): torch takes 0.2 ms for as many; there is little to gain."""
 
 SHARE = 1 << 20
-"""Elements read that are worth a thread of their own."""
+"""Elements read for each thread, at least."""
 
 SOURCE = r"""
 #include <math.h>
@@ -105,7 +105,7 @@ def weighted_sum(rows: Sequence[Tensor], coefficients: Sequence[float], out: Ten
 
 
 def status() -> str:
-    """Which loop large sums take, in words."""
+    """What computes large sums: "compiled", or "torch (WHY)"."""
     found = _load()
     return f"torch ({found})" if isinstance(found, str) else "compiled"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedhet import native
 from fedhet.cli.progress import Bar, describe
 from fedhet.provenance import source_tree
 from fedhet.runs.explain import explain, text
@@ -231,6 +232,7 @@ def test_cite_prints_bibtex_for_the_composed_parts(fedhet):
 def test_version_names_what_results_depend_on(fedhet):
     code, out, _ = fedhet("version")
     assert code == 0 and out.startswith("fedhet 0.1.0") and source_tree.fingerprint() in out and "torch 2" in out
+    assert [f"{of} backend: {native.backend(of)}" in out for of in ("mlp", "sum", "stack")] == [True] * 3
 
 
 def test_a_report_is_written_again(fedhet):

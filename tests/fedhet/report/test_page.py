@@ -123,6 +123,15 @@ def test_a_hostile_record_is_shown_as_text(fake_run):
     assert page.text.count(EVIL) > 10
 
 
+@pytest.mark.parametrize("key", ["mlp_backend", "small_steps"])
+def test_the_page_says_what_computed_the_steps(fake_run, key):
+    folder = fake_run()
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, key: "torch (no C compiler)"}))
+    text = Page(write_report(folder)).text
+    assert "steps of small perceptrons" in text and "torch (no C compiler)" in text
+
+
 def test_what_is_not_drawn_is_said(fake_run, monkeypatch):
     monkeypatch.setattr(timeline, "BARS", 40)
     monkeypatch.setattr(timeline, "LANES", 5)

@@ -13,6 +13,7 @@ from fedhet.deployment.live_run import live
 from fedhet.flower.client_state import ClientStateStore
 from fedhet.flower.compat import claim_identity
 from fedhet.runs import runner
+from fedhet.runs.result import Result, row_digest
 from fedhet.runs.session import Session
 from fedhet.runs.write_ahead_log import JournalError
 from fedhet.system.atomic_file import DamagedError
@@ -203,3 +204,12 @@ def test_a_result_row_without_its_hash_is_refused_unless_it_is_of_the_first_kind
         else:
             with pytest.raises(DamagedError, match=r"result\.json"):
                 runner.resume(tmp_path)
+
+
+def test_a_row_of_before_is_read_by_present_names(runs, tmp_path):
+    _, whole = runs
+    former = {k: v for k, v in whole.items() if k not in ("mlp_backend", "sum_backend", "sha256")}
+    former["small_steps"] = "torch (no C compiler)"
+    (tmp_path / "result.json").write_text(json.dumps({**former, "sha256": row_digest(former)}))
+    row = Result.read(tmp_path).row
+    assert row["mlp_backend"] == "torch (no C compiler)" and not {"small_steps", "sum_backend"} & set(row)
