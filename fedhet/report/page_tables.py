@@ -15,7 +15,7 @@ from fedhet.report.update_accounting import ACCOUNTS, Ledger
 CLIENTS = 200
 CONFIG_CHARACTERS = 60_000
 REASONS = 12
-BACKENDS = (("steps of small perceptrons", "mlp_backend", "mlp_backend"), ("large sums", "sum_backend"))
+BACKENDS = (("steps of small perceptrons", "mlp_backend", "small_steps"), ("large sums", "sum_backend"))
 """What computed what: a name to show, and its entry in result.json, former names of it last."""
 ALWAYS = ("accepted", "late", "rejected", "failed")
 """Accounts that are shown when they are empty."""
