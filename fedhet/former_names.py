@@ -223,6 +223,9 @@ CLASSES = {
 }  # fmt: skip
 """Of modules that stayed where they were: what classes in them were called."""
 
+HOOKS = {"accept": "decode_delta", "parts": "split_optimized"}
+"""Methods of spaces that somebody may override."""
+
 
 class FormerName(FutureWarning):
     """Something is still called by a former name."""
@@ -299,6 +302,14 @@ def renamed(module: str, name: str) -> Any:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     _warn(f"{module}.{name}", f"{module}.{now}")
     return getattr(sys.modules[module], now)
+
+
+def rename_hooks(space: type) -> None:
+    """Give what a space's class defines by a former name its present name, so that it is not passed over in silence."""
+    for former, now in HOOKS.items():
+        if former in vars(space) and now not in vars(space):
+            _warn(f"{space.__name__}.{former}", now)
+            setattr(space, now, vars(space)[former])
 
 
 def overrides(texts: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedhet import former_names
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.numerics.tree import Schema
@@ -18,6 +19,10 @@ class AbstractDense(ABC):
     """Geometry of plain vectors. Subclasses say what is sent and how it is installed."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"coordinates"})
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        former_names.rename_hooks(cls)
 
     @abstractmethod
     def begin(self, model: Model) -> Tree: ...

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedhet import former_names
+from fedhet.bases import AbstractDense
 from fedhet.config import composition
 from fedhet.former_names import FormerName
 from fedhet.provenance import source_tree
@@ -49,6 +50,16 @@ def test_classes_that_plug_ins_build_on_have_their_former_names():
             with pytest.warns(FormerName, match=f"{module}.{former} is now {module}.{now}"):
                 found = getattr(importlib.import_module(module), former)
             assert found is getattr(importlib.import_module(module), now)
+
+
+def test_a_space_that_overrides_a_former_hook_is_asked_by_the_present_one():
+    with pytest.warns(FormerName, match="Mine.accept is now decode_delta"):
+
+        class Mine(AbstractDense):
+            def accept(self, before, job, delta):
+                return {"w": delta["w"] * 2}
+
+    assert Mine.decode_delta(None, {}, None, {"w": 3.0}) == {"w": 6.0}
 
 
 def test_a_former_module_can_be_run():
