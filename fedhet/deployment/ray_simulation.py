@@ -18,6 +18,7 @@ from fedhet.deployment.live_run import live
 from fedhet.engine.method import Misfit
 from fedhet.runs.experiment import Experiment, Progress
 from fedhet.runs.result import Result
+from fedhet.simulation.virtual_time import RAY
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RaySimulation:
     def check(self, experiment: Experiment) -> None:
         """Raises Misfit without ray."""
         if importlib.util.find_spec("ray") is None:
-            raise Misfit(f"transport={self.name} needs the package ray: pip install 'flwr[simulation]==1.41.*'")
+            raise Misfit(f"transport={self.name} needs the package ray: {RAY}")
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
         """Run under `flwr.simulation`."""

@@ -1,11 +1,11 @@
-"""The few private touch points with Flower 1.41, in the files `flower_*`, so that an upgrade breaks there only.
+"""The few private touch points with Flower 1.41 and 1.42, in files of their own, so that an upgrade breaks there only.
 
 * `Message(...)` for a request reads a process-wide task identity that Flower's runtime sets; outside it we must.
 * A grid gives messages their ids through a private slot, as Flower's own grids do.
 * `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
-* Both ends of the conversation with a SuperLink have files of their own: `flower_fleet` and `flower_replies`.
-* `socket_files` starts Flower's programs so that they listen on socket files.
-* `flower_legacy` lets servers of old send from their threads in virtual time.
+* Both ends of the conversation with a SuperLink: `fedhet.flower.fleet_api` and `fedhet.flower.reply_stream`.
+* `fedhet.flower.socket_files` starts Flower's programs so that they listen on socket files.
+* `fedhet.simulation.legacy_servers` lets servers of Flower's former API send from their threads in virtual time.
 * What a run configuration means is asked of Flower's own parser: `parse_overrides` and `flat_config`.
 """
 

@@ -1,4 +1,4 @@
-"""Replies from a SuperLink, one by one as they are whole. Private touch points with Flower 1.41, as in flower_compat.
+"""Replies from a SuperLink, one by one as they are whole. Private to Flower 1.41 and 1.42, as `flower.compat`.
 
 A SuperLink announces a reply when its sender begins to upload it, and Flower's own grid then waits for the rest: one
 client on a slow line, or one that was switched off in the middle, would keep the server from everybody else and from

@@ -7,7 +7,7 @@ as a `Crew`. A pool without `max_workers` runs all its calls at once, where Flow
 has processors and four more: so the timeline is the same on every machine. Futures hash to their turn, because Flower
 puts them into a set, whose order would otherwise be that of their addresses.
 
-Private to Flower 1.41: that module, and the two functions in which its strategies wait for nodes.
+Private to Flower 1.41 and 1.42: that module, and the two functions in which its strategies wait for nodes.
 """
 
 from __future__ import annotations

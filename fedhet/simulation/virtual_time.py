@@ -35,7 +35,8 @@ from fedhet.simulation.worker_pool import Pool
 from fedhet.system.threads import one_thread
 from fedhet.types import ClientId, Job
 
-RAY = "pip install 'flwr[simulation]==1.41.*'"
+RAY = "pip install 'flwr[simulation]>=1.41,<1.43'"
+"""How ray is installed, with the versions of Flower that fedhet runs on."""
 FIRST_NODE = 2
 """Node id of client 0 on the virtual grid; 1 is the server's."""
 
