@@ -10,11 +10,13 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import CodeType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 MODULES = {
     "aggregation": "engine.aggregator",
@@ -231,8 +233,11 @@ class FormerName(FutureWarning):
     """Something is still called by a former name."""
 
 
-class FormerNames(MetaPathFinder, Loader):
-    """Imports a former name as the present module: the same object, so that there are no two of any class."""
+class FormerNames:
+    """Imports a former name as the present module: the same object, so that there are no two of any class.
+
+    A finder and a loader without the bases of `importlib.abc`: to import those takes longer than all of this package.
+    """
 
     def __init__(self) -> None:
         self.specs: dict[str, ModuleSpec | None] = {}
@@ -242,8 +247,8 @@ class FormerNames(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """A spec for a former name of ours; None for any other."""
         if fullname in PACKAGES:
-            return ModuleSpec(fullname, self, is_package=True)
-        return ModuleSpec(fullname, self, is_package=False) if present(fullname) else None
+            return ModuleSpec(fullname, cast("Loader", self), is_package=True)
+        return ModuleSpec(fullname, cast("Loader", self), is_package=False) if present(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """The present module; a new one, with nothing in it, for a folder that there is no more."""
