@@ -20,7 +20,7 @@ from fedhet.bases import AbstractCoordinateRule, AbstractDense, AbstractLinearRu
 from fedhet.model.flat_model import Model
 from fedhet.numerics.tree import FlatTree
 from fedhet.population.roster import Clients
-from fedhet.protocols import Observation, Policy, Rule, Schedule, Shard, Space, Transform, View, Work
+from fedhet.protocols import BudgetPolicy, Observation, Rule, Schedule, Shard, Space, Transform, View, Work
 from fedhet.types import (
     Aggregate,
     Arrived,
@@ -164,7 +164,7 @@ assert_type(method.schedule, Schedule)
 assert_type(method.space, Space)
 assert_type(method.rule, Rule)
 assert_type(method.work, Work)
-assert_type(method.budget, Policy)
+assert_type(method.budget, BudgetPolicy)
 assert_type(method.staleness, Transform | tuple[Transform, ...])
 assert_type(replace(method, rule=Largest()).name, str)
 assert_type(fedhet.__version__, str)
