@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from fedhet.cli.progress import Bar
+from fedhet.cli.progress import Bar, told_if_long
 from fedhet.display import shown
 from fedhet.errors import InputError, Interrupted, RunFailed
 
@@ -34,10 +34,18 @@ def run_in(cfg: DictConfig, out: Path | None, name: str | None = None) -> Result
     """
     from fedhet.runs import runner
 
-    prepared = runner.prepare(cfg)
+    with told_if_long(_built(cfg)):
+        prepared = runner.prepare(cfg)
     folder = out or new_folder(cfg)
     with _gone_if_empty(folder), failures(folder), Bar(name or _method(cfg)) as show:
         return runner.start(prepared, folder, progress=show, tell=notice)
+
+
+def _built(cfg: DictConfig) -> str:
+    """What is built before a run begins, in a line."""
+    fleet = cfg["fleet"].get("clients")
+    who = f"{fleet} clients" if isinstance(fleet, int) else "the clients"
+    return f"{cfg['strategy']}: building {who}, their data and the model, and trying a first round"
 
 
 @contextlib.contextmanager

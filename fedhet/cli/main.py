@@ -279,9 +279,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = f" for {error.filename}" if error.filename else ""
             return _fail(f"{error.strerror}{where}: free space or choose another folder, then try again", 1)
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(_of_path(error, given), 2)
         if isinstance(error, ValueError | OSError):
             return _fail(str(error), 2)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _of_path(error: OSError, given: Sequence[str]) -> str:
+    """What the system says of a path, behind the option, key or argument that named it or a folder above it."""
+    path, why = Path(str(error.filename)).absolute(), error.strerror or type(error).__name__
+    for before, text in zip(["", *given], given, strict=False):
+        key, equals, value = text.rpartition("=")
+        if not equals and before.startswith("-"):
+            key, equals = before, " "
+        named = Path(value).expanduser().absolute() if value else None
+        if named is not None and path.is_relative_to(named):
+            return f"{key}{equals}{value}: {why}" + ("" if path == named else f": {path}")
+    return f"{path}: {why}"
 
 
 def _fail(message: str, code: int) -> int:

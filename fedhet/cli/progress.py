@@ -5,10 +5,12 @@ Drawn from the engine's callback and on standard error; there is no thread, and 
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any
 
@@ -17,8 +19,13 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from fedhet.display import shown
 
-PLAIN_SECONDS = 5.0
-"""Between two lines where there is no terminal."""
+PLAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
+"""Between two lines where there is no terminal; twice as long each time within one version, up to the longest."""
+MANY = 1000
+"""Jobs under way from which a line says how many were given out."""
+
+BUILD_SECONDS = 2.0
+"""What is built before a run is named if it takes longer."""
 
 WINDOW = 30.0
 """Seconds of real time the pace is taken over."""
@@ -51,6 +58,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+@contextlib.contextmanager
+def told_if_long(text: str, seconds: float = BUILD_SECONDS) -> Iterator[None]:
+    """A line on standard error if what is done inside takes longer than so many seconds. The thread that waits for
+    that has ended when this ends, so that no process is forked beside it."""
+    line = threading.Timer(seconds, lambda: print(shown(text), file=sys.stderr, flush=True))
+    line.daemon = True
+    line.start()
+    try:
+        yield
+    finally:
+        line.cancel()
+        line.join()
+
+
 class Bar:
     """`with Bar("name") as show: ... show({...})`; the mapping is that of `fedhet.runs.experiment.Progress`."""
 
@@ -58,7 +79,7 @@ class Bar:
         self.name, self._stream = shown(name), stream if stream is not None else sys.stderr
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._next = 0.0
+        self._next, self._pause, self._version = 0.0, PLAIN_SECONDS, -1
         self._seen = False
         self._pace = Pace()
 
@@ -101,7 +122,9 @@ class Bar:
             self._bar.update(self._task, total=total, completed=share or 0.0, told=told, refresh=True)
             return
         if now >= self._next or (share == 1.0 and not self._seen):
-            self._next, self._seen = now + PLAIN_SECONDS, share == 1.0
+            same, self._version = row["version"] == self._version, row["version"]
+            self._pause = min(2 * self._pause, LONGEST_SECONDS) if same else PLAIN_SECONDS
+            self._next, self._seen = now + self._pause, share == 1.0
             part = "" if share is None else f"{share:4.0%} "
             print(f"{self.name}: {part}{told}", file=self._stream, flush=True)
 
@@ -110,4 +133,6 @@ def describe(row: Mapping[str, Any]) -> str:
     """One line: versions, seconds of the run's clock, client jobs, accuracy if it was measured."""
     accuracy = row.get("accuracy")
     told = "" if accuracy is None else f", accuracy {accuracy:.3f}"
-    return f"version {row['version']}, {row['t']:.1f} s, {row['tasks']} tasks{told}"
+    given = row.get("given", 0)
+    of = f" of {given}" if given - row["tasks"] >= MANY else ""
+    return f"version {row['version']}, {row['t']:.1f} s, {row['tasks']}{of} tasks{told}"

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,11 +68,17 @@ class Lines:
         return self._hash.hexdigest()
 
 
+ROWS = 1024
+"""Rows of events after which `Record.tick` is called."""
+
+
 class Record:
-    """events.jsonl and metrics.jsonl of one run folder."""
+    """events.jsonl and metrics.jsonl of one run folder. `tick` is called now and then while rows are written."""
 
     def __init__(self, folder: Path, keep: Mapping[str, Any] | None = None) -> None:
         """`keep` is what `mark` said of the part that is kept; None keeps nothing."""
+        self.tick: Callable[[], None] = lambda: None
+        self._rows = 0
         self.events, self.metrics = (
             Lines(folder / f"{name}.jsonl", *(keep[name] if keep else ())) for name in ("events", "metrics")
         )
@@ -84,6 +90,9 @@ class Record:
     def emit(self, t: float, name: str, fields: Mapping[str, Any]) -> None:
         """One row of the event log."""
         self.events.write({"t": t, "event": name, **fields})
+        self._rows += 1
+        if not self._rows % ROWS:
+            self.tick()
 
     def sync(self) -> None:
         self.events.sync()

@@ -139,6 +139,8 @@ class Session:
     def go(self, numbers: Callable[[], dict[str, Any]], states: Callable[[], dict[int, Any]]) -> Result:
         """Run to the end and write the result. The record is synced whatever happens."""
         self._numbers, self._states = numbers, states
+        self._show()
+        self.record.tick = self._tick  # an instant of many clients takes long
         try:
             if not self.started:
                 self.evaluator.look(self.loop, force=True)
@@ -194,7 +196,10 @@ class Session:
         whole = self.journal is not None or self.loop.settled
         if now - self._saved >= self.experiment.checkpoint_every and whole and not self.server.over:
             self.save()
-        if now - self._shown >= 0.1:
+        self._tick()
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._shown >= 0.1:
             self._show()
 
     def _show(self, last: bool = False) -> None:
@@ -217,6 +222,7 @@ class Session:
                 "t": server.now,
                 "version": server.version,
                 "tasks": server.landed,
+                "given": server.jobs,
                 "accuracy": scores.accuracy if scores else None,
                 "share": 1.0 if last else min(1.0, max(shares)),
                 "wall_seconds": time.monotonic() - self._wall,

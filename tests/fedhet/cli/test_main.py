@@ -89,6 +89,8 @@ def test_help_of_run_lists_the_axes_and_their_options(fedhet):
         (["compare", "--resume", "absent"], ["absent holds no comparison"]),
         (["compare", "--resume", "absent", "seed=1"], ["give it alone"]),
         (["list", "shedule"], ["no axis 'shedule'", "nearest: schedule"]),
+        (["run", "debug=quick", "--out", "/proc/absent"], ["error: --out /proc/absent: No such file or directory\n"]),
+        (["run", "debug=quick", "out=/proc/absent/runs"], ["error: out=/proc/absent/runs: No such file", "absent"]),
         (["list", "axs"], ["no axis 'axs'", "`fedhet list` without a word"]),
         (["list", "agg"], ["no axis 'agg'", "nearest: aggregation"]),
         (["list", "krum"], ["no axis 'krum'", "krum is an option of rule, strategy"]),

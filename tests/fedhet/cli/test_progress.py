@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 
-from fedhet.cli.progress import WINDOW, Bar, Pace, clock
+from fedhet.cli.progress import WINDOW, Bar, Pace, clock, told_if_long
 
 
 def test_the_pace_is_tasks_per_second_and_the_time_the_rest_will_take() -> None:
@@ -49,3 +51,26 @@ def test_a_plain_line_carries_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream.getvalue().splitlines()[-1] == (
         "run:  25% version 2, 9.0 s, 30 tasks, accuracy 0.500, 5.0 tasks/s, 0:18 left"
     )
+
+
+def test_a_long_version_is_told_of_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("fedhet.cli.progress.time.monotonic", lambda: now[0])
+    stream, at = io.StringIO(), []
+    with Bar("run", stream) as show:
+        for second in range(200):
+            now[0], before = float(second), stream.tell()
+            show({"t": 0.0, "version": 0, "tasks": 10 * second, "given": 50_000, "accuracy": None, "share": 0.0})
+            at += [second] if stream.tell() > before else []
+    assert at == [0, 5, 15, 35, 75, 135, 195]
+    assert "50 of 50000 tasks" in stream.getvalue()
+
+
+def test_what_takes_long_before_a_run_is_named_and_no_thread_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    with told_if_long("building", 0.01):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == "building\n"
+    with told_if_long("building", 60.0):
+        pass
+    assert capsys.readouterr().err == "" and threading.active_count() == before

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from fedhet.runs.event_log import Lines, read_rows, write_atomic
+from fedhet.runs.event_log import ROWS, Lines, Record, read_rows, write_atomic
 
 
 def test_the_hash_is_that_of_the_file(tmp_path):
@@ -53,3 +53,12 @@ def test_atomic_writing_leaves_no_part_behind(tmp_path):
     write_atomic(tmp_path / "f", "two")
     assert (tmp_path / "f").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_whoever_watches_hears_of_long_instants(tmp_path):
+    record, heard = Record(tmp_path), []
+    record.tick = lambda: heard.append(record.events.size)
+    for n in range(3 * ROWS):
+        record.emit(0.0, "assign", {"job": n})
+    record.close()
+    assert len(heard) == 3 and heard == sorted(set(heard))
