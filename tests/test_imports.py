@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,41 @@ def test_what_operates_a_federation_and_looks_after_it_does_not_load_torch() -> 
     subprocess.run(
         [sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], cwd=source_tree.root(), check=True
     )
+
+
+def imported(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules among these that a file imports, inside of functions too, but not for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if names & set(modules) else {node.module}
+    return found & set(modules)
+
+
+def test_there_is_no_circle_of_files() -> None:
+    root = source_tree.root()
+    trees = [name for name in (*source_tree.PACKAGES, "experiments") if (root / name).is_dir()]
+    files = [path for name in trees for path in (root / name).rglob("*.py")]
+    named = {path.relative_to(root).with_suffix("").as_posix().replace("/", "."): path for path in files}
+    named = {name.removesuffix(".__init__"): path for name, path in named.items()}
+    graph = {name: imported(path, named) - {name} for name, path in named.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    assert len(order) == len(named) > 300
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("/__init__.py")])
+def test_a_folder_says_what_belongs_there_and_what_does_not(name: str) -> None:
+    text = ast.get_docstring(ast.parse((source_tree.root() / name).read_text(encoding="utf-8"))) or ""
+    assert len([sentence for sentence in text.replace("\n", " ").split(". ") if sentence.strip()]) >= 2, text

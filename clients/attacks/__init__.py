@@ -1,1 +1,4 @@
-"""Clients that mean harm, in simulation: what they send instead of what they learned."""
+"""Byzantine clients for simulations: what they send instead of what they learned.
+
+Rules that withstand them are in `strategies/rules`.
+"""

@@ -1,1 +1,4 @@
-"""Data sets, how they are divided among clients, and what one client sees of them."""
+"""Data sets, partitions among clients, and the shard that one client sees.
+
+Models that fit the data are in `clients/models`.
+"""

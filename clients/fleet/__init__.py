@@ -1,1 +1,4 @@
-"""Fleets: who the simulated clients are. Each builds a roster from a seed."""
+"""Fleets of simulated clients: each builds a roster of profiles from a seed.
+
+Profiles and availability themselves are in `fedhet/population`.
+"""

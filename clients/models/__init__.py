@@ -1,1 +1,4 @@
-"""Model factories: functions of `input_shape` and `classes` that return any nn.Module."""
+"""Model factories: functions of `input_shape` and `classes` that return a torch.nn.Module.
+
+How federated training sees a module is in `fedhet/model`.
+"""

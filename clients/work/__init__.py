@@ -1,1 +1,4 @@
-"""Local training: what a device does with its data and a model."""
+"""Local training: the steps a client takes with its data and a model.
+
+How many steps is decided in `strategies/budgets`.
+"""

@@ -1,1 +1,4 @@
-"""What things cost on this machine: the measurements behind `fedhet bench` and the scripts under experiments/."""
+"""Benchmarks behind `fedhet bench` and the scripts under experiments/: simulation, aggregation, rules.
+
+Scientific comparisons of methods are in experiments/.
+"""

@@ -1,4 +1,7 @@
-"""What a run folder shows: a page for one run, a page that compares several, and tables for the terminal."""
+"""What a run folder shows: a page for one run, a page that compares several, and tables for the terminal.
+
+Nothing here runs or changes a run; reading run folders for other uses is in `runs`.
+"""
 
 from __future__ import annotations
 

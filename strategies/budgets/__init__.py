@@ -1,1 +1,4 @@
-"""How much work one job asks of one client."""
+"""How much work one job asks of one client: steps, rank, width.
+
+When a job is sent is decided in `schedules`.
+"""

@@ -1,1 +1,4 @@
-"""What is done so that less can be read from a client's update."""
+"""What is done on a client so that less can be read from its update.
+
+Keys and signatures are in `fedhet/federation/pki`.
+"""

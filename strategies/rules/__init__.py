@@ -1,1 +1,4 @@
-"""N updates to one: what the answers of a cohort are worth together."""
+"""Aggregation rules: n updates in, one out, linear or robust.
+
+Weights by age are in `staleness`; what an update covers is in `spaces`.
+"""
