@@ -152,6 +152,20 @@ def test_the_pardon_of_a_revoked_client_is_not_lost_with_the_process(tmp_path: P
     journal.close()
 
 
+def test_who_is_there_and_what_a_client_said_of_itself_outlast_the_process(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    heard = Journaled(fresh(FedBuff), journal)
+    heard.profile_update(1, {"sec_per_step": 9.0})
+    heard.exclude({2})
+    heard.start()
+    jobs = [send.job for send in heard.settle(0.0)]
+    sent: list[Send] = []
+    replay(journal, 0, server := fresh(FedBuff), Gate(), lambda row, sends: sent.extend(sends))
+    assert server.roster[1].sec_per_step == 9.0 and fresh(FedBuff).roster[1].sec_per_step == 1.0
+    assert server.excluded == {2} and [send.job for send in sent] == jobs and [job.client for job in jobs] == [0, 1]
+    journal.close()
+
+
 def test_a_model_is_let_go_of_as_soon_as_nobody_needs_it_and_a_long_run_does_not_grow() -> None:
     server, sends = begun(lambda: FedBuff(size=1))
     slow, first = sends[0], weakref.ref(flat(server))
