@@ -1,4 +1,4 @@
-"""For tests of plug-ins: a world with a known answer and helpers around it.
+"""For tests of plug-ins: the checks of every axis for anybody's (`conformance`), and a world with a known answer.
 Tests themselves are under tests/."""
 
 from typing import Any

@@ -1,6 +1,7 @@
 """Every option of an axis, found through its configuration file: a new plug-in is tested as soon as it has one.
 
-A test module names its axes in `AXES`; tests that take `option` run once for each of their options, and `build` makes
+A test module names its axes in `AXES` and the kind of plug-in in `KIND`; tests that take `option` run once for each of
+the options, tests that take `check` once for each check of the kind (`fedhet.testing.conformance`), and `build` makes
 the plug-in of an option as a run would. An option that only works beside others (`${schedule.tiers}`) is composed with
 the first published method that chooses it.
 """
@@ -18,6 +19,7 @@ from fedhet.config import composition
 from fedhet.engine.method import ONION
 from fedhet.errors import ConfigError
 from fedhet.provenance import source_tree
+from fedhet.testing.conformance import CHECKS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -25,6 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         axes = metafunc.module.AXES
         found = [f"{axis}/{name}" for axis in axes for name in composition.options()[axis] if name != "none"]
         metafunc.parametrize("option", found)
+    if "check" in metafunc.fixturenames:
+        metafunc.parametrize("check", CHECKS[metafunc.module.KIND])
 
 
 def method_with(option: str) -> str:
@@ -61,7 +65,12 @@ def build() -> Callable[[str], Any]:
     return make
 
 
-@pytest.fixture(scope="session")
-def build_all(build: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """build_all("space") is a list of all plug-ins of an axis."""
-    return lambda axis: [build(f"{axis}/{name}") for name in composition.options()[axis] if name != "none"]
+@pytest.fixture(autouse=True)
+def left_out(request: pytest.FixtureRequest) -> None:
+    """Skips checks that an option does not pass by what it is: the module's `WITHOUT`, check to option to reason."""
+    without = getattr(request.module, "WITHOUT", {})
+    if "check" in request.fixturenames and "option" in request.fixturenames:
+        name = str(request.getfixturevalue("option")).partition("/")[2]
+        reasons = without.get(request.getfixturevalue("check"), {})
+        if name in reasons:
+            pytest.skip(f"{name}: {reasons[name]}")
