@@ -222,6 +222,23 @@ def simulate(
 
 
 @app.command()
+def new(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="rule, schedule, space, transform, work, model, data or transport.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name on the command line: rule=NAME.")],
+    into: Annotated[Path, typer.Option("--into", help="The folder to write into.", show_default=False)] = Path(),
+) -> None:
+    """Write a plug-in to begin with into your own folder: NAME.py, conf/AXIS/NAME.yaml and test_NAME.py, which run.
+
+    The test holds it to all that fedhet's own parts are held to (fedhet.testing.conformance).
+    """
+    from fedhet.cli import new as cli_new
+
+    cli_new.new(kind, name, into)
+
+
+@app.command()
 def bench(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A section: simulation, aggregation, decode, rules.")

@@ -224,6 +224,11 @@ class Adds(AbstractTransform):
         return {name: leaf + 1e-3 for name, leaf in delta.items()}
 
 
+class Loose(AbstractTransform):
+    def finish(self, delta, view, memory):
+        return {name: 2 * leaf for name, leaf in delta.items()}
+
+
 class Cast(AbstractTransform):
     def send(self, update, memory):
         return replace(update, delta={name: leaf.half() for name, leaf in update.delta.items()})
@@ -274,6 +279,7 @@ class Inside(AbstractTransform):
     [
         (Adds(), "nothing", "all updates are zero, and the step's 0.weight is [[0.001"),
         (Cast(), "wire", "sent: "),
+        (Loose(), "wire", "the step is a dict of separate tensors: `tree.flatten` makes one buffer of it"),
         (Indexed(), "hostile", "a payload of large numbers, which fits what `wire` announces: IndexError"),
         (Forgets(), "memory", "has other bits if memories were written to disk"),
         (Infinite(), "finite", "has scale inf"),
