@@ -119,7 +119,9 @@ def wire(transforms: Sequence[Transform]) -> None:
                 ensure(found == schema, f"{what}: {dict(found)}, needs {dict(schema)}")
         for what, delta in [("an update that came in", u.delta) for u in came] + [("the step", step)]:
             flat = isinstance(delta, FlatTree)
-            ensure(flat, f"{what} is a {type(delta).__name__} of separate tensors: `tree.flatten` makes one buffer of it")
+            ensure(
+                flat, f"{what} is a {type(delta).__name__} of separate tensors: `tree.flatten` makes one buffer of it"
+            )
 
 
 def finite(transforms: Sequence[Transform]) -> None:
