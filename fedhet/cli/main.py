@@ -10,13 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import click
 import typer
 
 from fedhet import former_names
-from fedhet.cli import federation
+from fedhet.cli import experiments, federation, inspection
 from fedhet.display import shown_lines, shown_traceback
 from fedhet.provenance import source_tree
 
@@ -42,223 +41,22 @@ partition_app = typer.Typer(help="How data are divided among clients.", no_args_
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(partition_app, name="partition")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="An axis: rule=krum. A value: rule.f=2, seed=3.", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
-ConfigDir = Annotated[Path | None, typer.Option("--config-dir", help="A folder with more options for the axes.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder to write (default: a new one under out=runs).")]
 
-
-@app.command(epilog=f"Axes and their options:\n\n{_groups()}")
-def run(
-    overrides: Overrides = None,
-    multirun: Annotated[
-        bool, typer.Option("--multirun", "-m", help="Sweep: seed=1,2,3, with Hydra's launcher.")
-    ] = False,
-    cfg: Annotated[str | None, typer.Option("--cfg", metavar="job", help="Print the configuration instead.")] = None,
-    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: fill in interpolations.")] = False,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Continue the run in this folder.")] = None,
-    out: Out = None,
-    config_dir: ConfigDir = None,
-    json: Json = False,
-) -> None:
-    """Run one experiment; the last line printed is its folder."""
-    from fedhet.cli import run as cli_run
-
-    cli_run.run(overrides or [], multirun, cfg, resolve, resume, out, config_dir, json)
-
-
-@app.command()
-def compare(
-    overrides: Overrides = None,
-    out: Out = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
-    config_dir: ConfigDir = None,
-    json: Json = False,
-) -> None:
-    """Run every combination of comma lists (strategy=fedavg,fedbuff seed=1,2) and print one table.
-
-    Every run does equally many client tasks (stop.tasks=720) unless the overrides say where to stop. Run again with the
-    same --out, finished runs are kept and unfinished ones continued.
-    """
-    from fedhet.cli import compare as cli_compare
-
-    cli_compare.compare(overrides or [], out, resume, config_dir, json)
-
-
-@app.command()
-def demo(overrides: Overrides = None, out: Out = None, json: Json = False) -> None:
-    """Compare FedAvg and asynchronous training on twelve unlike clients with real data, in under a minute."""
-    from fedhet.cli import compare as cli_compare
-
-    cli_compare.demo(overrides or [], out, json)
-
-
-@app.command("list")
-def list_(
-    axis: Annotated[str | None, typer.Argument(help="One axis only.")] = None,
-    config_dir: ConfigDir = None,
-    json: Json = False,
-) -> None:
-    """Show every option of every axis, with one line on it and the papers behind it."""
-    from fedhet.cli import show
-
-    show.list_options(axis, config_dir, json)
-
-
-@app.command()
-def cite(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
-    """Print BibTeX for exactly the parts of a method: fedhet cite strategy=fedbuff."""
-    from fedhet.cli import show
-
-    show.cite_method(overrides or [], config_dir)
-
-
-@fleet_app.command("show")
-def fleet_show(
-    overrides: Overrides = None,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Write an SVG here as well.")] = None,
-    config_dir: ConfigDir = None,
-) -> None:
-    """Print a table of a fleet: fedhet fleet show fleet=exponential fleet.clients=30."""
-    from fedhet.cli import show
-
-    show.fleet(overrides or [], picture, config_dir)
-
-
-@partition_app.command("show")
-def partition_show(
-    overrides: Overrides = None,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Write an SVG here as well.")] = None,
-    config_dir: ConfigDir = None,
-) -> None:
-    """Print who holds what: fedhet partition show partition=dirichlet partition.alpha=0.1."""
-    from fedhet.cli import show
-
-    show.partition(overrides or [], picture, config_dir)
-
-
-@app.command()
-def explain(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
-    client: Annotated[int, typer.Option("--client", help="A client's number.")],
-    every: Annotated[bool, typer.Option("--all", help="All its jobs, not the first 20.")] = False,
-) -> None:
-    """Tell why a client got the work it got, from the record of a run."""
-    from fedhet.cli import show
-
-    show.explain_client(folder, client, every)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run or of a comparison.")],
-) -> None:
-    """Write the report of a finished run, or of a comparison, again."""
-    from fedhet.cli import show
-
-    show.rewrite(folder)
-
-
-@app.command()
-def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data: data=mnist data.path=...", show_default=False),
-    ] = None,
-    config_dir: ConfigDir = None,
-    json: Json = False,
-) -> None:
-    """Score a finished run's model, on the run's data or on others."""
-    from fedhet.cli import use
-
-    use.evaluate(folder, overrides or [], config_dir, json)
-
-
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
-    kind: Annotated[str, typer.Option("--to", metavar="adapter|merged", help="What to write.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write; absent or empty.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Where the run's data are now: data.path=...", show_default=False
-        ),
-    ] = None,
-    max_rank: Annotated[
-        int | None, typer.Option("--max-rank", help="The rank of every layer, for servers of many adapters.", min=1)
-    ] = None,
-    config_dir: ConfigDir = None,
-) -> None:
-    """Write a finished run's model for use elsewhere: a peft adapter or whole weights, with a model card."""
-    from fedhet.cli import use
-
-    use.export(folder, overrides or [], kind, out, max_rank, config_dir)
-
-
-@app.command()
-def simulate(
-    server: Annotated[str, typer.Argument(metavar="SERVERAPP", help="package.module:attribute or file.py:attribute")],
-    client: Annotated[str, typer.Argument(metavar="CLIENTAPP", help="package.module:attribute or file.py:attribute")],
-    overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", help="Number of clients.")] = None,
-    fleet: Annotated[str | None, typer.Option("--fleet", help="The fleet they come from, as in fleet=.")] = None,
-    run_config: Annotated[
-        list[str] | None, typer.Option("--run-config", help="key=value ... or a TOML file, as for `flwr run`.")
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimiser steps charged per train message.", min=1)] = 10,
-    batch: Annotated[int, typer.Option("--batch", help="Samples per step.", min=1)] = 32,
-    events: Annotated[Path | None, typer.Option("--events", help="Write one JSON line per message here.")] = None,
-    json: Json = False,
-) -> None:
-    """Run an unchanged Flower app in virtual time on a fleet of unlike clients."""
-    from fedhet.cli import simulate as cli_simulate
-
-    cli_simulate.simulate(server, client, overrides or [], nodes, fleet, run_config or [], steps, batch, events, json)
-
-
-@app.command()
-def new(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="rule, schedule, space, transform, work, model, data or transport.")
-    ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name on the command line: rule=NAME.")],
-    into: Annotated[Path, typer.Option("--into", help="The folder to write into.", show_default=False)] = Path(),
-) -> None:
-    """Write a plug-in to begin with into your own folder: NAME.py, conf/AXIS/NAME.yaml and test_NAME.py, which run.
-
-    The test holds it to all that fedhet's own parts are held to (fedhet.testing.conformance).
-    """
-    from fedhet.cli import new as cli_new
-
-    cli_new.new(kind, name, into)
-
-
-@app.command()
-def bench(
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="A section: simulation, aggregation, decode, rules.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Measure this machine: simulated tasks, combining updates, opening payloads, rules; in under two minutes."""
-    from fedhet.cli import bench as cli_bench
-
-    cli_bench.bench(only or [], json)
-
-
-@app.command()
-def version() -> None:
-    """Print the version, and those of the packages results depend on."""
-    from fedhet.cli import show
-
-    show.versions()
-
-
+app.command("run", epilog=f"Axes and their options:\n\n{_groups()}")(experiments.run)
+app.command("compare")(experiments.compare)
+app.command("demo")(experiments.demo)
+app.command("list")(inspection.list_)
+app.command("cite")(inspection.cite)
+fleet_app.command("show")(inspection.fleet_show)
+partition_app.command("show")(inspection.partition_show)
+app.command("explain")(inspection.explain)
+app.command("report")(inspection.report)
+app.command("evaluate")(inspection.evaluate)
+app.command("export")(inspection.export)
+app.command("simulate")(experiments.simulate)
+app.command("new")(experiments.new)
+app.command("bench")(experiments.bench)
+app.command("version")(inspection.version)
 federation.mount(app)  # real clients: enrolment, serving, joining
 
 

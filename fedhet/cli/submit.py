@@ -24,9 +24,11 @@ from fedhet.federation.common.output import say, spoken
 from fedhet.federation.pki import operator_key, signed_orders
 from fedhet.federation.pki.ca import Authority
 from fedhet.federation.pki.passphrase import obtain
+from fedhet.federation.server import connected_clients as clients
 from fedhet.federation.server import submit as running
+from fedhet.federation.server.connected_clients import ConnectedClients
 from fedhet.federation.server.policy import Policy
-from fedhet.federation.server.submit import ConnectedClients, Submission
+from fedhet.federation.server.submit import Submission
 from fedhet.federation.server.superlink import SuperLink
 from fedhet.runs import run_config
 from fedhet.runs.run_ending import FAILED
@@ -53,8 +55,8 @@ def submit(
                 return _end(path, as_json)
             if occupied(path):  # it goes on already
                 return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
-        there = running.crowd(home, link)
-        wanted, needed = running.enough(there, least)
+        there = clients.connected_clients(home, link)
+        wanted, needed = clients.required_clients(there, least)
         authority = Authority.load(home / "ca")
         authority.lock.ask = partial(obtain, passphrase)
         if resume is None:
@@ -104,7 +106,9 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there:
         cfg = composition.compose([*texts, f"fleet.clients={there.expected}"], folder)
     resolved = composition.resolved(cfg)
     experiment = Experiment.of({**resolved, "transport": ON_GRID})
-    waits = running.opens(getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there)
+    waits = clients.waiting_notice(
+        getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there
+    )
     experiment.check()
     path = (out or common.new_folder(cfg)).resolve()
     running.prepare(path, resolved)

@@ -9,17 +9,13 @@ first, and a client that was revoked or left does not try again.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from fedhet.federation.common import private_files
 from fedhet.federation.common.errors import EnrollError, unwritable
@@ -27,14 +23,13 @@ from fedhet.federation.common.exclusive import alone
 from fedhet.federation.common.process_supervisor import Program, Supervisor, flower_environment
 from fedhet.federation.device import bandwidth
 from fedhet.federation.device import join as joining
+from fedhet.federation.device.node_settings import RESTART_S, node_config
 from fedhet.federation.device.state import Device
 from fedhet.flower import socket_files
 
 log = logging.getLogger("fedhet.federation")
 REFUSAL_S = 65.0
 """Seconds after its end at which a SuperNode of Flower's is admitted again."""
-RESTART_S = 3.0
-"""Seconds between the end of our node, or of a helper of Flower's, and its next start."""
 LOCK = "client.lock"
 """In the state folder: held by the process that works for this client."""
 CHECK_S = 60.0
@@ -209,54 +204,3 @@ class Agent:
             if rest > 0:
                 log.warning("the last run ended without notice; waiting %d s", rest)
                 self.nap(self.stop, rest)
-
-
-def node_config(device: Device) -> str:
-    """What Flower gives a client's app: its number as `partition-id`, and what it measured and declared, as TOML.
-
-    `partition-id` is the declared partition, else the client's number. `data` and `state` are paths on this device.
-    """
-    about = device.about
-    declared = dict(about.get("declared", {}))
-    claim: dict[str, Any] = json.loads(private_files.read_private(device.folder / "profile.json"))
-    measured = claim["measured"]
-    values: dict[str, Any] = {
-        "partition-id": declared.get("partition", about["number"]),
-        "num-partitions": declared.get("partitions"),
-        "client": about["number"],
-        "client-name": about["name"],
-        "node": about["node"],
-        "data": about.get("data") or None,
-        "state": str((device.folder / "work").resolve()),
-        "num_examples": declared.get("examples"),
-        "max_rank": declared.get("max_rank"),
-        "sec_per_step": measured["step_us"] / 1e6 if "step_us" in measured else None,
-    }
-    return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items() if value is not None
-    )
-
-
-def unit(folder: Path, command: str) -> str:
-    """A systemd unit that runs this client at boot."""
-    return f"""# /etc/systemd/system/fedhet-client.service; start it with: systemctl enable --now fedhet-client
-[Unit]
-Description=fedhet client
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-ExecStart={command} client run --state {folder.resolve()}
-User={os.environ.get("USER", "fedhet")}
-Restart=on-failure
-RestartSec={RESTART_S:g}
-# 42, 49 and 52: revoked, expired for too long, left
-RestartPreventExitStatus=19 42 49 52
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProtectSystem=strict
-ReadWritePaths={folder.resolve()}
-
-[Install]
-WantedBy=multi-user.target
-"""

@@ -16,7 +16,7 @@ import typer
 from fedhet.display import log_to_terminal, shown
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.common.output import cells, put, say, spoken, table_of
-from fedhet.federation.device import agent, bandwidth, benchmark, offline_join
+from fedhet.federation.device import agent, bandwidth, benchmark, node_settings, offline_join
 from fedhet.federation.device import join as joining
 from fedhet.federation.device.allowlist import Allowlist
 from fedhet.federation.device.doctor import examine
@@ -159,7 +159,7 @@ def service(state: Path, as_json: bool) -> None:
     """Print a systemd unit."""
     with spoken(as_json):
         _ = Device(state).about  # a unit for a device that never joined would only fail
-        text = agent.unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
+        text = node_settings.systemd_unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
         say(as_json, {"unit": text}, *text.splitlines())
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -25,15 +23,14 @@ from fedhet.federation.common import private_files
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.common.exclusive import alone
 from fedhet.federation.device.server_connection import Link
+from fedhet.federation.device.state_files import OPERATOR, DeviceFiles
 from fedhet.federation.pki import certificates, identity, operator_key, signed_requests
 from fedhet.federation.pki.canonical_json import b64
 from fedhet.federation.pki.certificates import Leaf
 from fedhet.federation.pki.identity import ROTATION, Identity
 from fedhet.federation.pki.operator_key import Succession
 from fedhet.federation.pki.tls import trusting
-from fedhet.federation.pki.trust import Trust
 
-OPERATOR = "operator.json"
 LOCK = "keys.lock"
 """In the state folder: held while its keys or its certificate change."""
 CHANGE_S = 60.0
@@ -41,97 +38,14 @@ CHANGE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Device(DeviceFiles):
     """The state folder of one client."""
-
-    folder: Path
-    clock: Callable[[], float] = time.time
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Endpoint, name, number, state and data declaration. Raises EnrollError E316 if the device never joined."""
-        if not (self.folder / "client.json").exists():
-            raise EnrollError("E316", f"nothing is in {self.folder}")
-        path = self.folder / "client.json"
-        with private_files.sound(path):
-            return dict(json.loads(private_files.read_private(path)))
-
-    @property
-    def identity(self) -> Identity:
-        """Its keys. Raises EnrollError E316 if there are none."""
-        if not (self.folder / "identity.key").exists():
-            raise EnrollError("E316", f"nothing is in {self.folder}")
-        return Identity.load(self.folder)
-
-    @property
-    def url(self) -> str:
-        """Where its server listens."""
-        return f"https://{self.about['endpoint']}"
-
-    def note(self, **changes: Any) -> None:
-        """Change client.json."""
-        before = self.about if (self.folder / "client.json").exists() else {}
-        private_files.write_file(
-            self.folder / "client.json", json.dumps({**before, **changes}, indent=1, sort_keys=True) + "\n"
-        )
 
     def link(self) -> Link:
         """A connection that trusts the federation's root alone, and no issuing key that it revoked."""
         return Link(self.url, trusting(self.trust.file))
 
-    @property
-    def trust(self) -> Trust:
-        """Whom it trusts."""
-        return Trust(self.folder)
-
-    @property
-    def operator(self) -> Succession | None:
-        """The operator key that it believes; None if it has not heard of one."""
-        path = self.folder / OPERATOR
-        return operator_key.read({"line": [json.loads(private_files.read_private(path))]})[0] if path.exists() else None
-
     # Certificate
-
-    def request(self) -> bytes:
-        """The request that waits for an answer; made, with a new key, if there is none."""
-        if not (self.folder / "pending.csr").exists():
-            key = identity.new_tls_key()
-            private_files.write_file(self.folder / "pending.key", identity.pem(key))
-            private_files.write_file(self.folder / "pending.csr", certificates.request(key, self.identity.node_id))
-        return private_files.read_private(self.folder / "pending.csr")
-
-    def accept(self, chain: bytes) -> Leaf:
-        """Take a certificate for the waiting request. Raises EnrollError E311 if it is not for this device's key."""
-        key = identity.load_ec_key(private_files.read_private(self.folder / "pending.key"))
-        loaded = x509.load_pem_x509_certificates(chain)
-        trusted = self.trust.roots()
-        for child, parents in zip(loaded, [*([one] for one in loaded[1:]), trusted], strict=True):
-            if not any(certificates.issued_by(child, parent) for parent in parents):
-                raise EnrollError("E311", "the certificate does not lead to the root")
-        leaf = certificates.read_client(loaded[0], [loaded[1]] if len(loaded) > 1 else trusted)
-        if leaf.node != self.identity.node_id or loaded[0].public_key() != key.public_key():
-            raise EnrollError("E311", "the certificate is not for this device")
-        self.trust.check(loaded)
-        private_files.write_file(self.folder / "client.pem", certificates.text(loaded) + identity.pem(key))
-        for name in ("pending.csr", "pending.key"):
-            (self.folder / name).unlink()
-        return leaf
-
-    def leaf(self) -> Leaf:
-        """What its certificate says. Raises EnrollError E316 or E105 if there is none."""
-        if not (self.folder / "client.pem").exists():
-            raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
-        return certificates.describe(self._certificate(), self.identity.node_id)
-
-    def superseded(self) -> bool:
-        """Whether its certificate is of an issuing key that was revoked."""
-        try:
-            self.trust.check(x509.load_pem_x509_certificates(private_files.read_private(self.folder / "client.pem")))
-        except EnrollError as error:
-            if error.code != "E219":
-                raise
-            return True
-        return False
 
     def renew(self) -> Leaf:
         """A new certificate for a new key. Raises what the server refuses with."""
@@ -251,8 +165,3 @@ class Device:
         return signed_requests.seal(
             key, self._certificate().public_bytes(Encoding.DER), method, path, body, self.clock()
         )
-
-    def _certificate(self) -> x509.Certificate:
-        path = self.folder / "client.pem"
-        with private_files.sound(path):
-            return x509.load_pem_x509_certificates(private_files.read_private(path))[0]

@@ -32,7 +32,8 @@ from fedhet.federation.pki import identity
 from fedhet.federation.pki.canonical_json import b64, canonical, digest, unb64
 
 if TYPE_CHECKING:
-    from fedhet.federation.pki.ca import Authority, Pair
+    from fedhet.federation.pki.ca_files import AuthorityFiles as Authority
+    from fedhet.federation.pki.ca_files import Pair
 
 DOMAIN = "fedhet.operator.v1"
 KEY, NEXT, LINE = "operator.key", "operator.key.new", "operator.json"

@@ -19,65 +19,23 @@ head and the registry together shows nothing wrong. For both, keep a head elsewh
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
-import os
-import re
 import secrets
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from fedhet.federation.common import private_files
 from fedhet.federation.common.errors import EnrollError
-from fedhet.federation.pki.canonical_json import canonical, digest
-from fedhet.system.file_lock import acquired
-
-DOMAIN = "fedhet.audit.v1"
-START = "0" * 64
-ALTERED = "altered"
-"""The action of a line in which the log says that it was found altered."""
-REKEYED = "rekey"
-"""The action of a line from which on the log is proved by a new key."""
-KEY_BYTES = 32
-HEAD = re.compile(r"[0-9a-f]{64}", re.ASCII)
-"""What a line's hash looks like."""
-TAIL = 1 << 16
-"""Bytes at the end in which a line is looked for that may have been written already."""
-ANEW = "if there is no copy: fedhet audit rekey"
-LOCK_S = 30.0
-"""Seconds for another process to write its lines or to read the log."""
-
-
-_Row: TypeAlias = dict[str, Any]
+from fedhet.federation.server import audit_chain
+from fedhet.federation.server.audit_chain import ALTERED, REKEYED, START, Verdict
+from fedhet.federation.server.audit_file import AuditFile, last_lines, lock
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The result of a check: lines read, the last hash, and the first bad line (from 1) with what is wrong.
-
-    `torn`: bytes of an append that was broken off, for which no answer was given; the next append takes them away.
-    `unproved`: lines at the beginning that the key does not prove, for the log was keyed anew after them.
-    """
-
-    lines: int
-    head: str
-    bad: int | None = None
-    why: str = ""
-    torn: int = 0
-    unproved: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(AuditFile):
     """The log in a file. Several processes may append: each holds a lock for its lines."""
-
-    path: Path
-    clock: Callable[[], float] = time.time
 
     def append(self, actor: str, action: str, subject: str = "", **detail: Any) -> str:
         """Add a line and return its hash; it is on the disk when this returns. `detail` must not hold secrets.
@@ -94,17 +52,17 @@ class Audit:
 
     def extend(self, lines: Iterable[Mapping[str, Any]]) -> str:
         """Add lines that are not there yet, in their order; the last hash. Raises what `append` does."""
-        with self._locked() as handle:
-            last, before, tail = _end_of(handle)
-            key = self._key_for(last)
-            number, previous = _place(last)
-            fault = self._head_fault(last, before, key)
-            if number and not fault and self._head_says()[0] != number:
-                self._write_head(number, previous, key)  # so that it is never behind by more than one
-            refs = _refs(tail)
+        with self.locked() as handle:
+            last, before, tail = last_lines(handle)
+            key = self.key_for(last)
+            number, previous = audit_chain.number_and_hash(last)
+            fault = self.head_fault(last, before, key)
+            if number and not fault and self.read_head()[0] != number:
+                self.write_head(number, previous, key)  # so that it is never behind by more than one
+            refs = audit_chain.references(tail)
             added = [self.line("audit", ALTERED, why=fault)] if fault else []
             for line in [*added, *(line for line in lines if line["ref"] not in refs)]:
-                previous = self._write(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
+                previous = self.write_line(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
                 number += 1
         return previous
 
@@ -123,30 +81,34 @@ class Audit:
         or damaged, without which nothing can be said of the log.
         """
         if not self.path.exists():
-            return Verdict(0, START, *((1, "the log is gone, its head is there") if self._head.exists() else ()))
+            return Verdict(0, START, *((1, "the log is gone, its head is there") if self.head_file.exists() else ()))
         with self.path.open("rb") as file:
-            _lock(file.fileno(), self.path, shared=True)  # log and head belong together
-            lines, torn = _lines(file.read())
-            key = self._key()
+            lock(file.fileno(), self.path, shared=True)  # log and head belong together
+            lines, torn = audit_chain.complete_lines(file.read())
+            key = self.read_key()
             if key is None and any(b'"keyed":true' in line for line in lines):
-                raise self._no_key()
-            return self._judged(lines, torn, head, key, _keyed_anew(lines))
+                raise self.missing_key()
+            return self._judged(lines, torn, head, key, audit_chain.last_rekey(lines))
 
     def _judged(self, lines: list[bytes], torn: int, head: str, key: bytes | None, anew: int) -> Verdict:
         """What is to be said of whole lines of which the key proves those from `anew` on (from 0)."""
         last, before, seen = None, None, not head
         for at, line in enumerate(lines):
-            number, previous = _place(last)
+            number, previous = audit_chain.number_and_hash(last)
             after_keyed = last is not None and "keyed" in last
-            why = _fault(line, number + 1, previous, key, after_keyed, proved=at >= anew)
-            if not why and 0 < at == anew and json.loads(line)["detail"].get("before") != _all_of(lines[:at]):
+            why = audit_chain.line_fault(line, number + 1, previous, key, after_keyed, proved=at >= anew)
+            if (
+                not why
+                and 0 < at == anew
+                and json.loads(line)["detail"].get("before") != audit_chain.digest_of(lines[:at])
+            ):
                 why = "what is before it is not what it was when the log was keyed anew here"
             if why:
                 return Verdict(number, previous, number + 1, why, torn, min(anew, number))
             last, before = json.loads(line), last
             seen = seen or last["hash"] == head
-        number, previous = _place(last)
-        why = self._head_fault(last, before, key, signed=anew < len(lines))
+        number, previous = audit_chain.number_and_hash(last)
+        why = self.head_fault(last, before, key, signed=anew < len(lines))
         if not why and not seen:
             why = "no line has the head that was given: the log was cut or written anew since"
         return Verdict(number, previous, number + 1 if why else None, why, torn, anew)
@@ -157,10 +119,10 @@ class Audit:
         Raises EnrollError E319 if the key proves the log's last line, or the log has no line that needs one; and what
         `append` does.
         """
-        with self._locked() as handle:
-            last = _end_of(handle)[0]
+        with self.locked() as handle:
+            last = last_lines(handle)[0]
             try:
-                key, why = self._key(), f"{self._key_file.name} is gone"
+                key, why = self.read_key(), f"{self.key_file.name} is gone"
             except EnrollError as damaged:
                 if damaged.code != "E324":
                     raise
@@ -170,10 +132,10 @@ class Audit:
                     raise EnrollError("E319", "no line of the log needs a key: the next change makes one")
                 if key is not None:
                     row = {name: value for name, value in last.items() if name != "hash"}
-                    if hmac.compare_digest(_hash(str(row.get("prev")), row, key), str(last["hash"])):
-                        raise EnrollError("E319", f"{self._key_file} proves the log: nothing is to be keyed anew")
-                    why = f"{self._key_file.name} is another one's"
-            lines, torn = _lines(self.path.read_bytes())
+                    if hmac.compare_digest(audit_chain.line_hash(str(row.get("prev")), row, key), str(last["hash"])):
+                        raise EnrollError("E319", f"{self.key_file} proves the log: nothing is to be keyed anew")
+                    why = f"{self.key_file.name} is another one's"
+            lines, torn = audit_chain.complete_lines(self.path.read_bytes())
             return self._judged(lines, torn, "", None, len(lines)), why
 
     def rekey(self, key: bytes, actor: str, **detail: Any) -> str:
@@ -182,12 +144,12 @@ class Audit:
         The key comes last: if this is broken off there is none, and it is to be called again. Raises what `append`
         does.
         """
-        with self._locked() as handle:
-            number, previous = _place(_end_of(handle)[0])
-            lines, _ = _lines(self.path.read_bytes())
-            line = self.line(actor, REKEYED, self._key_file.name, **detail, before=_all_of(lines))
-            told = self._write(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
-            private_files.write_file(self._key_file, key)
+        with self.locked() as handle:
+            number, previous = audit_chain.number_and_hash(last_lines(handle)[0])
+            lines, _ = audit_chain.complete_lines(self.path.read_bytes())
+            line = self.line(actor, REKEYED, self.key_file.name, **detail, before=audit_chain.digest_of(lines))
+            told = self.write_line(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
+            private_files.write_file(self.key_file, key)
             return told
 
     def check(self, head: str = "") -> Verdict:
@@ -199,208 +161,14 @@ class Audit:
 
     def sign(self, content: bytes) -> bytes:
         """The key's mark on something that waits to become a line. Raises E324 if the key is gone or damaged."""
-        with self._locked() as handle:
-            key = self._key_for(_end_of(handle)[0])
-        return mark(key, content)
+        with self.locked() as handle:
+            key = self.key_for(last_lines(handle)[0])
+        return audit_chain.mark(key, content)
 
     def ready(self) -> None:
         """Before something is done that a line is to tell of afterwards: raises what would keep the line out."""
-        with self._locked() as handle:
-            self._key_for(_end_of(handle)[0])
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether there is a key: the log of an earlier version gets one with its next line."""
-        return self._key_file.exists()
-
-    @property
-    def _head(self) -> Path:
-        return self.path.with_name(self.path.name + ".head")
-
-    @property
-    def _key_file(self) -> Path:
-        return self.path.with_suffix(".key")
-
-    def _key(self) -> bytes | None:
-        """The key, or None if there is none. Raises EnrollError E324."""
-        if not self._key_file.exists():
-            return None
-        key = private_files.read_private(self._key_file)
-        if len(key) != KEY_BYTES:
-            held = f"{len(key)} bytes, not {KEY_BYTES}" if key else "it is empty"
-            raise EnrollError("E324", f"{self._key_file}: {held}; {ANEW}")
-        return key
-
-    def _key_for(self, last: _Row | None) -> bytes:
-        """The key, made now if the log has no line that needs one. Raises EnrollError E324."""
-        key = self._key()
-        if key is None:
-            if last is not None and "keyed" in last:
-                raise self._no_key()
-            key = secrets.token_bytes(KEY_BYTES)
-            private_files.write_file(self._key_file, key)
-        return key
-
-    def _no_key(self) -> EnrollError:
-        return EnrollError("E324", f"{self._key_file} is gone; {ANEW}")
-
-    def _head_says(self) -> tuple[int, str, str]:
-        """Number and hash of the line it was written for, and its signature; 0 if it is missing or no head."""
-        try:
-            count, noted, *mac = self._head.read_text().split()
-            return int(count), noted, "".join(mac)
-        except (FileNotFoundError, ValueError):
-            return 0, "", ""
-
-    def _head_fault(self, last: _Row | None, before: _Row | None, key: bytes | None, *, signed: bool = True) -> str:
-        """Why head and log do not belong together, or "". One line more than the head is what a power cut leaves;
-        `signed`: the head's signature can be judged."""
-        (number, _), (count, noted, mac) = _place(last), self._head_says()
-        at = last if count == number else before
-        if number not in (count, count + 1):
-            return f"{number} lines, but the head says {count}" if count else "the head is missing or cannot be read"
-        if at is None:
-            return ""
-        if noted != at["hash"]:
-            return "its hash is not the head's"
-        if signed and (mac or "keyed" in at) and (key is None or not hmac.compare_digest(mac, _mac(key, count, noted))):
-            return "the head is not signed by the key"
-        return ""
-
-    def _write(self, handle: int, body: Mapping[str, Any], key: bytes) -> str:
-        """One line at the end and its head, or nothing. Returns the line's hash."""
-        hashed = _hash(str(body["prev"]), body, key)
-        content, begin = canonical({**body, "hash": hashed}) + b"\n", os.lseek(handle, 0, os.SEEK_END)
-        try:
-            written = 0
-            while written < len(content):
-                written += os.write(handle, content[written:])
-            os.fsync(handle)
-            self._write_head(body["n"], hashed, key)
-        except OSError as error:  # what it tells of is not done either
-            os.ftruncate(handle, begin)
-            raise OSError(error.errno, error.strerror, error.filename or str(self.path)) from None
-        return hashed
-
-    def _write_head(self, number: int, line_hash: str, key: bytes) -> None:
-        private_files.write_file(self._head, f"{number} {line_hash} {_mac(key, number, line_hash)}\n")
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _lock(handle, self.path)
-            yield handle
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int, path: Path, *, shared: bool = False) -> None:
-    """Raises EnrollError E320 if another process, which may be stopped, keeps the log locked for `LOCK_S`."""
-    if not acquired(handle, LOCK_S, shared=shared):
-        raise EnrollError("E320", f"{path} was locked for {LOCK_S:g} s")
-
-
-def _end_of(handle: int) -> tuple[_Row | None, _Row | None, bytes]:
-    """The last whole line and the one before it, and the whole lines of the tail; a torn end is cut off.
-
-    Raises EnrollError E310 if they cannot be read.
-    """
-    size = os.lseek(handle, 0, os.SEEK_END)
-    tail, start = b"", size
-    while start and (len(tail) < TAIL or tail.count(b"\n") < 4):
-        start = max(0, start - TAIL)
-        tail = os.pread(handle, size - start, start)
-    whole = tail[: tail.rfind(b"\n") + 1]
-    if len(whole) < len(tail):
-        os.ftruncate(handle, start + len(whole))
-    try:
-        found = [json.loads(line) for line in whole.splitlines()[-2:]]
-        if any(not isinstance(row["n"], int) or len(row["hash"]) != len(START) for row in found):
-            raise ValueError("a line without its number or hash")
-    except (ValueError, KeyError, TypeError):
-        raise EnrollError("E310", "its last line cannot be read") from None
-    before, last = [None, None, *found][-2:]
-    return last, before, whole
-
-
-def _place(last: _Row | None) -> tuple[int, str]:
-    """Number and hash of a line, of which there may be none yet."""
-    return (0, START) if last is None else (last["n"], last["hash"])
-
-
-def _refs(tail: bytes) -> set[str]:
-    """The references of the lines in a tail; its first line may be cut."""
-    found = set()
-    for line in tail.splitlines():
-        try:
-            found.add(str(json.loads(line).get("ref", "")))
-        except ValueError:
-            continue
-    return found
-
-
-def _hash(previous: str, body: Mapping[str, Any], key: bytes | None) -> str:
-    plain = digest(DOMAIN, bytes.fromhex(previous), canonical(body))
-    return hmac.digest(key, plain, "sha256").hex() if key is not None else plain.hex()
-
-
-def _mac(key: bytes, number: int, line_hash: str) -> str:
-    return hmac.digest(key, f"head {number} {line_hash}".encode(), "sha256").hex()
-
-
-def mark(key: bytes, content: bytes) -> bytes:
-    """What proves that who has the key let something wait to become a line."""
-    return hmac.digest(key, b"waits" + content, "sha256")
-
-
-def _lines(content: bytes) -> tuple[list[bytes], int]:
-    """The whole lines of a log, and the bytes of a torn one after them."""
-    end = content.rfind(b"\n") + 1
-    return content[:end].splitlines(), len(content) - end
-
-
-def _keyed_anew(lines: list[bytes]) -> int:
-    """The place, from 0, of the last line from which on the log was keyed anew; 0 if it never was."""
-    for at in range(len(lines) - 1, 0, -1):
-        if REKEYED.encode() in lines[at]:  # few lines are worth parsing twice
-            try:
-                if json.loads(lines[at])["action"] == REKEYED:
-                    return at
-            except (ValueError, KeyError, TypeError):
-                continue
-    return 0
-
-
-def _all_of(lines: list[bytes]) -> str:
-    return hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest()
-
-
-def _fault(line: bytes, number: int, previous: str, key: bytes | None, keyed: bool, *, proved: bool = True) -> str:
-    """What is wrong with a line that is to be `number` and follow `previous`; `keyed`: so was the one before it;
-    `proved`: it was hashed with this key, if with any."""
-    try:
-        row = json.loads(line)
-        found = row.pop("hash")
-        if row["n"] != number:
-            return f"it is numbered {row['n']}"
-        if row["prev"] != previous:
-            return "it does not follow the line before"
-        if "keyed" not in row and keyed:
-            return "it is not keyed, and the line before is"
-        if "keyed" in row and proved and key is None:
-            return "the key that would prove it is gone"
-        if "keyed" in row and not proved:
-            expected = str(found) if len(bytes.fromhex(found)) == len(START) // 2 else ""
-        else:
-            expected = _hash(previous, row, key if "keyed" in row else None)
-        if not hmac.compare_digest(expected, str(found)) or canonical({**row, "hash": found}) != line:
-            return "its content does not match its hash"
-        if row["action"] == ALTERED:
-            return f"the log was found altered here: {row['detail'].get('why', '')}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"it cannot be read: {type(error).__name__}"
-    return ""
+        with self.locked() as handle:
+            self.key_for(last_lines(handle)[0])
 
 
 def _plain(detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import resource
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +28,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedhet.federation.server.peer_addresses import Proxies, bucket
 
-log = logging.getLogger("fedhet.federation")
 HANDSHAKE_S = 10.0
 """Seconds for TLS."""
 SILENT_S = 10.0
@@ -43,8 +40,6 @@ STALL_S = 300.0
 """Seconds in which a reader takes at least what lies ready for it, some 50 KB."""
 HEAD_BYTES = 32 << 10
 """Bytes of a head, or of the trailer of a body."""
-RESERVED = 256
-"""Open files that are not a device's connection or the one to the SuperLink that serves it."""
 CONNECTION = "fedhet.connection"
 """Where a request's scope has its Guard."""
 
@@ -118,20 +113,6 @@ def proven(scope: Scope) -> None:
     guard: Guard | None = scope.get(CONNECTION)
     if guard is not None:
         guard.known = True
-
-
-def open_files(wanted: int) -> int:
-    """Raise this process's limit of open files as far as is needed and allowed; how many connections it is good for."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = 2 * wanted + RESERVED
-    if soft != resource.RLIM_INFINITY and soft < need:
-        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY or soft >= need:
-        return wanted
-    room = max(16, (soft - RESERVED) // 2)
-    log.warning("%d open files are allowed (ulimit -n), so %d connections and not %d", soft, room, wanted)
-    return room
 
 
 class Guard(asyncio.Protocol):

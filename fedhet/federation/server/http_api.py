@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 import fedhet
 from fedhet.federation.common.errors import EnrollError, unwritable
 from fedhet.federation.pki import canonical_json, certificates
-from fedhet.federation.server import admission, connection_limits
+from fedhet.federation.server import admission, authentication, client_requests, connection_limits
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.rate_limits import Asker, Limits, Places, Window
 
@@ -57,7 +57,7 @@ def service(federation: Federation) -> FastAPI:
     async def body_of(request: Request, most: int) -> bytes:
         if not most:
             return await read_body(request, federation.policy.max_body_bytes)
-        await run_in_threadpool(admission.recognise, federation, request.headers)  # before much of it is read
+        await run_in_threadpool(authentication.recognise, federation, request.headers)  # before much of it is read
         with large.one():
             return await read_body(request, most)
 
@@ -81,13 +81,13 @@ def service(federation: Federation) -> FastAPI:
         return answer
 
     async def sealed(
-        request: Request, answer: Callable[[admission.Caller, bytes], Any], renewing: bool = False, most: int = 0
+        request: Request, answer: Callable[[authentication.Caller, bytes], Any], renewing: bool = False, most: int = 0
     ) -> Response:
         by = Asker(limits, _address(request), signs=True)
 
         def work(body: bytes) -> Any:
             path = request.url.path
-            caller = admission.authenticate(
+            caller = authentication.authenticate(
                 federation, request.headers, request.method, path, body, renewing=renewing, proven=by.proven
             )
             return answer(caller, body)
@@ -135,16 +135,20 @@ def service(federation: Federation) -> FastAPI:
     @app.post("/v1/enroll/renew")
     async def renew(request: Request) -> Response:
         return await sealed(
-            request, lambda caller, body: admission.renew(federation, caller, plain_object(body)), renewing=True
+            request, lambda caller, body: client_requests.renew(federation, caller, plain_object(body)), renewing=True
         )
 
     @app.post("/v1/enroll/rotate")
     async def rotate(request: Request) -> Response:
-        return await sealed(request, lambda caller, body: admission.rotate(federation, caller, plain_object(body)))
+        return await sealed(
+            request, lambda caller, body: client_requests.rotate(federation, caller, plain_object(body))
+        )
 
     @app.post("/v1/enroll/profile")
     async def profile(request: Request) -> Response:
-        return await sealed(request, lambda caller, body: admission.new_profile(federation, caller, plain_object(body)))
+        return await sealed(
+            request, lambda caller, body: client_requests.new_profile(federation, caller, plain_object(body))
+        )
 
     @app.post("/v1/enroll/leave")
     async def leave(request: Request) -> Response:
@@ -152,11 +156,11 @@ def service(federation: Federation) -> FastAPI:
 
     @app.post("/v1/enroll/whoami")
     async def whoami(request: Request) -> Response:
-        return await sealed(request, lambda caller, _: admission.standing(federation, caller.client))
+        return await sealed(request, lambda caller, _: admission.client_state(federation, caller.client))
 
     @app.post("/v1/enroll/speed/{size}")
     async def speed(request: Request, size: int) -> Response:
-        def block(caller: admission.Caller, _: bytes) -> Response:
+        def block(caller: authentication.Caller, _: bytes) -> Response:
             blocks.take(caller.leaf.node, federation.ticks())
             if not 0 <= size <= BLOCK:
                 raise EnrollError("E113", f"at most {BLOCK} bytes")

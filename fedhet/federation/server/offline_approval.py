@@ -43,7 +43,7 @@ def answer(federation: Federation, archive: Path, out: Path, *, name: str = "", 
             registry_writes.apply(session, row, applicant, now)
             federation.note(session, row, me(), "enrol", node=applicant.node, address="offline")
         federation.approve(applicant.node)
-    told = admission.standing(federation, federation.registry.client(applicant.node))
+    told = admission.client_state(federation, federation.registry.client(applicant.node))
     about = federation.authority.about
     reply = canonical_json.canonical({**told, "endpoint": about.endpoint, "federation": about.federation})
     pair = private_files.read_private(federation.authority.folder / "server.pem")

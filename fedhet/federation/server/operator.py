@@ -21,6 +21,7 @@ from fedhet.federation.common import private_files
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki import operator_key
 from fedhet.federation.pki.ca import Authority
+from fedhet.federation.pki.ca_requirements import check_new
 from fedhet.federation.pki.invitation import Token
 from fedhet.federation.server import registry_check, registry_writes, schema
 from fedhet.federation.server.audit_log import Audit
@@ -74,14 +75,14 @@ class Federation:
     ) -> Federation:  # fmt: skip
         """Found a federation that devices reach at "host:port"; `hosts` are further names of the server.
 
-        Raises EnrollError E319 for another endpoint, and what `Authority.check_new` raises.
+        Raises EnrollError E319 for another endpoint, and what `check_new` raises.
         """
         try:
             host, _ = network_port.endpoint(endpoint)
         except ValueError as error:
             raise EnrollError("E319", f"--endpoint {endpoint}: {error}") from None
         names = list(dict.fromkeys([host, *hosts]))
-        Authority.check_new(folder / "ca", federation, names, passphrase=passphrase, root=root, command=signer)
+        check_new(folder / "ca", federation, names, passphrase=passphrase, root=root, command=signer)
         with private_files.all_or_none(folder):
             (policy or Policy()).save(folder / "policy.yaml")
             authority = Authority.create(

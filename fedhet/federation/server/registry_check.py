@@ -17,7 +17,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from fedhet.federation.pki.canonical_json import canonical, digest
-from fedhet.federation.server.audit_log import Audit, mark
+from fedhet.federation.server.audit_chain import mark
+from fedhet.federation.server.audit_log import Audit
 from fedhet.federation.server.schema import INVITED, CertificateRow, ClientRow, TokenRow, WaitingLineRow
 
 ADOPTED = "adopt"

@@ -20,9 +20,10 @@ from fedhet.federation.common.process_supervisor import Supervisor
 from fedhet.federation.pki import operator_key, tls
 from fedhet.federation.pki.ca import EXPIRING, NOTICE_DAYS
 from fedhet.federation.server import superlink, tls_proxy
-from fedhet.federation.server.connection_limits import Guards, open_files
+from fedhet.federation.server.connection_limits import Guards
 from fedhet.federation.server.control_socket import ControlSocket
 from fedhet.federation.server.http_api import service
+from fedhet.federation.server.open_files import open_files
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.peer_addresses import Proxies
 from fedhet.federation.server.run_supervisor import Runs

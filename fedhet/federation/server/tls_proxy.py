@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki import identity
-from fedhet.federation.server import admission, connection_limits
+from fedhet.federation.server import authentication, connection_limits
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.rate_limits import Window
 from fedhet.flower.socket_files import reachable
@@ -79,7 +79,7 @@ def door(
     async def fleet(request: Request) -> Response:
         try:
             line = openssh_of(request.headers.get(KEY_HEADER, ""))
-            await run_in_threadpool(admission.fleet_key, federation, line)
+            await run_in_threadpool(authentication.fleet_key, federation, line)
             messages.take(line, federation.ticks())
             if under_way[line] >= AT_ONCE:
                 raise EnrollError("E112", f"{AT_ONCE} messages of this node are under way")

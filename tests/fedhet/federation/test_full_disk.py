@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedhet.cli import main
 from fedhet.deployment.notices import Reader
 from fedhet.federation.common.errors import EnrollError
-from fedhet.federation.server import admission
+from fedhet.federation.server import authentication
 from fedhet.federation.server.control_socket import ControlSocket, ask
 from fedhet.federation.server.operator import Federation
 from fedhet.federation.server.serve import Server
@@ -94,7 +94,7 @@ def outside(door, federation):
     """What a door of the same federation in another folder would answer the device `a` with."""
     line = door.device("a").identity.flower_public
     try:
-        return admission.fleet_key(federation, line).state
+        return authentication.fleet_key(federation, line).state
     except EnrollError as error:
         return error.code
 
@@ -199,8 +199,8 @@ def test_a_device_without_room_knows_it_before_it_trains(disk, how):
 
 
 def test_a_device_that_cannot_write_is_told_to_the_operator_and_rests(door, crowd, monkeypatch, tmp_path):
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
-    monkeypatch.setattr("fedhet.deployment.live_run.REST", 0.05)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.FIRST_PAUSE_S", 0.05)
     check, trained = ClientStateStore.check, []
 
     def on_a_full_disk(self, name):

@@ -188,9 +188,9 @@ def test_a_run_leaves_other_code_out_strikes_nobody_and_says_so(tmp_path):
 
 def test_a_run_without_enough_clients_says_what_it_waits_for(tmp_path, monkeypatch):
     claim_identity(1)
-    monkeypatch.setattr("fedhet.deployment.live_run.IDLE", 0.05)
-    monkeypatch.setattr("fedhet.deployment.live_run.REMIND", 0.1)
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.01)
+    monkeypatch.setattr("fedhet.deployment.membership_notices.IDLE_NOTICE_S", 0.05)
+    monkeypatch.setattr("fedhet.deployment.membership_notices.REPEAT_NOTICE_S", 0.1)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.01)
     e = small.experiment(Sync(min_updates=4), versions=2)
     contexts = small.contexts(tmp_path)
     grid = small.SmallGrid(small.counting_app(e, []), contexts)

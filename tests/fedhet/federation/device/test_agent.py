@@ -14,8 +14,9 @@ import tomli
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.common.process_supervisor import Program, Supervisor
 from fedhet.federation.device import benchmark
-from fedhet.federation.device.agent import Agent, node_config
+from fedhet.federation.device.agent import Agent
 from fedhet.federation.device.join import Data
+from fedhet.federation.device.node_settings import node_config
 from fedhet.federation.pki.certificates import DAY
 from fedhet.federation.server.http_api import service
 from fedhet.federation.server.superlink import SuperLink

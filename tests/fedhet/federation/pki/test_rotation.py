@@ -21,7 +21,7 @@ from fedhet.federation.pki import certificates, identity, signed_requests, tls
 from fedhet.federation.pki.ca import ISSUING_DAYS, Authority
 from fedhet.federation.pki.canonical_json import b64
 from fedhet.federation.pki.certificates import DAY
-from fedhet.federation.server import admission, offline_approval
+from fedhet.federation.server import admission, authentication, offline_approval
 from fedhet.federation.server import superlink as flower
 from fedhet.federation.server.http_api import service
 from fedhet.federation.server.membership import Members
@@ -42,7 +42,7 @@ def test_a_device_with_new_keys_is_the_same_client_and_its_old_keys_are_worth_no
     assert device.ask("whoami")["state"] == "active"
     thief = join.Device(tmp_path / "thief", door.clock)
     refused("E208", thief.ask, "whoami")
-    refused("E208", admission.fleet_key, door.federation, old.flower_public)
+    refused("E208", authentication.fleet_key, door.federation, old.flower_public)
     assert now.flower_node is None and door.federation.registry.retired() == ["77"]
     members = Members(door.federation.folder, door.clock)
     assert members.now()[now.client_id].public == device.identity.public
@@ -290,7 +290,7 @@ def test_a_client_certificate_from_a_stolen_issuing_key_is_nobodys(door, refused
     made = certificates.leaf(key.public_key(), names, False, 7.0, door.clock(), pair).public_bytes(Encoding.DER)
     assert door.federation.authority.read(made).node == device.identity.node_id
     headers = signed_requests.seal(key, made, "POST", "/v1/enroll/whoami", b"", door.clock())
-    refused("E208", admission.authenticate, door.federation, headers, "POST", "/v1/enroll/whoami", b"")
+    refused("E208", authentication.authenticate, door.federation, headers, "POST", "/v1/enroll/whoami", b"")
 
 
 def test_a_thief_has_a_device_that_hears_nothing_no_longer_than_the_issuing_certificate_holds(
@@ -327,7 +327,7 @@ def test_an_older_or_foreign_list_changes_nothing(door, refused, tmp_path):
     device.learn({"revoked": second})
     assert device.trust.file.read_bytes() == known[0]
     authority.rotate_root(door.clock() + 1, compromised=True)
-    device.learn(admission.standing(door.federation, door.federation.registry.client("a")))
+    device.learn(admission.client_state(door.federation, door.federation.registry.client("a")))
     assert len(device.trust.roots()) == 2 and len(device.trust.revoked()) == 3
 
 
@@ -354,7 +354,7 @@ def test_grace_is_for_renewal_alone(door, refused):
     door.clock.ahead = 8 * DAY
     refused("E201", device.rotate)
     refused("E201", device.ask, "profile", {})
-    refused("E201", admission.fleet_key, door.federation, device.identity.flower_public)
+    refused("E201", authentication.fleet_key, door.federation, device.identity.flower_public)
     device.renew()
     device.rotate()
 

@@ -14,7 +14,7 @@ from fedhet.federation.common import private_files
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.device import offline_join
 from fedhet.federation.device.join import Data
-from fedhet.federation.device.state import OPERATOR
+from fedhet.federation.device.state_files import OPERATOR
 from fedhet.federation.pki import operator_key, signed_orders
 from fedhet.federation.pki.certificates import DAY
 from fedhet.federation.pki.signed_orders import Guard, Order

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedhet.federation.pki import certificates, identity, profile_claim, signed_requests
 from fedhet.federation.pki.certificates import DAY, URN
-from fedhet.federation.server import admission, client_profiles
+from fedhet.federation.server import authentication, client_profiles
 
 
 def sealed(device, path="/v1/enroll/whoami", body=b"{}", clock=None):
@@ -18,7 +18,7 @@ def sealed(device, path="/v1/enroll/whoami", body=b"{}", clock=None):
 
 
 def authenticate(door, headers, path="/v1/enroll/whoami", body=b"{}", **given):
-    return admission.authenticate(door.federation, headers, "POST", path, body, **given)
+    return authentication.authenticate(door.federation, headers, "POST", path, body, **given)
 
 
 def test_a_certificate_is_renewed_with_a_new_key_and_the_old_one_holds_until_it_expires(door):
@@ -89,7 +89,7 @@ def test_a_request_cannot_be_replayed_redirected_or_changed(door, refused):
     refused("E204", authenticate, door, headers)
     refused("E205", authenticate, door, sealed(device), path="/v1/enroll/leave")
     refused("E205", authenticate, door, sealed(device), body=b'{"x":1}')
-    refused("E205", admission.authenticate, door.federation, sealed(device), "GET", "/v1/enroll/whoami", b"{}")
+    refused("E205", authentication.authenticate, door.federation, sealed(device), "GET", "/v1/enroll/whoami", b"{}")
     for name in signed_requests.CERTIFICATE, signed_requests.TIME, signed_requests.NONCE, signed_requests.SIGNATURE:
         refused("E115", authenticate, door, {k: v for k, v in sealed(device).items() if k != name})
     refused("E205", authenticate, door, {**sealed(device), signed_requests.NONCE: "0" * 32})

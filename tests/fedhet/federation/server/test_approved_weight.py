@@ -102,7 +102,7 @@ def test_a_registry_from_before_approves_what_was_declared_then(door, members):
 
 def test_in_a_run_a_raise_counts_as_approved_and_is_told_and_strikes_nobody(door, crowd, monkeypatch, tmp_path):
     """The devices of this run train on 10, 20, 30 and 40 examples; c2 was approved with 5 and says 50 by now."""
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     door.federation.weigh("c2", 5)
     door.federation.weigh("c3", 0)  # it counts with its part of the run's data
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=3))
@@ -115,7 +115,7 @@ def test_in_a_run_a_raise_counts_as_approved_and_is_told_and_strikes_nobody(door
 
 
 def test_nobody_counts_more_than_ten_median_clients_and_who_is_cut_is_named(door, crowd, monkeypatch, tmp_path):
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     for name in ("c0", "c1", "c2"):
         door.federation.weigh(name, 1)
     _, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=3))

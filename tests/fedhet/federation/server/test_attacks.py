@@ -14,7 +14,7 @@ from fedhet.federation.device.server_connection import Link
 from fedhet.federation.pki import identity, signed_requests, tls
 from fedhet.federation.pki.canonical_json import b64
 from fedhet.federation.pki.tls import trusting
-from fedhet.federation.server import admission
+from fedhet.federation.server import authentication
 
 ANYBODY = bytes([1]) + bytes(63)
 """A signature that low-order keys accept over many messages, made without any key."""
@@ -93,7 +93,7 @@ def test_a_self_made_certificate_ends_in_the_registry_whatever_it_says(door, ref
     chain, _ = door.federation.authority.issue(csr, device.identity.node_id, 7.0, door.clock())
     der = x509.load_pem_x509_certificates(chain)[0].public_bytes(Encoding.DER)
     headers = signed_requests.seal(key, der, "POST", "/v1/enroll/leave", b"{}", door.clock())
-    refused("E208", admission.authenticate, door.federation, headers, "POST", "/v1/enroll/leave", b"{}")
+    refused("E208", authentication.authenticate, door.federation, headers, "POST", "/v1/enroll/leave", b"{}")
     assert door.federation.registry.client("a").state == "active"
 
 

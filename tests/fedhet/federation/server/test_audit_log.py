@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki.canonical_json import canonical
-from fedhet.federation.server import audit_log as audit_of
+from fedhet.federation.server import audit_chain, audit_file
 from fedhet.federation.server.audit_log import Audit
 
 
@@ -110,7 +110,7 @@ def forged(log, **line):
     last = json.loads(log.path.read_bytes().splitlines()[-1])
     body = {"n": last["n"] + 1, "time": 1, "actor": "operator", "action": "approve", "subject": "x", "detail": {}}
     body |= {"prev": last["hash"], **line}
-    return canonical({**body, "hash": audit_of._hash(last["hash"], body, line.get("key"))}) + b"\n"
+    return canonical({**body, "hash": audit_chain.line_hash(last["hash"], body, line.get("key"))}) + b"\n"
 
 
 @pytest.mark.parametrize("line", [{}, {"keyed": True}, {"keyed": True, "ref": "0" * 16}])
@@ -169,7 +169,7 @@ def test_a_log_of_an_earlier_version_goes_on_keyed(tmp_path):
     old, previous = b"", "0" * 64
     for n in (1, 2):
         body = {"n": n, "time": 1, "actor": "a", "action": "b", "subject": "", "detail": {}, "prev": previous}
-        previous = audit_of._hash(previous, body, None)
+        previous = audit_chain.line_hash(previous, body, None)
         old += canonical({**body, "hash": previous}) + b"\n"
     (tmp_path / "audit.jsonl").write_bytes(old)
     (tmp_path / "audit.jsonl.head").write_text(f"2 {previous}\n")
@@ -230,7 +230,7 @@ def test_a_full_disk_breaks_nothing(tmp_path, more):
 
 @pytest.mark.parametrize("use", [lambda log: log.append("a", "b"), lambda log: log.verify()], ids=["append", "verify"])
 def test_a_log_that_somebody_who_is_stopped_keeps_locked_is_an_error_and_no_hang(tmp_path, monkeypatch, use):
-    monkeypatch.setattr(audit_of, "LOCK_S", 0.1)
+    monkeypatch.setattr(audit_file, "LOCK_S", 0.1)
     log = Audit(tmp_path / "audit.jsonl")
     log.append("a", "b")
     with log.path.open("rb") as file:

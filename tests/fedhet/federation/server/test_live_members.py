@@ -79,7 +79,7 @@ def test_who_is_shut_out_loses_its_undecided_updates_and_a_suspended_one_comes_b
         elif len(pulls) == 14 and verb == "suspend":
             door.federation.resume("c1")
 
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=4), versions=12, before_pull=before_pull)
     word = {"revoke": "revoked", "suspend": "suspended"}[verb]
     left = next(n for n, r in enumerate(rows) if r["event"] == "left" and r["client"] == 1)
@@ -121,7 +121,7 @@ def test_a_revocation_between_two_looks_at_the_registry_does_not_end_the_run(doo
         return observe(client, seconds)
 
     monkeypatch.setattr(crowd, "observe", revoked_first)
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2), versions=8)
     assert row["versions"] == 8 and crowd.state(2) == "revoked"
     assert [r for r in rows if r["event"] == "left" and r["client"] == 2]
@@ -142,7 +142,7 @@ def test_one_that_is_revoked_while_it_comes_in_gets_no_work(door, crowd, monkeyp
 
     monkeypatch.setattr(crowd, "nodes", revoked_after_the_look)
     monkeypatch.setattr(small.SmallGrid, "get_node_ids", online)
-    monkeypatch.setattr("fedhet.deployment.live_run.WATCH", 0.0)
+    monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     row, rows = run(door, monkeypatch, crowd, tmp_path, FedBuff(size=2), versions=12, wanted=3)
     assert row["versions"] == 12 and crowd.state(2) == "revoked"
     assert not [r for r in rows if r["event"] in ("joined", "assign") and r["client"] == 2]

@@ -133,12 +133,12 @@ def test_an_older_federation_is_compared_from_its_next_change_on(door, tmp_path)
     door.invite("a")
     door.invite("b")
     log, previous, old = federation.audit.path, "0" * 64, b""
-    from fedhet.federation.server.audit_log import _hash
+    from fedhet.federation.server.audit_chain import line_hash
 
     for n, row in enumerate(list(federation.audit.rows()), 1):  # as a version without key and fields wrote it
         body = {key: row[key] for key in ("time", "actor", "action", "subject")} | {"n": n, "prev": previous}
         body["detail"] = {key: value for key, value in row["detail"].items() if key != "client"}
-        previous = _hash(previous, body, None)
+        previous = line_hash(previous, body, None)
         old += registry_check.canonical({**body, "hash": previous}) + b"\n"
     log.write_bytes(old)
     log.with_name("audit.jsonl.head").write_text(f"3 {previous}\n")

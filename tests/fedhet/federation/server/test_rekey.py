@@ -83,14 +83,14 @@ def test_an_edit_after_the_log_was_keyed_anew_is_found_before_that_line_too(home
 @pytest.mark.parametrize("forged", ["keyed", "unkeyed"])
 def test_who_has_no_key_cannot_pass_lines_off_as_keyed_anew(home, forged):
     from fedhet.federation.pki.canonical_json import canonical
-    from fedhet.federation.server.audit_log import _all_of, _hash
+    from fedhet.federation.server.audit_chain import digest_of, line_hash
 
     before = (home / "audit.jsonl").read_bytes().replace(b'"subject":"st-anna"', b'"subject":"st-anne"')
     body = {"n": 3, "time": 1, "actor": "a", "action": "rekey", "subject": "audit.key", "prev": lines(home)[-1]["hash"]}
-    body["detail"] = {"before": _all_of(before.splitlines())}
+    body["detail"] = {"before": digest_of(before.splitlines())}
     if forged == "keyed":
         body["keyed"] = True
-    hashed = _hash(body["prev"], body, None)
+    hashed = line_hash(body["prev"], body, None)
     (home / "audit.jsonl").write_bytes(before + canonical({**body, "hash": hashed}) + b"\n")
     (home / "audit.jsonl.head").write_text(f"3 {hashed}\n")
     assert fedhet(home, "audit", "verify", code="E310")["data"]["line"] == 3

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from fedhet.cli import main
 from fedhet.cli import submit as cli_submit
 from fedhet.federation.common.errors import EnrollError
-from fedhet.federation.server import submit
+from fedhet.federation.server import connected_clients, submit
+from fedhet.federation.server.connected_clients import ConnectedClients
 from fedhet.federation.server.operator import Federation
-from fedhet.federation.server.submit import ConnectedClients, Submission
+from fedhet.federation.server.submit import Submission
 from fedhet.federation.server.superlink import SuperLink
 from fedhet.runs.run_ending import FAILED, STOPPED, RunEnding
 from fedhet.runs.write_ahead_log import alone
@@ -55,10 +56,13 @@ def test_a_run_needs_clients_that_are_there():
         (ConnectedClients(("a", "b"), ("a",), 2), 3, "2 are enrolled"),
     ):
         with pytest.raises(EnrollError, match=word) as caught:
-            submit.enough(there, least)
+            connected_clients.required_clients(there, least)
         assert caught.value.code == "E313"
-    assert submit.enough(ConnectedClients(("a", "b"), ("a",), 2), None) == (1, 1)
-    assert submit.enough(ConnectedClients(("a", "b"), ("a",), 2), 2) == (2, 2)  # the second may still come
+    assert connected_clients.required_clients(ConnectedClients(("a", "b"), ("a",), 2), None) == (1, 1)
+    assert connected_clients.required_clients(ConnectedClients(("a", "b"), ("a",), 2), 2) == (
+        2,
+        2,
+    )  # the second may still come
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

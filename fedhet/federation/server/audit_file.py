@@ -1,0 +1,162 @@
+"""The audit log's three files: lines (`audit.jsonl`), the signed head (`audit.jsonl.head`) and the key (`audit.key`).
+
+Every process that appends or verifies holds a lock on the log file, and fsyncs a line before its head."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhet.federation.common import private_files
+from fedhet.federation.common.errors import EnrollError
+from fedhet.federation.pki.canonical_json import canonical
+from fedhet.federation.server import audit_chain
+from fedhet.federation.server.audit_chain import KEY_BYTES, START, LogLine
+from fedhet.system.file_lock import acquired
+
+TAIL_BYTES = 1 << 16
+"""Bytes at the end in which a line is looked for that may have been written already."""
+
+
+REKEY_HINT = "if there is no copy: fedhet audit rekey"
+
+
+LOCK_S = 30.0
+"""Seconds for another process to write its lines or to read the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFile:
+    """The files of an audit log. Several processes may append: each locks the log file while it does."""
+
+    path: Path
+    clock: Callable[[], float] = time.time
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether there is a key: the log of an earlier version gets one with its next line."""
+        return self.key_file.exists()
+
+    @property
+    def head_file(self) -> Path:
+        return self.path.with_name(self.path.name + ".head")
+
+    @property
+    def key_file(self) -> Path:
+        return self.path.with_suffix(".key")
+
+    def read_key(self) -> bytes | None:
+        """The key, or None if there is none. Raises EnrollError E324."""
+        if not self.key_file.exists():
+            return None
+        key = private_files.read_private(self.key_file)
+        if len(key) != KEY_BYTES:
+            held = f"{len(key)} bytes, not {KEY_BYTES}" if key else "it is empty"
+            raise EnrollError("E324", f"{self.key_file}: {held}; {REKEY_HINT}")
+        return key
+
+    def key_for(self, last: LogLine | None) -> bytes:
+        """The key, made now if the log has no line that needs one. Raises EnrollError E324."""
+        key = self.read_key()
+        if key is None:
+            if last is not None and "keyed" in last:
+                raise self.missing_key()
+            key = secrets.token_bytes(KEY_BYTES)
+            private_files.write_file(self.key_file, key)
+        return key
+
+    def missing_key(self) -> EnrollError:
+        return EnrollError("E324", f"{self.key_file} is gone; {REKEY_HINT}")
+
+    def read_head(self) -> tuple[int, str, str]:
+        """Number and hash of the line it was written for, and its signature; 0 if it is missing or no head."""
+        try:
+            count, noted, *mac = self.head_file.read_text().split()
+            return int(count), noted, "".join(mac)
+        except (FileNotFoundError, ValueError):
+            return 0, "", ""
+
+    def head_fault(
+        self, last: LogLine | None, before: LogLine | None, key: bytes | None, *, signed: bool = True
+    ) -> str:
+        """Why head and log do not belong together, or "". One line more than the head is what a power cut leaves;
+        `signed`: the head's signature can be judged."""
+        (number, _), (count, noted, mac) = audit_chain.number_and_hash(last), self.read_head()
+        at = last if count == number else before
+        if number not in (count, count + 1):
+            return f"{number} lines, but the head says {count}" if count else "the head is missing or cannot be read"
+        if at is None:
+            return ""
+        if noted != at["hash"]:
+            return "its hash is not the head's"
+        if (
+            signed
+            and (mac or "keyed" in at)
+            and (key is None or not hmac.compare_digest(mac, audit_chain.head_mac(key, count, noted)))
+        ):
+            return "the head is not signed by the key"
+        return ""
+
+    def write_line(self, handle: int, body: Mapping[str, Any], key: bytes) -> str:
+        """One line at the end and its head, or nothing. Returns the line's hash."""
+        hashed = audit_chain.line_hash(str(body["prev"]), body, key)
+        content, begin = canonical({**body, "hash": hashed}) + b"\n", os.lseek(handle, 0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(handle, content[written:])
+            os.fsync(handle)
+            self.write_head(body["n"], hashed, key)
+        except OSError as error:  # what it tells of is not done either
+            os.ftruncate(handle, begin)
+            raise OSError(error.errno, error.strerror, error.filename or str(self.path)) from None
+        return hashed
+
+    def write_head(self, number: int, hashed: str, key: bytes) -> None:
+        private_files.write_file(self.head_file, f"{number} {hashed} {audit_chain.head_mac(key, number, hashed)}\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock(handle, self.path)
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def lock(handle: int, path: Path, *, shared: bool = False) -> None:
+    """Raises EnrollError E320 if another process, which may be stopped, keeps the log locked for `LOCK_S`."""
+    if not acquired(handle, LOCK_S, shared=shared):
+        raise EnrollError("E320", f"{path} was locked for {LOCK_S:g} s")
+
+
+def last_lines(handle: int) -> tuple[LogLine | None, LogLine | None, bytes]:
+    """The last whole line and the one before it, and the whole lines of the tail; a torn end is cut off.
+
+    Raises EnrollError E310 if they cannot be read.
+    """
+    size = os.lseek(handle, 0, os.SEEK_END)
+    tail, start = b"", size
+    while start and (len(tail) < TAIL_BYTES or tail.count(b"\n") < 4):
+        start = max(0, start - TAIL_BYTES)
+        tail = os.pread(handle, size - start, start)
+    whole = tail[: tail.rfind(b"\n") + 1]
+    if len(whole) < len(tail):
+        os.ftruncate(handle, start + len(whole))
+    try:
+        found = [json.loads(line) for line in whole.splitlines()[-2:]]
+        if any(not isinstance(row["n"], int) or len(row["hash"]) != len(START) for row in found):
+            raise ValueError("a line without its number or hash")
+    except (ValueError, KeyError, TypeError):
+        raise EnrollError("E310", "its last line cannot be read") from None
+    before, last = [None, None, *found][-2:]
+    return last, before, whole
