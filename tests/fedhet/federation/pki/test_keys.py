@@ -260,7 +260,7 @@ from fedhet.federation.pki import ca, certificates
 from cryptography import x509
 folder, mode = sys.argv[1:]
 theirs = ca.Authority(pathlib.Path(folder))
-pair = theirs._issuing()
+pair = theirs.issuing_pair()
 csr = x509.load_pem_x509_csr(sys.stdin.buffer.read())
 names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 days = float(os.environ["FEDHET_DAYS"]) + (30 if mode == "long" else 0)
