@@ -243,7 +243,7 @@ def ask(device, address):
 def test_devices_that_heard_of_it_believe_a_stolen_issuing_key_no_more(door, listening, refused, tmp_path, monkeypatch):
     early, away = door.member("a"), door.member("away")
     authority = door.federation.authority
-    old = authority._issuing()
+    old = authority.issuing_pair()
     leaf, key = forged(old)
     bare, bare_key = forged(old, like_ours=False)
     other = twin(old[0])
@@ -285,7 +285,7 @@ def test_devices_that_heard_of_it_believe_a_stolen_issuing_key_no_more(door, lis
 
 
 def test_a_client_certificate_from_a_stolen_issuing_key_is_nobodys(door, refused):
-    device, pair, key = door.member("a"), door.federation.authority._issuing(), identity.new_tls_key()
+    device, pair, key = door.member("a"), door.federation.authority.issuing_pair(), identity.new_tls_key()
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(certificates.URN + device.identity.node_id)])
     made = certificates.leaf(key.public_key(), names, False, 7.0, door.clock(), pair).public_bytes(Encoding.DER)
     assert door.federation.authority.read(made).node == device.identity.node_id
@@ -299,7 +299,7 @@ def test_a_thief_has_a_device_that_hears_nothing_no_longer_than_the_issuing_cert
     device, authority, now = door.member("a"), door.federation.authority, time.time()
     assert authority.left(door.clock()) <= ISSUING_DAYS <= 90
     root, key = authority.root_pair(""), ec.generate_private_key(ec.SECP384R1())
-    name = authority._issuing()[0].subject.rfc4514_string().removeprefix("CN=")
+    name = authority.issuing_pair()[0].subject.rfc4514_string().removeprefix("CN=")
     gone = certificates.authority(name, key, ISSUING_DAYS, now - (ISSUING_DAYS + 1) * DAY, 0, root)
     lasting = certificates.authority(name, key, ISSUING_DAYS, now, 0, root)
     leaf, leaf_key = forged((lasting, key))  # he may write any date in it
