@@ -30,6 +30,7 @@ def run(
     if show not in (None, "job"):
         raise InputError(f"--cfg {show}: only `--cfg job` prints a configuration")
     if resume is not None and not multirun:
+        composition.options(folder)  # its plug-ins are found beside it
         return _resume(resume, texts, as_json, unusable=["--out"] if out else [])
     if multirun:
         if show is None:

@@ -59,7 +59,9 @@ def check(cfg: Mapping[str, Any]) -> None:
             continue
         file = module_graph.file_of(name)
         if file is None:
-            what = f"module {name} is not found: run from the folder that it lies in, or put that on PYTHONPATH"
+            what = (
+                f"module {name} is not found: run from the folder that it lies in, give --config-dir, or set PYTHONPATH"
+            )
         elif name not in before:
             what = f"module {name} ({file}) joined it: its plug-ins import more than they did"
         else:

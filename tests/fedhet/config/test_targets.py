@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedhet.config import composition, factory
 from fedhet.errors import ConfigError
+from fedhet.provenance import source_tree
+from fedhet.runs import run_config
 
 RULE = """
 from dataclasses import dataclass, field
@@ -38,6 +43,21 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / f"{name}.py").write_text(RULE)
     (tmp_path / "conf").mkdir()
     return name
+
+
+@pytest.fixture
+def fedhet_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str]]:
+    """A command in a new process and an empty folder; its exit code and what it printed."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "fedhet", *arguments],
+            cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=False, timeout=100,
+            env={**os.environ, "PYTHONPATH": str(source_tree.root())},
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    return call
 
 
 def compose(tmp_path: Path, *texts: str) -> dict:
@@ -112,3 +132,16 @@ def test_a_run_with_a_class_is_called_by_it_and_records_its_code(
     row = json.loads((folder / "result.json").read_text())
     assert row["strategy"] == "fedavg" and list(row["plugins"]) == [own]
     assert f"<h1>fedavg + rule={own}.Weighted</h1>" in (folder / "report.html").read_text()
+
+
+def test_a_resumed_run_finds_its_plug_ins_beside_the_folder_of_options(
+    tmp_path: Path, own: str, fedhet_elsewhere: Callable[..., tuple[int, str]]
+) -> None:
+    resolved = compose(tmp_path, f"rule={own}.Weighted", "debug=quick", "stop.versions=1", "fleet.clients=2")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(run_config.text({**resolved, "workers": 0}))
+    code, told = fedhet_elsewhere("run", "--resume", str(run))
+    assert code == 2 and f"module {own} is not found: run from the folder that it lies in, give --config-dir" in told
+    code, told = fedhet_elsewhere("run", "--resume", str(run), "--config-dir", str(tmp_path / "conf"))
+    assert code == 0, told
