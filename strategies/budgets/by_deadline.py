@@ -1,4 +1,4 @@
-"""As many steps as fit into a fixed time, by what was observed of the client.
+"""As many local steps as fit into a fixed time, given the client's observed speed.
 
 steps = floor(seconds / s_i) within bounds, with s_i the client's latest observed seconds per step, transfer included.
 The idea of fitting local work to the time a round has is Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous
@@ -16,9 +16,10 @@ from fedhet.types import Budget, ClientId
 
 @dataclass(frozen=True)
 class ByDeadline:
-    """Steps for `seconds` of work, between `min_steps` and `max_steps`; `first_steps` before anything was observed.
+    """As many steps as fit into `seconds` at the client's observed speed.
 
-    rank, width: as in every budget, for everybody. Raises ValueError for values out of range.
+    min_steps, max_steps: bounds. first_steps: steps before the first observation. rank, width: the same for all
+    clients. Raises ValueError for values out of range.
     """
 
     seconds: float = 1.0

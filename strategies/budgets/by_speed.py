@@ -1,8 +1,8 @@
-"""Classes of devices: the slower a client, the fewer steps, the lower the rank, the narrower the model.
+"""Speed levels: steps, rank and width of a job by the client's seconds per step.
 
 Capability levels with a width each: Diao, Ding, Tarokh, "HeteroFL: Computation and Communication Efficient
-Federated Learning for Heterogeneous Clients", arXiv:2010.01264. Speed is what the server observed, transfer included;
-before that what the client declared.
+Federated Learning for Heterogeneous Clients", arXiv:2010.01264. The speed is the one the server observed, transfer
+included, or before the first observation the one that the client declares.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fedhet.types import Budget, ClientId
 
 @dataclass(frozen=True)
 class BySpeed:
-    """Level k is for clients with seconds per step in (limits[k-1], limits[k]]; the last level has no upper limit.
+    """Steps, rank and width by speed level: level k is for seconds per step in (limits[k-1], limits[k]].
 
-    limits: ascending, in seconds per step. steps, ranks, widths: one value per level, so one more than limits; a single
-    value holds for all levels. batch: samples per step, to read declared speeds per sample. Clients that declare only
-    floating-point operations start at the last level.
+    limits: ascending, in seconds per step; the last level has no upper limit. steps, ranks, widths: one value per
+    level, so one more than limits, or a single value for all levels. batch: samples per step, to convert declared
+    speeds per sample. Clients that declare only floating-point operations start at the last level.
 
     Raises ValueError for lists that do not fit together and values out of range.
     """
@@ -45,7 +45,7 @@ class BySpeed:
         if min(self.ranks) < 0:
             raise ValueError(f"ranks={list(self.ranks)} must not be negative; 0 means that no rank is used")
         if not all(0.0 < w <= 1.0 for w in self.widths):
-            raise ValueError(f"widths={list(self.widths)} must be in (0, 1]; 1.0 is the whole model")
+            raise ValueError(f"widths={list(self.widths)} must be in (0, 1]; 1.0 is the full model")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch} must be at least 1 sample")
 

@@ -1,4 +1,4 @@
-"""The largest LoRA rank that fits a client's declared bandwidth, speed and memory; steps are cut if they must be.
+"""The largest LoRA rank that fits a client's declared bandwidth, speed and memory, with fewer steps if necessary.
 
 With c(r) trained numbers, s(r) bytes sent, S steps of n samples, F forward operations a sample of the frozen model and
 T positions in it,
@@ -7,10 +7,10 @@ T positions in it,
     compute    S n (2 F + 6 T c(r)) / flops_per_s              <= compute_seconds
     memory     M_0 + c(r) b + a m(r)                           <= memory_bytes
 
-with c(r) and m(r) times `pool` in the last two, where clients hold more rows than they send.
-A step of a frozen model is its forward and its backward pass without gradients of weights, 2 F; a trained number costs
-six operations a position. Clients that declare seconds a step or sample are taken by their word at every rank: rank is
-a poor lever for time. Ranks by client: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device
+with c(r) and m(r) times `pool` in the last two, where clients store more rows than they send.
+A step of a frozen model is its forward pass and its backward pass without weight gradients, 2 F; a trained parameter
+costs six operations per position. For clients that declare seconds per step or per sample the compute time does not
+depend on the rank. Ranks by client: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device
 Foundation Models", arXiv:2401.06432.
 """
 
@@ -23,16 +23,17 @@ from fedhet.population.profile import Profile
 from strategies.budgets.rank import AbstractRank, Cost
 
 SLACK = 1e-9
-"""Share of a step: a quotient that floats put just below a whole number counts as it."""
+"""Tolerance, in steps, for quotients that rounding puts just below an integer."""
 
 
 @dataclass(frozen=True)
 class ByTime(AbstractRank):
-    """transfer_seconds, compute_seconds: limits of one job; infinite: no limit.
+    """The largest LoRA rank that fits a client's declared bandwidth, speed and memory.
 
-    min_steps: a rank fits if so many steps do, and the client gets as many of the steps asked for as fit; None: all.
-    down_rank: rank of what the server sends, such as the sum of all ranks for a stack; 0: the client's own.
-    base_flops: F, forward floating-point operations a sample; needed if a client declares flops_per_s.
+    transfer_seconds, compute_seconds: time limits of one job; infinite: no limit. min_steps: a rank fits if this many
+    steps fit, and the client then gets as many of the requested steps as fit; None: all requested steps must fit.
+    down_rank: rank of the adapters that the server sends, such as the sum of all ranks for a stack; 0: the client's.
+    base_flops: F, forward floating-point operations per sample; required if a client declares flops_per_s.
 
     Raises ValueError for values out of range, and for a speed in flops_per_s without base_flops.
     """
@@ -72,7 +73,7 @@ class ByTime(AbstractRank):
         return 2 * profile.latency_s + moved
 
     def _possible(self, profile: Profile, cost: Cost, steps: int) -> int:
-        """How many of the steps the time for computing has room for."""
+        """The number of steps, at most `steps`, that fit into compute_seconds."""
         one = self._step(profile, cost)
         if steps * one <= self.compute_seconds:
             return steps

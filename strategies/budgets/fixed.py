@@ -1,4 +1,4 @@
-"""The same budget for everybody: a number of steps, or of epochs over the client's own samples.
+"""The same budget for all clients: a number of steps, or of epochs over the client's own samples.
 
 steps = epochs * ceil(n_i / batch), as in McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", arXiv:1602.05629, Algorithm 1 (a partial last batch is a step).
@@ -15,11 +15,12 @@ from fedhet.types import Budget, ClientId
 
 @dataclass(frozen=True)
 class Fixed:
-    """Either `steps`, or `epochs` with the `batch` size the work uses; one epoch if neither is given.
+    """The same number of steps, or of epochs with the `batch` size of the work, for every client.
 
-    rank: LoRA rank (0: not used). width: share of the model, in (0, 1].
+    One epoch if neither `steps` nor `epochs` is given. rank: LoRA rank; 0: not used. width: share of the model that is
+    trained, in (0, 1].
 
-    Raises ValueError if both are given, if epochs are asked for without a batch size, or a value is out of range.
+    Raises ValueError if both are given, if epochs are given without a batch size, or if a value is out of range.
     """
 
     steps: int | None = None

@@ -1,8 +1,8 @@
-"""The largest rank a client can afford: what all budgets that choose a rank have in common.
+"""Base of budgets that choose the largest LoRA rank that fits a client.
 
 Candidates are the powers of two below the client's limit, and that limit: the smaller of `max_rank` and the rank the
-client declares (0: none). What a rank costs is read off what the space expects of a job with it: c(r) numbers are
-trained and sent. The largest candidate that fits is taken; a client that affords none is named in an error.
+client declares (0: no limit). The cost of a rank follows from the update that the space expects for a job of that rank:
+c(r) parameters are trained and sent. The largest candidate that fits is used; if none fits, an error names the client.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from fedhet.protocols import View
 from fedhet.types import Budget, ClientId, Job
 from strategies.budgets.fixed import Fixed
 
-ASIDE = 4.0
-"""Bytes of a number that lies beside a pool's rows: what a row was when it was last dropped."""
+DROPPED_ROW_BYTES = 4.0
+"""Bytes per parameter of a pool, in addition to its rows: a copy of each row from when it was last dropped."""
 
 
 @dataclass(frozen=True)
 class AbstractRank(ABC):
-    """Steps as in `Fixed`, and a rank that fits.
+    """Steps as in `Fixed`, and the largest rank that fits the client.
 
-    steps, or epochs with batch: local work. batch, positions: samples a step and positions in a sample (the characters
-    of a sequence, 1 for one vector), for what a step computes and stores. max_rank: the largest rank anybody gets, no
-    more than the space's. pool: rows a client holds for each that it trains and sends at a time, as its space has it,
-    so that ranks below count that many times. base_bytes: memory a job takes whatever its rank, best measured once at
-    rank 1; None: the bytes of the model sent.
-    bytes_per_parameter: of each trained number; 16 are weight, gradient and Adam's two moments in float32.
-    activation_bytes: kept for the backward pass for each position, rank and factor.
+    steps, or epochs with batch: local work. batch, positions: samples per step and positions per sample (the characters
+    of a sequence, 1 for one vector), for the compute and memory of a step. max_rank: upper bound of all ranks, at most
+    the space's. pool: rows that a client stores per row that it trains and sends at a time, the same as the space's;
+    memory counts this many times. base_bytes: memory of a job that does not depend on the rank, best measured once at
+    rank 1; None: the bytes of the model sent. bytes_per_parameter: memory per trained parameter; 16 are weight,
+    gradient and Adam's two moments in float32. activation_bytes: memory for the backward pass per position, rank and
+    factor.
 
-    Raises ValueError for values out of range, and for a job of a client that cannot afford rank 1.
+    Raises ValueError for values out of range, and for a job of a client for which rank 1 does not fit.
     """
 
     steps: int | None = None
@@ -49,7 +49,7 @@ class AbstractRank(ABC):
     activation_bytes: float = 4.0
 
     def __post_init__(self) -> None:
-        Fixed(self.steps, self.epochs, self.batch, width=self.width)  # refuses what it would refuse
+        Fixed(self.steps, self.epochs, self.batch, width=self.width)  # raises the same errors
         for name in ("positions", "max_rank", "pool"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -61,11 +61,11 @@ class AbstractRank(ABC):
 
     @abstractmethod
     def fits(self, profile: Profile, rank: int, steps: int, cost: Cost) -> bool:
-        """Whether the client can carry out `steps` steps at this rank."""
+        """Whether `steps` steps at this rank fit the client."""
 
     @abstractmethod
     def fitted(self, profile: Profile, rank: int, steps: int, cost: Cost) -> int:
-        """The steps it then gets, at most `steps`."""
+        """The number of steps of the job at this rank, at most `steps`."""
 
     def __call__(self, client: ClientId, view: View) -> Budget:
         found = self._found(client, view)
@@ -77,7 +77,7 @@ class AbstractRank(ABC):
         return found
 
     def rank(self, client: ClientId, view: View) -> int:
-        """The client's rank; 0 if it cannot afford any."""
+        """The client's rank; 0 if none fits."""
         return self._found(client, view).rank
 
     def _found(self, client: ClientId, view: View) -> Budget:
@@ -90,17 +90,20 @@ class AbstractRank(ABC):
         return Budget(steps, 0, self.width)
 
     def in_memory(self, profile: Profile, rank: int, cost: Cost) -> bool:
-        """M_0 + pool * (c(r) * each + r * activation_bytes * (factors * positions a step)) <= M, where each is
-        bytes_per_parameter, and with a pool ASIDE more. A layer with fewer sides than pool * r holds less than that."""
+        """M_0 + pool * (c(r) * each + r * activation_bytes * (factors * positions per step)) <= M.
+
+        `each` is bytes_per_parameter, plus DROPPED_ROW_BYTES with a pool. It is an upper bound for a layer with fewer
+        inputs or outputs than pool * r.
+        """
         base = cost.base_bytes if self.base_bytes is None else self.base_bytes
-        kept = self.activation_bytes * rank * cost.factors * self.batch * self.positions
-        each = self.bytes_per_parameter + (ASIDE if self.pool > 1 else 0.0)
-        return base + self.pool * (each * cost.parameters + kept) <= profile.memory_bytes
+        activations = self.activation_bytes * rank * cost.factors * self.batch * self.positions
+        each = self.bytes_per_parameter + (DROPPED_ROW_BYTES if self.pool > 1 else 0.0)
+        return base + self.pool * (each * cost.parameters + activations) <= profile.memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a rank asks for: numbers trained, their bytes, tensors with a side of that rank, bytes of the model sent."""
+    """Cost of a rank: trained parameters, their bytes, tensors with a dimension of that rank, bytes of the model."""
 
     parameters: int
     sent_bytes: int

@@ -1,13 +1,13 @@
-"""Everybody is done in time: more epochs for the fast, the last layers only for the slow.
+"""TimelyFL's budget: all clients finish in time T, fast ones with more epochs, slow ones with the last layers only.
 
-With c_i the seconds of one epoch of the whole model on client i and m_i those of its transfer, both ways,
+With c_i the seconds of one epoch of the full model on client i and m_i those of its transfer, both ways,
 
-    T = the time within which a share of the clients can do an epoch of the whole model
+    T = the time within which a share of the clients can train the full model for an epoch
     epochs_i = max(1, floor((T - m_i) / c_i)),      width_i = min(1, T / (c_i + m_i)).
 
-A width is the share of the layers that are trained; training and transfer are taken to cost that share.
+The width is the share of the layers that are trained; training and transfer are assumed to cost that share.
 Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous Federated Learning with Adaptive Partial Training",
-arXiv:2304.06947; there T is the k-th smallest c_i + m_i of the clients asked. Belongs with the space of last layers.
+arXiv:2304.06947; there T is the k-th smallest c_i + m_i of the sampled clients. Use it with the space `last_layers`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from fedhet.protocols import View
 from fedhet.types import Budget, ClientId
 
 SLACK = 1e-9
-"""Epochs: a quotient just below a whole number counts as it."""
+"""Tolerance, in epochs, for quotients that rounding puts just below an integer."""
 
 
 @dataclass(frozen=True)
 class Timely:
-    """Epochs and width for a time.
+    """TimelyFL: epochs and width with which every client finishes in a time T.
 
-    share: of the clients, those that can do an epoch of the whole model in time T, in (0, 1]; with 1 everybody can.
-    seconds: T itself, instead of finding it. batch: samples a step, the work's. max_epochs: of a fast client, at most.
-    min_width: of a slow one, at least; it may then be late. sample: T is found from this many clients or a few
-        more, evenly picked, if there are more.
+    share: share of the clients that can train the full model for an epoch in time T, in (0, 1]. seconds: T itself; None
+    computes it from `share`. batch: samples per step, the same as the work's. max_epochs: upper bound for fast clients.
+    min_width: lower bound for slow clients, which may then be late. sample: number of clients from which T is computed
+    in a larger fleet, at even distances in the roster.
 
-    Speeds and bandwidths are those that clients declare: an observed time would depend on the width it was observed
-    at. A client that declares floating-point operations alone counts with its observed seconds per step, transfer
-    included, and gets one epoch of the whole model until there is one. Raises ValueError for values out of range.
+    Speeds and bandwidths are those that clients declare: an observed time depends on the width of the observed job.
+    A client that declares floating-point operations alone counts with its observed seconds per step, transfer included,
+    and gets one epoch of the full model before the first observation. Raises ValueError for values out of range.
     """
 
     share: float = 0.5
@@ -47,14 +47,14 @@ class Timely:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"share={self.share} is not in (0, 1]; 0.5 lets half of the clients train the whole model")
+            raise ValueError(f"share={self.share} is not in (0, 1]; 0.5 lets half of the clients train the full model")
         if self.seconds is not None and not (self.seconds > 0.0 and math.isfinite(self.seconds)):
             raise ValueError(f"seconds={self.seconds} must be a positive, finite time; null finds it")
         for name in ("batch", "max_epochs", "sample"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0.0 < self.min_width <= 1.0:
-            raise ValueError(f"min_width={self.min_width} is not in (0, 1]; 1 trains the whole model whatever it takes")
+            raise ValueError(f"min_width={self.min_width} is not in (0, 1]; 1 always trains the full model")
 
     def __call__(self, client: ClientId, view: View) -> Budget:
         steps = max(1, math.ceil(view.roster.examples(client) / self.batch))
@@ -68,7 +68,7 @@ class Timely:
         return Budget(steps * max(1, fit), width=width)
 
     def _limit(self, view: View) -> float | None:
-        """T: the ceil(share * n)-th smallest time of the clients whose time is known; None if of nobody."""
+        """T: the ceil(share * n)-th smallest time of the clients with a known time; None if there is none."""
         stride = max(1, len(view.roster) // self.sample)
         clients = itertools.islice(view.roster, 0, None, stride)
         units = [self._unit(c, max(1, math.ceil(view.roster.examples(c) / self.batch)), view) for c in clients]
@@ -76,7 +76,7 @@ class Timely:
         return times[math.ceil(self.share * len(times) - SLACK) - 1] if times else None
 
     def _unit(self, client: ClientId, steps: int, view: View) -> tuple[float, float] | None:
-        """Seconds of an epoch of the whole model, and of its transfer; None if not known."""
+        """Seconds of an epoch of the full model, and of its transfer; None if not known."""
         profile = view.roster[client]
         if profile.flops_per_s is not None:
             seen = view.observed(client).seconds_per_step

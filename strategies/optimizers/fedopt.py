@@ -28,7 +28,10 @@ from strategies.optimizers.sgd import check_lr
 
 @dataclass(frozen=True)
 class AbstractAdaptive(AbstractTransform, ABC):
-    """First moment, second moment, step; subclasses say how the second moment moves."""
+    """Adaptive server optimizer: step lr * m / (sqrt(v) + tau); subclasses define the update of v.
+
+    lr: server learning rate. b1: decay of the first moment m, in [0, 1). tau: adaptivity, above 0.
+    """
 
     lr: float = 0.1
     b1: float = 0.9
@@ -55,7 +58,7 @@ class AbstractAdaptive(AbstractTransform, ABC):
 
 @dataclass(frozen=True)
 class Adagrad(AbstractAdaptive):
-    """FedAdagrad: the second moment only grows."""
+    """FedAdagrad: v <- v + delta^2."""
 
     b1: float = 0.0
 
@@ -68,7 +71,7 @@ class Adagrad(AbstractAdaptive):
 
 @dataclass(frozen=True)
 class Adam(AbstractAdaptive):
-    """FedAdam. b2: decay of the second moment, in [0, 1)."""
+    """FedAdam: v <- b2 v + (1 - b2) delta^2. b2: decay of the second moment, in [0, 1)."""
 
     b2: float = 0.99
 
@@ -81,7 +84,7 @@ class Adam(AbstractAdaptive):
 
 @dataclass(frozen=True)
 class Yogi(AbstractAdaptive):
-    """FedYogi: the second moment moves by at most (1 - b2) delta^2, so it cannot collapse at once."""
+    """FedYogi: v changes by at most (1 - b2) delta^2 per step, in either direction. b2: in [0, 1)."""
 
     b2: float = 0.99
 

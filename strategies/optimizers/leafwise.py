@@ -1,4 +1,4 @@
-"""Element-wise work on a combined update, in one go where the leaves share one buffer."""
+"""Element-wise functions of a combined update, in one call where the leaves share one buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedhet.types import Tree
 def leafwise(delta: Tree, step: Callable[[str, Tensor], Tensor]) -> Tree:
     """Apply `step(name, leaf)` to every leaf; a flat tree is one leaf named "flat".
 
-    Leaves of half precision come as float32, so that moments are kept in it, and the step is rounded once.
+    Leaves of half precision are passed as float32, so that moments are stored in it, and the step is rounded once.
     """
     wide = widened(delta)
     if isinstance(wide, FlatTree):

@@ -3,7 +3,7 @@
     Sgd         step = lr * delta
     Momentum    m <- momentum * m + delta;  step = lr * m
 
-The mean client displacement plays the part of a negative gradient: Reddi et al., "Adaptive Federated Optimization",
+The mean client displacement takes the place of a negative gradient: Reddi et al., "Adaptive Federated Optimization",
 arXiv:2003.00295, Algorithm 1. Momentum at the server is FedAvgM: Hsu, Qi, Brown, "Measuring the Effects of
 Non-Identical Data Distribution for Federated Visual Classification", arXiv:1909.06335.
 """
@@ -25,9 +25,10 @@ from strategies.optimizers.leafwise import leafwise
 
 @dataclass(frozen=True)
 class Sgd(AbstractTransform):
-    """lr * delta. Keeps nothing, so it also works where two combinations have different shapes.
+    """Server SGD: step = lr * delta; lr=1 is FedAvg's server step.
 
-    lr: finite, not negative; 1 leaves the update as it is. Raises ValueError otherwise.
+    It has no state, so it also works where combinations have different shapes. lr: finite, not negative. Raises
+    ValueError otherwise.
     """
 
     lr: float = 1.0
@@ -41,10 +42,10 @@ class Sgd(AbstractTransform):
 
 @dataclass(frozen=True)
 class Momentum(AbstractTransform):
-    """Heavy-ball momentum at the server.
+    """Heavy-ball momentum at the server (FedAvgM): m <- momentum * m + delta, step = lr * m.
 
-    momentum: in [0, 1). skip_first: a version made of one client's first job alone bypasses the momentum (FedCompass
-    with server momentum treats the clients' first returns so). Raises ValueError for values out of range.
+    momentum: in [0, 1). skip_first: a version of one client's first update alone bypasses the momentum, as FedCompass
+    with server momentum does for first updates. Raises ValueError for values out of range.
     """
 
     lr: float = 1.0

@@ -1,11 +1,11 @@
-"""Gaussian noise on what a device sends, to measure what it hides and what it costs.
+"""Gaussian noise on client updates, to measure its effect on attacks and accuracy. It gives no privacy guarantee.
 
     sent = delta + rms * sqrt(mean(delta^2)) * n,   n ~ N(0, 1) per element
 
-It is the measure taken against label recovery by Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in
+It is the defence against label recovery in Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in
 Federated Learning with Unlimited Staleness", arXiv:2309.13536. There is no clipping and no accounting here, so it gives
-no differential privacy; and the draws follow from the run's seed, so that runs repeat bit for bit and the server could
-take them away again.
+no differential privacy. The draws follow from the run's seed, so that runs repeat bit for bit, and the server could
+subtract them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from fedhet.types import Memory, Tree, Update
 
 @dataclass(frozen=True)
 class Noise(AbstractTransform):
-    """rms: standard deviation, in root mean squares of the update itself. seed: of the draws.
+    """Gaussian noise on client updates, for measurements: its seed is known to the server, so it protects nobody.
 
-    Raises ValueError for a negative or infinite rms.
+    rms: standard deviation, relative to the root mean square of the update. seed: seed of the draws. Raises ValueError
+    for a negative or infinite rms.
     """
 
     rms: float = 1.0

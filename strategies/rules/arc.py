@@ -1,6 +1,6 @@
-"""Adaptive robust clipping: the longest updates are cut to the length of the longest that is left alone.
+"""ARC, adaptive robust clipping: scale the updates of largest norm down to the next largest norm.
 
-k = floor(2 f/n (n - f)); the k longest are cut to the (k + 1)-th largest norm. Valid for n > 2f.
+k = floor(2 f/n (n - f)); the k updates of largest norm are scaled to the (k + 1)-th largest norm. Valid for n > 2f.
 Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "The Vital Role of Gradient Clipping in Byzantine-Resilient
 Distributed Learning", arXiv:2405.14432, Algorithm 2. Put in front of a rule, see `strategies.rules.chain`.
 """
@@ -19,9 +19,10 @@ from strategies.rules.clipping import clip
 
 @dataclass(frozen=True)
 class Arc(tolerance.Tolerant):
-    """Clipping at a norm found among the updates. f: wrong updates to stand, a number or a share below 0.5.
+    """Adaptive robust clipping (ARC): the clipping radius is one of the updates' norms.
 
-    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. Raises ValueError for values out of range and, when
+    combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

@@ -1,7 +1,7 @@
-"""Bucketing: random groups of updates are averaged, so that honest ones look more alike.
+"""Bucketing: average random groups of updates, which reduces the variance among honest ones.
 
-A random permutation is cut into ceil(n / size) buckets, the last maybe smaller; row k of M averages bucket k. A rule
-behind it that is to stand f wrong updates sees f wrong buckets: give it f as a number, and keep size < n / (2f).
+A random permutation is cut into ceil(n / size) buckets, the last possibly smaller; row k of M averages bucket k. With f
+Byzantine updates the rule that follows sees up to f Byzantine buckets: give it f as a number, and keep size < n / (2f).
 Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", arXiv:2006.09365,
 Algorithm 1. Put in front of a rule, see `strategies.rules.chain`.
 """
@@ -20,9 +20,9 @@ from fedhet.types import ClientId
 
 @dataclass(frozen=True)
 class Bucketing:
-    """Means of random buckets of `size` updates; a bucket weighs what its members do. The order is the server's secret.
+    """Means of random buckets of `size` updates. A bucket's weight is the sum of its members' weights.
 
-    Raises ValueError for a size below 1.
+    The permutation is drawn on the server and not sent to clients. Raises ValueError for a size below 1.
     """
 
     size: int = 2
@@ -39,5 +39,5 @@ class Bucketing:
         return rows.mix(member / member.sum(axis=1, keepdims=True), member @ rows.weights)
 
     def merged(self, clients: Sequence[ClientId]) -> Sequence[ClientId]:
-        """Whose updates the rule behind it sees: buckets are nobody's."""
+        """The owners of the rows that the next rule sees: -1 for every bucket."""
         return [-1] * -(-len(clients) // self.size)

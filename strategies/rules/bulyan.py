@@ -1,7 +1,7 @@
-"""Bulyan: Krum chooses updates one by one, then every coordinate is averaged near its median.
+"""Bulyan: repeated Krum selection, then a mean around the median per coordinate.
 
-n - 2f times: score those left by Krum with max(1, left - f - 2) neighbours and take the best out; then per coordinate
-the mean of the n - 4f chosen values nearest to their median. Valid for n >= 4f + 3.
+n - 2f times: score the remaining updates by Krum with max(1, remaining - f - 2) neighbours and select the best; then
+per coordinate the mean of the n - 4f selected values nearest to their median. Valid for n >= 4f + 3.
 El Mhamdi, Guerraoui, Rouault, "The Hidden Vulnerability of Distributed Learning in Byzantium", arXiv:1802.07927,
 section 4.
 """
@@ -36,9 +36,10 @@ class NearMedian:
 
 @dataclass(frozen=True)
 class Bulyan(tolerance.Tolerant, AbstractRule):
-    """Repeated Krum, then means around medians. f: wrong updates to stand, a number or a share below 0.5.
+    """Bulyan: repeated Krum selection, then a mean around the median per coordinate.
 
-    Raises ValueError for values out of range and, when combining, for n < 4f + 3 unless f is 0.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. Raises ValueError for values out of range and, when
+    combining, for n < 4f + 3 unless f is 0.
     """
 
     f: tolerance.Tolerance = 0.1
@@ -61,7 +62,7 @@ class Bulyan(tolerance.Tolerant, AbstractRule):
 
 
 def choose(gram: np.ndarray, f: int) -> list[int]:
-    """Indices of the n - 2f updates Krum takes out one after another, in ascending order."""
+    """Indices of the n - 2f updates that Krum selects one after another, in ascending order."""
     squared, norms, left = squared_distances(gram), np.diag(gram), list(range(len(gram)))
     chosen = []
     for _ in range(len(gram) - 2 * f):

@@ -1,7 +1,7 @@
-"""Covariance-bound agnostic filter: take weight from what sticks out along the widest direction, and keep the best.
+"""CAF, covariance-bound agnostic filter: lower the weights of outliers along the direction of largest variance.
 
-Start with c = 1. While sum c > n - 2f: find the top direction of the covariance weighted by c / sum c and each row's
-squared extent t_i along it, remember the weights of smallest top eigenvalue, then c_i <- c_i (1 - t_i / max t).
+Start with c = 1. While sum c > n - 2f: find the top eigenvector of the covariance weighted by c / sum c and each row's
+squared projection t_i on it, remember the weights of smallest top eigenvalue, then c_i <- c_i (1 - t_i / max t).
 The maximum is over rows that still have weight, so that every step empties one. Valid for n > 2f.
 Allouah, Guerraoui, Stephan, "Towards Trustworthy Federated Learning with Untrusted Participants", arXiv:2505.01874.
 """
@@ -26,10 +26,10 @@ ALIVE = 1e-12
 
 @dataclass(frozen=True)
 class Caf(tolerance.Tolerant, AbstractLinearRule):
-    """Weighted mean after filtering; the plain mean when f is 0 or the updates are equal.
+    """CAF: weighted mean after filtering along the top eigenvector; the plain mean if f is 0.
 
-    f: wrong updates to stand, a number or a share below 0.5. Raises ValueError for values out of range and, when
-    combining, for n <= 2f.
+    Equal updates give the plain mean as well. f: Byzantine updates to tolerate, a number or a share below 0.5. Raises
+    ValueError for values out of range and, when combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

@@ -1,9 +1,9 @@
-"""Centred clipping: the mean of the updates, each cut to a ball around a centre that moves there.
+"""Centred clipping: the mean of the updates, each clipped to a ball around a centre that then moves to this mean.
 
 v <- v + mean_i (x_i - v) min(1, radius / |x_i - v|), a few times. Theory asks for f below about n/10.
 Karimireddy, He, Jaggi, "Learning from History for Byzantine Robust Optimization", arXiv:2012.10333, section 4. There
-v is carried over from round to round; a rule keeps nothing, so here every combination starts anew: at zero, or at the
-update with the smallest sum of distances. Carry history by giving the clients momentum.
+v is carried over from round to round. A rule has no state, so here every combination starts at zero, or at the
+update with the smallest sum of distances; client momentum can carry the history.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ STARTS = ("zero", "medoid")
 
 @dataclass(frozen=True)
 class CentredClipping(AbstractLinearRule):
-    """Clipped mean around a moving centre, without memory.
+    """Centred clipping: a clipped mean around a moving centre, without state between rounds.
 
-    radius: absolute; None takes the median distance to the centre, anew each time. iterations: moves of the centre.
+    radius: absolute; None is the median distance to the centre in each iteration. iterations: moves of the centre.
     start: "zero", or "medoid", the update nearest to all others. Raises ValueError for values out of range.
     """
 

@@ -1,4 +1,4 @@
-"""Clipping: no update longer than a fixed radius.
+"""Norm clipping: no update has a norm above a fixed radius.
 
 M = diag(min(1, radius / |x_i|)). Put in front of a rule, see `strategies.rules.chain`.
 """
@@ -16,13 +16,13 @@ from fedhet.protocols import View
 def clip(rows: UpdateMatrix, radius: float) -> UpdateMatrix:
     """Rows scaled down to at most this length."""
     norms = np.sqrt(np.maximum(np.diag(rows.gram), 0.0))
-    kept = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
-    return rows.times(kept)
+    factors = np.where(norms > radius, radius / np.where(norms > 0.0, norms, 1.0), 1.0)
+    return rows.times(factors)
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """Updates cut to an absolute `radius`. Raises ValueError unless it is positive."""
+    """Norm clipping: updates longer than `radius` are scaled down to it. Raises ValueError unless it is positive."""
 
     radius: float = 2.0
 
@@ -34,5 +34,5 @@ class Clipping:
         return clip(rows, self.radius)
 
     def factor(self, length: float) -> float:
-        """What an update of this length is multiplied by: nothing but itself decides it."""
+        """The factor for an update of this norm; it does not depend on other updates."""
         return min(1.0, self.radius / length) if length > 0.0 else 1.0

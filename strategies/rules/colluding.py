@@ -1,4 +1,4 @@
-"""Attackers who see everything, in simulation only: their updates are replaced just before the rule combines.
+"""Omniscient colluding attackers, in simulation only: their updates are replaced just before the rule combines.
 
 Each attacking client's update becomes attack(honest updates of this combination, number of attackers, the rule). No
 client could do this in a real federation; it is the worst case that robustness is measured against, as in González et
@@ -21,7 +21,7 @@ from fedhet.types import ClientId, Tree, Update
 
 
 class Attack(Protocol):
-    """Who attacks, and with what."""
+    """The set of attacking clients, and the vector that they send."""
 
     def __contains__(self, client: object) -> bool: ...
 
@@ -32,8 +32,10 @@ class Attack(Protocol):
 
 @dataclass(frozen=True)
 class Colluding:
-    """A rule as attackers with full sight of it meet it. Without an attacker, or without an honest client, in a
-    combination it is the rule alone. Holds a copy of the honest updates in memory."""
+    """A rule whose attackers know it and all honest updates.
+
+    In a combination without attackers, or without honest clients, it is the rule itself. It copies the honest updates.
+    """
 
     rule: Rule
     attack: Attack

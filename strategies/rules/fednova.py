@@ -1,9 +1,9 @@
-"""Normalised averaging: clients that took more steps pull no harder.
+"""FedNova, normalised averaging: each client's update is divided by its amount of local work.
 
 delta = t_eff * sum_i p_i * delta_i / t_i with t_eff = sum_i p_i t_i / sum_i p_i. t_i is the norm of a job, the sum of
 the weights that its gradients have in its displacement: the number of steps for plain SGD, more with momentum, less
-with a proximal term (see `clients.work.loop`). The server works it out from the job's budget and the method's own work;
-what a client reports of it is not read, so nobody gains weight by claiming to have done less.
+with a proximal term (see `clients.work.loop`). The server computes it from the job's budget and the method's work. It
+does not read a value reported by the client, so a client cannot gain weight by reporting fewer steps.
 Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", arXiv:2007.07481.
 With over="population" it is the normalised variant of FedCompass (arXiv:2309.14675).
 """
@@ -23,13 +23,13 @@ from strategies.rules.mean import OVER, shares
 
 @dataclass(frozen=True)
 class FedNova(AbstractRule):
-    """Mean of displacements per unit of norm, times the mean norm.
+    """FedNova: mean of the updates per local step, times the mean number of steps.
 
     over, uniform: as for the mean.
 
     One update alone, or updates of equal norms, give exactly the mean. Raises ValueError for values out of range and,
-    when combining, behind something that merges updates, and for a norm that is not positive: local steps whose
-    proximal pull overshoots (lr * mu of 2 or more) have no direction to average.
+    when combining, after a mixing that merges updates, and for a norm that is not positive: local steps whose
+    proximal term overshoots (lr * mu of 2 or more) have no direction to average.
     """
 
     over: str = "cohort"
@@ -44,7 +44,7 @@ class FedNova(AbstractRule):
 
     def on(self, rows: UpdateMatrix, view: View) -> Tree:
         if not rows.updates:
-            raise ValueError("FedNova divides each client's update by its own norm: nothing in front may merge updates")
+            raise ValueError("FedNova divides each client's update by its own norm: no mixing before it may merge them")
         p = shares(self.over, self.uniform, rows.weights, view)
         norms = np.array([view.fednova_norm(u.job) for u in rows.updates], dtype=np.float64)
         if not (norms > 0.0).all():
@@ -54,5 +54,5 @@ class FedNova(AbstractRule):
                 "must be positive: make lr * mu of the local work smaller"
             )
         if np.all(norms == norms[0]) or not p.sum() > 0:
-            return rows.sum(p)  # the normalisation cancels: spare the last bit
+            return rows.sum(p)  # the normalisation cancels: avoid its rounding error
         return rows.times(float(p @ norms) / float(p.sum()) / norms).sum(p)

@@ -1,4 +1,4 @@
-"""The Flag Aggregator, in worker space: project the updates on the subspace that explains most of each of them.
+"""The Flag Aggregator: project the updates on the subspace that explains most of each of them.
 
 Y = argmin over Y'Y = I of sum_i sqrt(1 - v_i) + lam/(n-1) sum_{i != j} sqrt(1 - u_ij), with v_i = |Y'x_i|^2 / |x_i|^2
 and u_ij the same for x_i - x_j, by reweighted eigendecompositions; the answer is Y Y' sum_i r_i x_i / |x_i|.
@@ -6,9 +6,9 @@ Almasi, Mishra, Vamanan, Ravi, "Flag Aggregator: Scalable Distributed Training u
 using Convex Optimization", arXiv:2302.05865, equations (4) and (5). Only inner products are used: pair columns add up
 to a graph Laplacian among the updates, so neither they nor Y are formed.
 
-The published formula (out="paper", r_i = |x_i| / n) is bounded by no update's length and stands no single large one.
-The authors' code scales every update to length 1 first (out="authors", r_i = 1 / m, one iteration); that, not the
-subspace, is what protects it: compare with `strategies.rules.unit_mean`. out="unit" gives the step the median length.
+The published formula (out="paper", r_i = |x_i| / n) is unbounded in each update's norm, so one large update breaks it.
+The authors' code scales every update to norm 1 first (out="authors", r_i = 1 / m, one iteration). This scaling, not the
+subspace, makes it robust: compare with `strategies.rules.unit_mean`. out="unit" scales the step to the median norm.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ share of it within which directions count the same."""
 
 @dataclass(frozen=True)
 class Flag(AbstractLinearRule):
-    """Projection on the flag median of the updates. Not robust by itself unless out is "unit" or "authors".
+    """Flag Aggregator: projection on the flag median of the updates. With out="paper" it is not robust.
 
-    out: length of the answer, see the module. dimension: m of the subspace; None is ceil((n + 1) / 2). lam: weight of
+    out: scaling of the result, see the module. dimension: m of the subspace; None is ceil((n + 1) / 2). lam: weight of
     the pair terms, 0 for none. pairs: "paper" divides differences by their own length, "authors" takes differences of
     unit vectors. iterations, tolerance: reweightings at most, and the change of the objective that ends them early.
     Raises ValueError for values out of range. Updates of length zero are left out.

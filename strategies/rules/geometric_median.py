@@ -1,8 +1,9 @@
-"""The geometric median by smoothed Weiszfeld iterations, in worker space.
+"""The geometric median (RFA) by smoothed Weiszfeld iterations on the Gram matrix.
 
-z = argmin sum_i |x_i - z|; iterate b_i = 1 / max(nu, |x_i - z|), z <- sum_i b_i x_i / sum_i b_i, with z kept as its
-coefficients c_i = b_i / sum b. The first b_i are inverse median distances to the others instead of 1 (the mean), so
-that one update of length 1e30 costs no more iterations. No f to declare: it stands fewer than half wrong updates.
+z = argmin sum_i |x_i - z|; iterate b_i = 1 / max(nu, |x_i - z|), z <- sum_i b_i x_i / sum_i b_i, with z stored as its
+coefficients c_i = b_i / sum b. The first b_i are inverse median distances to the others in place of 1 (the mean), so
+that one update of norm 1e30 costs no more iterations. It has no parameter f: it tolerates fewer than half Byzantine
+updates.
 Pillutla, Kakade, Harchaoui, "Robust Aggregation for Federated Learning", arXiv:1912.13445, Algorithm 2 (RFA). The
 smoothing nu is relative to the median norm of the updates, which may be of any length.
 """
@@ -22,7 +23,7 @@ from strategies.rules.geometry import distances_to, squared_distances
 
 @dataclass(frozen=True)
 class GeometricMedian(AbstractLinearRule):
-    """The point with the smallest sum of distances to the updates, all counting the same.
+    """Geometric median (RFA): the point of smallest sum of distances to the updates, equally weighted.
 
     smoothing: nu as a share of the median norm. iterations, tolerance: stop after so many steps, or when no
     coefficient changes by more than that share of itself. Raises ValueError for values out of range.

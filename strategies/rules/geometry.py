@@ -1,4 +1,4 @@
-"""Distances and neighbours, read off a Gram matrix K: |x_i - x_j|^2 = K_ii + K_jj - 2 K_ij."""
+"""Distances and neighbours from a Gram matrix K: |x_i - x_j|^2 = K_ii + K_jj - 2 K_ij."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from strategies.rules.ties import LEVEL, ranks
 
 
 def squared_distances(gram: np.ndarray) -> np.ndarray:
-    """(n, n), not negative, zero on the diagonal and wherever rounding could have made what there is of it."""
+    """Squared distances, (n, n), not negative; zero on the diagonal and wherever they are within rounding of zero."""
     norms = np.diag(gram)
     sizes = norms[:, None] + norms[None, :]
     result: np.ndarray = sizes - 2.0 * gram

@@ -1,7 +1,7 @@
-"""Krum and Multi-Krum: the updates that are closest to their nearest neighbours.
+"""Krum and Multi-Krum: select the updates that are closest to their nearest neighbours.
 
 score_i = sum of |x_i - x_j|^2 over the n - f - 2 updates nearest to i; Krum returns the update of lowest score,
-Multi-Krum the mean of the `keep` lowest. Valid for n >= 2f + 3.
+Multi-Krum the mean of the `keep` updates of lowest score. Valid for n >= 2f + 3.
 Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
 arXiv:1703.02757, section 4. Other code in use takes n - f - 1 neighbours and keep = n - f; both can be set.
 """
@@ -24,10 +24,10 @@ from strategies.rules.ties import ranks
 
 
 def by_score(squared: np.ndarray, norms: np.ndarray, neighbours: int) -> np.ndarray:
-    """Indices from the lowest sum of squared distances to so many nearest others up, shape (n,). `norms` are squared.
+    """Indices by ascending sum of squared distances to the `neighbours` nearest others, (n,). `norms` are squared.
 
-    Two updates that are each other's nearest tie if one neighbour counts; the sum over all others then decides, and
-    where that ties as well, the index.
+    With one neighbour, two updates that are each other's nearest tie; the sum over all others breaks the tie, then the
+    index.
     """
     order = np.argsort(squared, axis=1, kind="stable")[:, 1:]  # without the 0 to itself
     nearest, sizes = np.take_along_axis(squared, order, axis=1), norms[:, None] + norms[order]
@@ -37,7 +37,7 @@ def by_score(squared: np.ndarray, norms: np.ndarray, neighbours: int) -> np.ndar
 
 
 def ranking(rule: object, gram: np.ndarray, f: int, neighbours: int | None) -> np.ndarray:
-    """Indices from the lowest score up. Without wrong updates (f = 0) any n will do."""
+    """Indices by ascending score. Without Byzantine updates (f = 0) any n is allowed."""
     n = len(gram)
     tolerance.within(rule, f, n, 2 * f + 3 if f else 1)
     m = max(0, n - f - 2) if neighbours is None else neighbours
@@ -51,7 +51,7 @@ def _few_others(neighbours: int, n: int) -> str:
 
 
 class AbstractKrum(tolerance.Tolerant, AbstractLinearRule):
-    """What Krum and Multi-Krum need: 2f + 3 updates, and as many others of each as neighbours count."""
+    """Common checks of Krum and Multi-Krum: at least 2f + 3 updates and more updates than `neighbours`."""
 
     MORE: ClassVar[int] = 3
     neighbours: int | None
@@ -64,9 +64,9 @@ class AbstractKrum(tolerance.Tolerant, AbstractLinearRule):
 
 @dataclass(frozen=True)
 class Krum(AbstractKrum):
-    """One update: the one closest to its neighbours.
+    """Krum: the one update closest to its nearest neighbours.
 
-    f: wrong updates to stand, a number or a share below 0.5. neighbours: how many count; None is n - f - 2.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. neighbours: how many count; None is n - f - 2.
     Raises ValueError for values out of range and, when combining, for fewer than 2f + 3 updates.
     """
 
@@ -85,7 +85,7 @@ class Krum(AbstractKrum):
 
 @dataclass(frozen=True)
 class MultiKrum(AbstractKrum):
-    """The mean of the updates closest to their neighbours.
+    """Multi-Krum: the mean of the updates closest to their nearest neighbours.
 
     f, neighbours: as for Krum. keep: how many are averaged; None is n - f - 2 (at least 1).
     Raises ValueError for values out of range and, when combining, for fewer than 2f + 3 or than `keep` updates.

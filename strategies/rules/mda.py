@@ -2,7 +2,7 @@
 
 S = argmin over |S| = n - f of max_{i,j in S} |x_i - x_j|, answer = mean of S. Valid for n > 2f.
 El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely Distributed Byzantine Machine Learning", arXiv:1905.03853;
-the minimum-volume idea is Rousseeuw's (1985). Looks at C(n, f) subsets, so n is small or f is.
+the minimum-volume idea is Rousseeuw's (1985). It enumerates C(n, f) subsets, so n or f must be small.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from strategies.rules.ties import lowest, ranks
 
 @dataclass(frozen=True)
 class MinimumDiameter(tolerance.Tolerant, AbstractLinearRule):
-    """Mean of the tightest n - f updates; subsets with the same widest pair are told apart by all their distances.
+    """Minimum-diameter averaging (MDA): the mean of the n - f updates with the smallest diameter.
 
-    f: wrong updates to stand, a number or a share below 0.5. limit: most subsets looked at.
+    Among subsets of equal diameter the smallest sum of squared distances decides. f: Byzantine updates to tolerate, a
+    number or a share below 0.5. limit: largest number of subsets to enumerate.
     Raises ValueError for values out of range and, when combining, for n <= 2f or more subsets than `limit`.
     """
 

@@ -1,4 +1,4 @@
-"""Mean around the median, per coordinate.
+"""Meamed, the mean around the median per coordinate.
 
 answer_k = mean of the n - f values x_ik nearest to the median of coordinate k. Valid for n > 2f.
 Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", arXiv:1802.10116, section 4.
@@ -17,9 +17,10 @@ from strategies.rules.order import mean_around, middle, ordered
 
 @dataclass(frozen=True)
 class Meamed(tolerance.Tolerant, AbstractCoordinateRule):
-    """Mean of the values nearest to the median. f: wrong updates to stand, a number or a share below 0.5.
+    """Meamed: per coordinate, the mean of the n - f values nearest to the median.
 
-    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. Raises ValueError for values out of range and, when
+    combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

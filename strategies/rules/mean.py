@@ -1,4 +1,4 @@
-"""The weighted mean, in its three denominators.
+"""The weighted mean, with one of three denominators.
 
 sum_i c_i * scale_i * delta_i with c_i = n_i / sum_{j in cohort} n_j (FedAvg: McMahan et al., "Communication-Efficient
 Learning of Deep Networks from Decentralized Data", arXiv:1602.05629, Algorithm 1), c_i = n_i / sum over all registered
@@ -41,9 +41,9 @@ def shares(over: str, uniform: bool, weights: np.ndarray, view: View) -> np.ndar
 class Mean(AbstractLinearRule):
     """Weighted mean of the scaled updates.
 
-    over: "cohort" normalises by the weights combined now; "population" by those of all registered clients, not
-        renormalised; "count" by the number of updates combined now, whatever their weights.
-    uniform: every client counts the same instead of by its samples.
+    over: the denominator. "cohort": the sum of the weights combined now; "population": that of all registered clients,
+        not renormalised; "count": the number of updates combined now.
+    uniform: every client has weight 1 in place of its number of samples.
 
     Raises ValueError for another `over`.
     """
@@ -66,12 +66,12 @@ class Mean(AbstractLinearRule):
         return ""
 
     def part(self, update: Update) -> tuple[float, float]:
-        """What this update alone decides of its coefficient, twice: the sum of these is what is divided by."""
+        """The numerator of this update's coefficient, and the same number as its part of the denominator."""
         share = 1.0 if self.uniform or self.over == "count" else update.weight
         return share, share
 
     def divisor(self, mass: float, count: int, view: View) -> float:
-        """The denominator. Raises ValueError if it is nothing."""
+        """The denominator. Raises ValueError if it is not positive."""
         if self.over == "population":
             mass = float(len(view.roster) if self.uniform else view.roster.total_examples)
         if not mass > 0:

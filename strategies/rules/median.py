@@ -1,7 +1,7 @@
 """The coordinate-wise median.
 
-answer_k = median_i x_ik, all clients counting the same; of an even number, the mean of the two in the middle. No f to
-declare: it stands fewer than half wrong updates.
+answer_k = median_i x_ik, without weights; for an even number, the mean of the two middle values. It has no parameter
+f: it tolerates fewer than half Byzantine updates.
 Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
 arXiv:1803.01498, section 4.
 """
@@ -18,7 +18,7 @@ from strategies.rules.order import middle, ordered
 
 @dataclass(frozen=True)
 class Median(AbstractCoordinateRule):
-    """Median of every coordinate."""
+    """Coordinate-wise median, clients equally weighted."""
 
     def reduce(self, block: Tensor, weights: Tensor) -> Tensor:
         return middle(ordered(block))

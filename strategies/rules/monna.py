@@ -1,6 +1,6 @@
-"""MoNNA: the mean of the n - f updates nearest to one that is trusted.
+"""MoNNA: the mean of the n - f updates nearest to a trusted client's update.
 
-answer = mean over the n - f nearest neighbours (itself included) of the pivot's update. Valid for n > 2f.
+answer = mean over the n - f nearest neighbours of the pivot's update, itself included. Valid for n > 2f.
 Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, "Robust Collaborative Learning with Linear Gradient Overhead",
 arXiv:2209.10931, Algorithm 1 (there every node is its own pivot).
 """
@@ -22,10 +22,10 @@ from strategies.rules.geometry import mean_of, nearest
 
 @dataclass(frozen=True)
 class Monna(tolerance.Tolerant, AbstractLinearRule):
-    """Mean of the trusted client's nearest neighbours.
+    """MoNNA: the mean of the n - f updates nearest to a trusted client's update.
 
-    pivot: the trusted client, which must take part in every combination. f: wrong updates to stand, a number or a
-    share below 0.5. Raises ValueError for values out of range and, when combining, for n <= 2f or an absent pivot.
+    pivot: the trusted client, which must take part in every combination. f: Byzantine updates to tolerate, a number or
+    a share below 0.5. Raises ValueError for values out of range and, when combining, for n <= 2f or an absent pivot.
     """
 
     pivot: ClientId = 0

@@ -1,4 +1,4 @@
-"""Nearest-neighbour mixing: every update is replaced by the mean of the n - f updates nearest to it.
+"""NNM, nearest-neighbour mixing: every update is replaced by the mean of the n - f updates nearest to it.
 
 M_ij = 1/(n - f) for j among the n - f nearest neighbours of i, itself included. Valid for n > 2f.
 Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by Mixing: A Recipe for Optimal Byzantine ML under
@@ -20,9 +20,10 @@ from strategies.rules.geometry import nearest
 
 @dataclass(frozen=True)
 class Nnm(tolerance.Tolerant):
-    """Mixing with the nearest. f: wrong updates to stand, a number or a share below 0.5.
+    """Nearest-neighbour mixing (NNM): every update becomes the mean of its n - f nearest.
 
-    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. Raises ValueError for values out of range and, when
+    combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

@@ -10,14 +10,14 @@ LEVEL = 64.0
 
 
 def ordered(block: Tensor) -> Tensor:
-    """Each column sorted upwards, shape (n, width). Short rows that lie together sort fastest."""
+    """Each column in ascending order, shape (n, width). The copy makes each column contiguous, which sorts faster."""
     columns = block.T.clone(memory_format=torch.contiguous_format).numpy()
     columns.sort(axis=1)
     return torch.from_numpy(columns).T.contiguous()
 
 
 def middle(rows: Tensor) -> Tensor:
-    """The median of sorted rows, (width,): of an even number, the mean of the two in the middle."""
+    """The median of sorted rows, (width,); for an even number, the mean of the two middle values."""
     n = len(rows)
     return rows[n // 2].clone() if n % 2 else rows[n // 2 - 1] * 0.5 + rows[n // 2] * 0.5
 
@@ -28,11 +28,12 @@ def trimmed(rows: Tensor, f: int) -> Tensor:
 
 
 def mean_around(rows: Tensor, centre: Tensor, keep: int) -> Tensor:
-    """The mean of the `keep` values nearest to the centre, per column; of two equally far the smaller is kept. Equally
-    far are those that rounding of the centre, or of the rows where they are mixtures, may have told apart.
+    """The mean of the `keep` values nearest to the centre, per column, (width,).
 
-    In sorted rows these are a window. It moves up past value k as long as k is farther from the centre than the value
-    that would come in, k + keep; that is true of the first few k and then of none, so counting finds the place.
+    Of two equally distant values the smaller one is used; distances that differ by rounding of the centre or of mixed
+    rows only are equal. In sorted rows the nearest values are a window. It moves past value k while k is farther from
+    the centre than value k + keep. This holds for the first few k and no other, so counting them gives the window's
+    start.
     """
     n = len(rows)
     first, sizes = torch.zeros(rows.shape[1], dtype=torch.int16), rows.abs() * (LEVEL * torch.finfo(rows.dtype).eps)

@@ -17,9 +17,10 @@ from strategies.rules.order import mean_around, ordered, trimmed
 
 @dataclass(frozen=True)
 class Phocas(tolerance.Tolerant, AbstractCoordinateRule):
-    """Mean of the values nearest to the trimmed mean. f: wrong updates to stand, a number or a share below 0.5.
+    """Phocas: per coordinate, the mean of the n - f values nearest to the trimmed mean.
 
-    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    f: Byzantine updates to tolerate, a number or a share below 0.5. Raises ValueError for values out of range and, when
+    combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

@@ -1,10 +1,11 @@
-"""Smallest maximum eigenvalue averaging: the mean of the n - f updates that spread least in any one direction.
+"""SMEA, smallest maximum eigenvalue averaging: the mean of the n - f updates of least variance in any direction.
 
 S = argmin over |S| = n - f of the largest eigenvalue of the covariance of S, answer = mean of S. Valid for n > 2f.
 Allouah, Guerraoui, Gupta, Pinot, Stephan, "On the Privacy-Robustness-Utility Trilemma in Distributed Learning",
-arXiv:2302.04787, Algorithm 2. Looks at C(n, f) subsets, so n is small or f is.
+arXiv:2302.04787, Algorithm 2. It enumerates C(n, f) subsets, so n or f must be small.
 
-Most subsets need no eigenvalues: with t that of a good one, t I - A has a Cholesky factor only if A's are below t.
+Most subsets need no eigenvalues: if t is the top eigenvalue of a good subset, t I - A has a Cholesky factor only if all
+eigenvalues of A are below t.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from strategies.rules.geometry import mean_of, subsets
 from strategies.rules.ties import LEVEL, lowest
 
 GOOD, SLACK = 32, 1e-9
-"""Subsets of smallest total spread looked at first; share by which a bound is raised against rounding."""
+"""Number of subsets of smallest trace examined first; relative margin of a bound against rounding."""
 
 
 @dataclass(frozen=True)
 class Smea(tolerance.Tolerant, AbstractLinearRule):
-    """Mean of the n - f updates of smallest top eigenvalue; ties go to the lexicographically first subset.
+    """SMEA: the mean of the n - f updates whose covariance has the smallest top eigenvalue.
 
-    f: wrong updates to stand, a number or a share below 0.5. limit: most subsets looked at.
+    Ties go to the lexicographically first subset. f: Byzantine updates to tolerate, a number or a share below 0.5.
+    limit: largest number of subsets to enumerate.
     Raises ValueError for values out of range and, when combining, for n <= 2f or more subsets than `limit`.
     """
 
@@ -65,8 +67,10 @@ def scatter(gram: np.ndarray, batch: np.ndarray) -> np.ndarray:
 
 
 def below(around: np.ndarray, sizes: np.ndarray, bound: float) -> tuple[np.ndarray, float]:
-    """Indices, ascending, of the matrices whose top eigenvalue may be the smallest of all, or level with it, and a
-    bound above which none is, at most the given one."""
+    """Indices, ascending, of the matrices whose top eigenvalue may be the smallest or tie with it, and the new bound.
+
+    The bound, at most the given one, is above the smallest top eigenvalue.
+    """
     good = np.argsort(np.trace(around, axis1=1, axis2=2), kind="stable")[:GOOD]
     tops = np.linalg.eigvalsh(around[good])[:, -1]
     at = int(tops.argmin())

@@ -1,4 +1,4 @@
-"""The covariance of weighted rows, seen from worker space.
+"""The top eigenvalue of the covariance of weighted rows, from their Gram matrix.
 
 For weights w that add up to 1 the centred Gram matrix is Kc = (I - 1w') K (I - 1w')', and A = diag(sqrt w) Kc
 diag(sqrt w) has the non-zero eigenvalues of the covariance sum_i w_i (x_i - m)(x_i - m)'.
@@ -19,8 +19,10 @@ def centred(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def principal(gram: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
-    """The largest eigenvalue of the weighted covariance, and each row's squared extent along its direction, (n,). Where
-    the next eigenvalues are level with it, along all of their directions: no single one of them is distinguished."""
+    """The largest eigenvalue of the weighted covariance, and each row's squared projection on its eigenvector, (n,).
+
+    If further eigenvalues tie with it, the projection is on all of their eigenvectors.
+    """
     around, root = centred(gram, w), np.sqrt(w)
     values, vectors = np.linalg.eigh(around * np.outer(root, root))
     value = float(values[-1])

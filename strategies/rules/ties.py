@@ -1,13 +1,13 @@
-"""Comparisons that rounding does not decide.
+"""Comparisons that do not depend on rounding errors.
 
-Numbers that are equal in exact arithmetic come out some units in the last place apart, in an order that depends on how
-a sum was split up, on threads and on the processor. And equal they often are: copies of one update, mixtures of the
-same neighbours, two that are each other's nearest. So numbers that lie closer together than rounding can tell are
-level, and of those the first goes first: updates are sorted by client and job.
+Numbers that are equal in exact arithmetic can differ by some units in the last place, in an order that depends on how
+a sum is split, on threads and on the processor. Equal numbers are common: copies of one update, mixtures of the same
+neighbours, two updates that are each other's nearest. Numbers that differ by rounding only therefore tie, and the first
+one wins: updates are sorted by client and job.
 
-Sorted, numbers are level as long as no step from one to the next exceeds `LEVEL` of the terms they were formed from.
-Numbers that are equal but for rounding are then level wherever they lie; rounded to fewer digits, some would fall on
-two sides of a boundary. "Within a tolerance of each other" would be no order: it is not transitive.
+Sorted numbers tie while no step from one to the next exceeds `LEVEL` times the terms they were formed from. Rounding to
+fewer digits would put some equal numbers on two sides of a boundary, and "within a tolerance of each other" is not
+transitive.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from __future__ import annotations
 import numpy as np
 
 LEVEL = 2.0**-40
-"""Some thousand times what rounding does to a squared distance, as a share of the squared norms it is formed from."""
+"""Tolerance, relative to the squared norms: some thousand times the rounding error of a squared distance."""
 
 
 def ranks(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The place of each value along the last axis, 0 for the lowest; values that are level share one. Integers, of the
-    shape of `values`. `sizes` are the sums of the magnitudes of the terms behind each value."""
+    """The rank of each value along the last axis, 0 for the lowest; tied values share a rank. Integers of the shape of
+    `values`. `sizes` are the sums of the magnitudes of the terms of each value."""
     order = np.argsort(values, axis=-1, kind="stable")
     sizes = np.take_along_axis(np.broadcast_to(sizes, values.shape), order, axis=-1)
     steps = np.diff(np.take_along_axis(values, order, axis=-1), axis=-1)
@@ -32,5 +32,5 @@ def ranks(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def lowest(values: np.ndarray, sizes: np.ndarray) -> int:
-    """The index of the lowest value, (n,); the first of those that are level with it."""
+    """The index of the lowest of `values`, shape (n,); the first one of a tie."""
     return int(ranks(values, sizes).argmin())

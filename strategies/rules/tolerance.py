@@ -1,4 +1,4 @@
-"""How many wrong updates a rule is told to stand: a number, or a share of those combined."""
+"""The parameter f of robust rules: how many Byzantine updates to tolerate, as a number or as a share."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def check(f: Tolerance, name: str = "f") -> None:
 
 
 def count(f: Tolerance, n: int) -> int:
-    """The number of wrong updates among n. A share is rounded down, so a few updates alone are trusted."""
+    """The number of Byzantine updates to tolerate among n. A share is rounded down, to 0 for few updates."""
     return f if isinstance(f, int) else math.floor(f * n + 1e-9)
 
 
 def within(rule: object, f: int, n: int, least: int) -> None:
-    """Raises ValueError if n updates are fewer than the `least` a rule needs to stand f wrong ones."""
+    """Raises ValueError if n updates are fewer than the `least` a rule needs to tolerate f Byzantine ones."""
     if n < least:
         raise ValueError(_too_few(rule, f, n, least))
 
 
 class Tolerant:
-    """A rule that needs `PER` times f plus `MORE` updates to stand f wrong ones, and one if f is 0."""
+    """A rule that needs `PER` * f + `MORE` updates to tolerate f Byzantine ones, and one update if f is 0."""
 
     PER: ClassVar[int] = 2
     MORE: ClassVar[int] = 1
     f: Tolerance
 
     def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
-        """Too few updates for f, if they are; see `fedhet.engine.aggregator.Demanding`."""
+        """The shortage if these clients are too few for f; see `fedhet.engine.aggregator.Demanding`."""
         n, f = len(clients), count(self.f, len(clients))
         least = self.PER * f + self.MORE if f else 1
         return Shortage("f", self.f, _too_few(self, f, n, least)) if n < least else None
@@ -48,6 +48,6 @@ class Tolerant:
 
 def _too_few(rule: object, f: int, n: int, least: int) -> str:
     return (
-        f"{type(rule).__name__} needs {least} updates or more to stand f={f} wrong ones, but there are {n}: "
+        f"{type(rule).__name__} needs {least} updates or more to tolerate f={f} Byzantine ones, but there are {n}: "
         f"lower f, give it as a share (f=0.2), or combine more updates at a time"
     )

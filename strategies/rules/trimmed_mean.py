@@ -18,9 +18,10 @@ from strategies.rules.order import ordered, trimmed
 
 @dataclass(frozen=True)
 class TrimmedMean(tolerance.Tolerant, AbstractCoordinateRule):
-    """Mean of every coordinate without its extremes. f: how many at either end, a number or a share below 0.5.
+    """Coordinate-wise trimmed mean: without the f smallest and the f largest values.
 
-    Raises ValueError for values out of range and, when combining, for n <= 2f.
+    f: values to remove at either end, a number or a share below 0.5. Raises ValueError for values out of range and,
+    when combining, for n <= 2f.
     """
 
     f: tolerance.Tolerance = 0.2

@@ -1,6 +1,6 @@
-"""The mean of unit vectors: what normalising every update does on its own, the control for the Flag Aggregator.
+"""The mean of updates scaled to one norm: the control experiment for the Flag Aggregator.
 
-answer = median(|x|) / n sum_i x_i / |x_i|. A single update moves it by at most 2/n of the median length.
+answer = median(|x|) / n sum_i x_i / |x_i|. A single update moves it by at most 2/n of the median norm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedhet.types import Update
 
 @dataclass(frozen=True)
 class UnitMean(AbstractLinearRule):
-    """Mean of the updates after scaling each to the median length; updates of length zero count as zero."""
+    """Mean of the updates after scaling each to the median norm; a zero update counts as zero."""
 
     def coefficients(self, gram: np.ndarray, weights: np.ndarray, updates: Sequence[Update], view: View) -> np.ndarray:
         s = np.sqrt(np.maximum(np.diag(gram), 0.0))

@@ -1,9 +1,9 @@
 """FedAT: tiers of similar speed, each training synchronously at its own pace.
 
-The first jobs of all clients are combined into version 1 and measured; the clients, sorted by (seconds per step,
-number), are cut into tiers of equal size, and from then on every tier is a synchronous federation of its own. The
-layer `strategies.staleness.tiers` keeps the tiers' models and weighs them. Clients that were not measured at the start
-belong to the last tier.
+The first jobs of all clients are combined into version 1 and their times are measured. The clients, sorted by (seconds
+per step, id), are split into tiers of equal size, and from then on every tier runs its own synchronous rounds. The
+transform `strategies.staleness.tiers` stores the tiers' models and computes their weighted sum. Clients that were not
+measured at the start belong to the last tier.
 
 Chai et al., "FedAT: A High-Performance and Communication-Efficient Federated Learning System with Asynchronous Tiers",
 arXiv:2010.05958.
@@ -32,12 +32,12 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import MIN_WAKE_DELAY, SLACK, at_least, positive
+from strategies.schedules.waiting import MIN_WAKE_DELAY, SLACK, at_least, positive
 
 
 @dataclass
 class Tier:
-    """One synchronous federation: its clients, and its round if one is open."""
+    """A tier: its clients and the state of its round."""
 
     clients: set[ClientId] = field(default_factory=set)
     waiting: set[ClientId] = field(default_factory=set)
@@ -49,10 +49,10 @@ class Tier:
 
 @dataclass
 class FedAT:
-    """Synchronous rounds per tier.
+    """FedAT: tiers of clients of similar speed, each in its own synchronous rounds.
 
-    tiers: how many. per_round: clients a tier asks per round; None asks all of its idle ones. pause_seconds: a round
-    that failed whole is followed by the tier's next one no sooner than this long after its start.
+    tiers: number of tiers. per_round: clients per round of a tier; None: all of its idle clients. pause_seconds: least
+    time from the start of a round in which all clients failed to the tier's next round.
 
     Raises ValueError for values out of range.
     """
@@ -65,7 +65,7 @@ class FedAT:
     pause_seconds: float = 1.0
 
     parts: list[Tier] = field(init=False, default_factory=lambda: [Tier()])
-    """One part while clients are measured, then the tiers, fastest first."""
+    """One tier with all clients while they are measured, then the tiers, fastest first."""
     of: dict[ClientId, int] = field(init=False, default_factory=dict)
     measured: bool = field(init=False, default=False)
 
@@ -111,13 +111,13 @@ class FedAT:
             case _:
                 return
         for part in touched:
-            yield from self._turn(part, view)
+            yield from self._advance(part, view)
 
     def _part(self, client: ClientId) -> Tier:
         return self.parts[self.of.get(client, len(self.parts) - 1)]
 
-    def _turn(self, part: Tier, view: View) -> Iterator[Command]:
-        """Close the round if everybody is back, and open the next."""
+    def _advance(self, part: Tier, view: View) -> Iterator[Command]:
+        """Close the tier's round if all its clients have answered, and open the next."""
         if part.waiting:
             return
         opening = [part]
@@ -133,12 +133,12 @@ class FedAT:
             yield from self._open(each, view)
 
     def _sort(self, clients: list[ClientId], view: View) -> None:
-        """Cut the measured clients into tiers; everybody else goes to the last one."""
+        """Split the measured clients into tiers; all others go to the last one."""
         ranked = sorted(clients, key=lambda c: (view.observed(c).seconds_per_step or 0.0, c))
         self.of = {c: rank * self.tiers // len(ranked) for rank, c in enumerate(ranked)}
-        everybody = self.parts[0].clients
+        clients_to_place = self.parts[0].clients
         self.parts = [Tier() for _ in range(self.tiers)]
-        for client in everybody:
+        for client in clients_to_place:
             self._part(client).clients.add(client)
         self.measured = True
 

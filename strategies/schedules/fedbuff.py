@@ -1,4 +1,4 @@
-"""Buffered asynchronous combination: every `size` answers make one version, and nobody waits for anybody.
+"""FedBuff, buffered asynchronous aggregation: every `size` updates make one version; no client waits for another.
 
 Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", arXiv:2106.06639, Algorithm 1:
 w <- w + lr * (1/K) * sum_{k in buffer} st(u_k) * delta_k. A client's slot is refilled at once, with the current model.
@@ -27,18 +27,18 @@ from fedhet.types import (
     Started,
     Woke,
 )
-from strategies.schedules.parking import SLACK, AbstractPerClient, at_least, positive
+from strategies.schedules.waiting import SLACK, AbstractPerClient, at_least, positive
 
 
 @dataclass
 class FedBuff(AbstractPerClient):
-    """Combine every `size` answers.
+    """FedBuff: combine every `size` updates; size=1 is FedAsync's schedule.
 
-    concurrency: clients training at a time; a free slot goes to a random idle client. None: every client has its own
-        slot and is given its next job as soon as it answers.
-    max_staleness: answers older than this many versions are dropped as "stale"; None keeps all.
-    flush: combine what is buffered when the run ends, even if fewer than `size`.
-    pause_seconds: a job that failed is replaced no sooner than this long after its dispatch.
+    size: K, updates per version. concurrency: clients that train at a time; a free slot goes to a random idle client.
+        None: every client has its own slot and gets its next job as soon as it answers.
+    max_staleness: updates older than this many versions are dropped as "stale"; None: no limit.
+    flush: combine the buffered updates when the run ends, even if fewer than `size`.
+    pause_seconds: least time from the dispatch of a failed job to its replacement.
 
     Raises ValueError for values out of range.
     """
@@ -63,8 +63,8 @@ class FedBuff(AbstractPerClient):
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Started() if self.concurrency is None:
-                yield from self._assign(self._enter(view))
-                yield from self._rouse(view)
+                yield from self._assign(self._start_all(view))
+                yield from self._schedule_wake(view)
             case Arrived(job):
                 if self.max_staleness is not None and view.version - job.version > self.max_staleness:
                     yield Drop((job.id,), "stale")
@@ -82,8 +82,8 @@ class FedBuff(AbstractPerClient):
                 self.waiting.pop(client, None)
                 yield from self._fill(view)
             case Woke() if self.concurrency is None:
-                yield from self._assign(self._ready(view))
-                yield from self._rouse(view)
+                yield from self._assign(self._take_ready(view))
+                yield from self._schedule_wake(view)
             case Started() | Woke():
                 yield from self._fill(view)
             case Ending() if self.flush and self.held:
@@ -98,16 +98,16 @@ class FedBuff(AbstractPerClient):
             yield Assign(client)
 
     def _refill(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
-        """The slot that `client` had is free from second `at` on."""
+        """Refill the slot that `client` had, from second `at` on."""
         if self.concurrency is None:
-            if self._free(client, at, view):
+            if self._ready_or_wait(client, at, view):
                 yield Assign(client)
             else:
-                yield from self._rouse_one(client, view)
+                yield from self._schedule_wake_for(client, view)
         elif at <= view.now + SLACK:
             yield from self._fill(view)
         else:
-            yield from self._wake(at, view)
+            yield from self._set_timer(at, view)
 
     def _fill(self, view: View) -> Iterator[Command]:
         """Give the free slots to random idle clients; if there are too few, try again when one comes online."""
@@ -123,4 +123,4 @@ class FedBuff(AbstractPerClient):
         if len(clients) < free:
             online = view.next_online()
             if online is not None:
-                yield from self._wake(online, view)
+                yield from self._set_timer(online, view)

@@ -1,13 +1,13 @@
-"""FedCompass: numbers of steps chosen so that unequal clients return together, in groups.
+"""FedCompass: the number of local steps of each client is chosen so that clients of unequal speed return in groups.
 
-Every client that comes back is given the steps with which it meets a group of others (`groups`). A group is combined
-when all its members are back, or at its latest second T_max = t + lambda * q * s. Members that come after that wait for
-whichever combination is next, and keep nobody waiting. Updates are not renormalised over a group: use the mean over the
+Every client that answers gets the number of steps with which it returns together with a group (`groups`). A group is
+combined when all its members have answered, or at its deadline T_max = t + lambda * q * s. Later answers are part of
+the next combination, whichever group it is of. Updates are not renormalised over a group: use the mean over the
 population, with alpha as the server's learning rate.
 
 Li et al., "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power
-Aware Scheduler", arXiv:2309.14675. Beyond the paper: `join_slack`, the initial group, a bound on task
-time, giving up on silent members, and that the second late answer of one client combines the waiting ones by itself.
+Aware Scheduler", arXiv:2309.14675. Beyond the paper: `join_slack`, the initial group, a bound on task time, a timeout
+for members that do not answer, and that a client's second late answer in a row triggers a combination of the late ones.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from fedhet.types import (
     Woke,
 )
 from strategies.schedules.groups import Group, Groups, whole_steps
-from strategies.schedules.parking import SLACK, AbstractPerClient, at_least, positive
+from strategies.schedules.waiting import SLACK, AbstractPerClient, at_least, positive
 
 FASTEST = 1e-9
-"""Seconds per step a client is taken to need at least."""
+"""Lower bound of a client's seconds per step."""
 
 
 @dataclass
 class FedCompass(AbstractPerClient):
-    """Groups by arrival time.
+    """FedCompass: groups of clients that are expected to answer at the same time.
 
-    q_min, q_max: bounds on a task's steps. q_init: steps of everybody's first task; None is q_min.
-    latency_factor: lambda, how much longer than expected a group waits for its members, at least 1.
-    join_slack: a joining client may be given up to floor(join_slack * q_max) steps; 1 is strict.
-    initial_mode: "individual" combines each client's first return alone; "group" waits for all first returns and
-        combines them together, which makes equal clients exact synchronous rounds from the start.
+    q_min, q_max: least and most steps of a task. q_init: steps of each client's first task; None: q_min.
+    latency_factor: lambda >= 1; a group's deadline is this factor times its expected time.
+    join_slack: a client that joins a group may get up to floor(join_slack * q_max) steps; 1 is strict.
+    initial_mode: "individual" combines each client's first answer alone; "group" combines all first answers together,
+        so that clients of equal speed train in exact synchronous rounds from the start.
     beta: weight of the newest observation in a client's seconds per step, in (0, 1].
-    max_task_seconds: expected length of a task at most, even if fewer than q_min steps fit; None is no bound.
-    patience: silent members are given up this many times later after their dispatch than they would be late.
-    flush: combine what is buffered when the run ends. pause_seconds: a failed task is replaced no sooner than this
-        long after its dispatch.
+    max_task_seconds: upper bound of a task's expected time, even if fewer than q_min steps fit; None: no bound.
+    patience: a member that does not answer is given up after this factor times its time limit.
+    flush: combine the buffered updates when the run ends. pause_seconds: least time from the dispatch of a failed task
+        to its replacement.
 
     Raises ValueError for values out of range.
     """
@@ -75,17 +75,16 @@ class FedCompass(AbstractPerClient):
 
     groups: Groups = field(init=False)
     late: dict[ClientId, JobId] = field(init=False, default_factory=dict)
-    """Answers that came after their group, waiting for the next combination."""
+    """Answers after their group's deadline: part of the next combination."""
     gone: set[ClientId] = field(init=False, default_factory=set)
     alarms: list[tuple[float, int]] = field(init=False, default_factory=list)
-    """A heap of (second, group) at which a group is to be looked at: closed, or its silent members given up."""
+    """A heap of (second, group): when a group reaches its deadline, or its silent members are given up."""
 
     def __post_init__(self) -> None:
         at_least("q_min", self.q_min, 1)
         at_least("q_init", self.q_init, 1)
-        at_least("latency_factor", self.latency_factor, 1.0)
-        at_least("join_slack", self.join_slack, 1.0)
-        at_least("patience", self.patience, 1.0)
+        for name in ("latency_factor", "join_slack", "patience"):
+            at_least(name, getattr(self, name), 1.0)
         positive("pause_seconds", self.pause_seconds)
         if self.max_task_seconds is not None:
             positive("max_task_seconds", self.max_task_seconds)
@@ -104,16 +103,16 @@ class FedCompass(AbstractPerClient):
             case Arrived(job, seconds):
                 yield from self._arrived(job, seconds, view)
             case Failed(job):
-                yield from self._lose(job.client, view)
-                yield from self._employ(job.client, job.sent + self.pause_seconds, view)
+                yield from self._stop_waiting(job.client, view)
+                yield from self._assign_when_idle(job.client, job.sent + self.pause_seconds, view)
             case Joined(client):
                 self.gone.discard(client)
                 if self.groups.of(client) is None:
-                    yield from self._employ(client, view.now, view)
+                    yield from self._assign_when_idle(client, view.now, view)
             case Left(client):
                 self.gone.add(client)
                 self.waiting.pop(client, None)
-                yield from self._lose(client, view)
+                yield from self._stop_waiting(client, view)
             case Woke(at):
                 yield from self._woke(max(at, view.now), view)
             case Ending() if self.flush:
@@ -121,10 +120,8 @@ class FedCompass(AbstractPerClient):
                 if jobs := self._take_late() + back:
                     yield Aggregate(jobs)
 
-    # Events
-
     def _start(self, view: View) -> Iterator[Command]:
-        clients = self._enter(view)
+        clients = self._start_all(view)
         if self.initial_mode == "group" and clients:
             group = self.groups.new()
             for client in clients:
@@ -132,10 +129,10 @@ class FedCompass(AbstractPerClient):
             if self.max_task_seconds is not None:
                 group.latest = view.now + self.max_task_seconds
                 group.patience = view.now + self.patience * self.max_task_seconds
-                yield from self._watch(group.latest, group)
+                yield from self._set_group_timer(group.latest, group)
         for client in clients:
-            yield from self._first(client)
-        yield from self._rouse(view)
+            yield from self._assign_first(client)
+        yield from self._schedule_wake(view)
 
     def _arrived(self, job: Job, seconds: float, view: View) -> Iterator[Command]:
         client, first = job.client, job.client not in self.groups.speeds
@@ -145,19 +142,19 @@ class FedCompass(AbstractPerClient):
             self.groups.arrive(client, job.id, group)
             if not group.waiting:
                 yield from self._combine(group, view)
-            return  # it is sent on with its group
+            return  # it gets its next task together with its group
         if group is not None:
             self.groups.quit(client, group)
         if group is None and first:
             yield Aggregate((job.id,))
-        elif client in self.late:  # nobody took its last one along: whoever is always late must not pile up
+        elif client in self.late:  # no combination took its last one: late answers must not accumulate
             yield Aggregate((*self._take_late(), job.id))
         else:
             self.late[client] = job.id
-        yield from self._employ(client, view.now, view)
+        yield from self._assign_when_idle(client, view.now, view)
 
-    def _lose(self, client: ClientId, view: View) -> Iterator[Command]:
-        """A client that will not be back in time, if ever: its group waits for the others only."""
+    def _stop_waiting(self, client: ClientId, view: View) -> Iterator[Command]:
+        """Remove a client that will not answer in time from the members its group waits for."""
         group = self.groups.of(client)
         if group is None or client not in group.waiting:
             return
@@ -176,45 +173,43 @@ class FedCompass(AbstractPerClient):
                 yield Note("gave up", {"group": group.id, "clients": len(group.waiting)})
                 for client in sorted(group.waiting):
                     self.groups.quit(client, group)
-        for client in self._ready(view):
-            yield from self._give(client, view)
-        yield from self._rouse(view)
-
-    # Moves
+        for client in self._take_ready(view):
+            yield from self._assign_task(client, view)
+        yield from self._schedule_wake(view)
 
     def _combine(self, group: Group, view: View) -> Iterator[Command]:
-        """Close a group; combine those who are back with the late answers, and send them on, fastest first."""
+        """Close a group, combine its answers with the late ones, and give its members new tasks, fastest first."""
         jobs = tuple(group.arrived.values())
         self.groups.close(group)
         clients = self.groups.dismiss(group)
         if group.waiting and group.patience is not None:
-            yield from self._watch(group.patience, group)
+            yield from self._set_group_timer(group.patience, group)
         if jobs:
             yield Aggregate(self._take_late() + jobs)
         for client in clients:
-            yield from self._employ(client, view.now, view)
+            yield from self._assign_when_idle(client, view.now, view)
 
-    def _employ(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
-        """Work for a client from second `at` on: now if it can, else when it can."""
+    def _assign_when_idle(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
+        """Assign a client its next task: now if it is idle and `at` is past, else as soon as both hold."""
         if client in self.gone:
             return
-        if self._free(client, at, view):
-            yield from self._give(client, view)
+        if self._ready_or_wait(client, at, view):
+            yield from self._assign_task(client, view)
         else:
-            yield from self._rouse_one(client, view)
+            yield from self._schedule_wake_for(client, view)
 
-    def _give(self, client: ClientId, view: View) -> Iterator[Command]:
-        """The next task: a first one, or one that ends with a group."""
+    def _assign_task(self, client: ClientId, view: View) -> Iterator[Command]:
+        """Assign the next task: a first one, or one that ends when a group is due."""
         s, now = self.groups.speeds.get(client), view.now
         if s is None:
-            yield from self._first(client)
+            yield from self._assign_first(client)
             return
         place = self.groups.join(s, now, *self._bounds(math.floor(self.join_slack * self.q_max + SLACK), s))
         how = "founded" if place is None else "joined"
         if place is None:
             place = self.groups.found(s, now, *self._bounds(self.q_max, s), self.latency_factor)
             assert place[1].latest is not None
-            yield from self._watch(place[1].latest, place[1])
+            yield from self._set_group_timer(place[1].latest, place[1])
         steps, group = place
         self.groups.enter(client, group)
         group.patience = max(group.patience or 0.0, now + self.patience * self.latency_factor * steps * s)
@@ -225,13 +220,11 @@ class FedCompass(AbstractPerClient):
         yield Note("group", note | {"how": how, "step_seconds": s})
         yield Assign(client, steps)
 
-    def _first(self, client: ClientId) -> Iterator[Command]:
-        """A first task, which shows how fast the client is."""
+    def _assign_first(self, client: ClientId) -> Iterator[Command]:
+        """Assign a first task, which measures the client's speed."""
         steps = self.q_min if self.q_init is None else self.q_init
         yield Note("first task", {"client": client, "steps": steps})
         yield Assign(client, steps)
-
-    # Bookkeeping
 
     def _observe(self, client: ClientId, seconds_per_step: float) -> None:
         new = max(seconds_per_step, FASTEST)
@@ -239,7 +232,7 @@ class FedCompass(AbstractPerClient):
         self.groups.speeds[client] = new if old == new else (1.0 - self.beta) * old + self.beta * new
 
     def _bounds(self, most: int, s: float) -> tuple[int, int]:
-        """Least and most steps for a client; the bound on task time comes before both."""
+        """Least and most steps for a client; the bound on task time has priority over both."""
         if self.max_task_seconds is None:
             return self.q_min, most
         cap = max(1, whole_steps(self.max_task_seconds, s))
@@ -250,6 +243,6 @@ class FedCompass(AbstractPerClient):
         self.late.clear()
         return jobs
 
-    def _watch(self, at: float, group: Group) -> Iterator[Command]:
+    def _set_group_timer(self, at: float, group: Group) -> Iterator[Command]:
         heapq.heappush(self.alarms, (at, group.id))
         yield Wake(at)

@@ -1,11 +1,12 @@
-"""FedFix: combine at fixed times whatever has come, and send the new model to those who contributed.
+"""FedFix: combine the updates that have arrived at fixed times, and send the new model to their clients.
 
-Window n closes at (n + 1) * window_seconds. A client that is done waits for the close; one that is not keeps working,
-untouched. With a window as long as the slowest client this is synchronous training, with a tiny one asynchronous.
+Window n closes at (n + 1) * window_seconds. A client that has answered waits for the close; the others continue to
+train. With a window as long as the slowest client needs this is synchronous training, with a very short one
+asynchronous training.
 
 Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients Updates",
-arXiv:2206.10189. A slow client contributes to few windows: the importance layer makes up for it, so that
-the mean over the population, times its factor, is the coefficient d_i of the paper.
+arXiv:2206.10189. A slow client contributes to few windows. The transform `strategies.staleness.importance` corrects
+this: its factor times the weight in the mean over the population is the coefficient d_i of the paper.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import SLACK, AbstractPerClient, positive
+from strategies.schedules.waiting import SLACK, AbstractPerClient, positive
 
 
 @dataclass
 class FedFix(AbstractPerClient):
-    """Combinations every `window_seconds`; an empty window makes no version.
+    """FedFix: combine every `window_seconds`; an empty window makes no version.
 
-    Clients that failed, joined or came back online start at the next close as well. flush: combine what has come when
-    the run ends inside a window. Raises ValueError for values out of range.
+    Clients that failed, joined or came back online start at the next close as well. flush: combine the buffered updates
+    when the run ends inside a window. Raises ValueError for values out of range.
     """
 
     window_seconds: float = 1.0
@@ -47,7 +48,7 @@ class FedFix(AbstractPerClient):
     held: list[JobId] = field(init=False, default_factory=list)
     origin: float = field(init=False, default=0.0)
     closing: float | None = field(init=False, default=None)
-    """When the present window closes; None while there is nobody to wait for."""
+    """When the present window closes; None while no client is training or will come online."""
 
     def __post_init__(self) -> None:
         positive("window_seconds", self.window_seconds)
@@ -56,7 +57,7 @@ class FedFix(AbstractPerClient):
         match event:
             case Started():
                 self.origin = view.now
-                for client in self._enter(view):
+                for client in self._start_all(view):
                     yield Assign(client)
                 yield from self._schedule(view)
             case Arrived(job):
@@ -73,7 +74,7 @@ class FedFix(AbstractPerClient):
                 self.waiting.pop(client, None)
             case Woke(at) if self.closing is not None and max(at, view.now) >= self.closing - SLACK:
                 yield from self._combine()
-                for client in self._ready(view):
+                for client in self._take_ready(view):
                     yield Assign(client)
                 yield from self._schedule(view)
             case Ending() if self.flush:
@@ -85,7 +86,7 @@ class FedFix(AbstractPerClient):
             yield Aggregate(jobs)
 
     def _schedule(self, view: View) -> Iterator[Command]:
-        """The next close; if all are offline, the first one at which somebody is back."""
+        """Set the next close; if all clients are offline, the first one at which a client is online again."""
         number = math.floor((view.now - self.origin) / self.window_seconds + SLACK) + 1
         if not view.busy and not self.held and not any(client in view.idle for client in self.waiting):
             online = view.next_online()

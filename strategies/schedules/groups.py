@@ -1,12 +1,12 @@
-"""Arrival groups: who is expected back together, and which steps bring whom to which group.
+"""FedCompass's arrival groups: the clients expected to answer together, and the number of steps to reach a group.
 
-A client with s seconds per step that must be back at T gets q = floor((T - now) / s) steps. It joins the open group
-that gives it the most steps within bounds. If there is none it founds a group timed so that the members of another
-group can join it after their own combination: that group's latest second plus q_max steps of its fastest member.
+A client with s seconds per step that must answer at T gets q = floor((T - now) / s) steps. It joins the open group
+that gives it the most steps within bounds. If there is none, it creates a group whose time is such that the members of
+another group can join it after their own combination: that group's deadline plus q_max steps of its fastest member.
 
 Li et al., "FedCompass: Efficient Cross-Silo Federated Learning on Heterogeneous Client Devices using a Computing Power
-Aware Scheduler", arXiv:2309.14675. Sorted lists keep a decision logarithmic in the
-number of groups, and a heap per group keeps its fastest member known.
+Aware Scheduler", arXiv:2309.14675. Sorted lists make a decision logarithmic in the number of groups, and a heap per
+group has its fastest member first.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from fedhet.types import ClientId, JobId
-from strategies.schedules.parking import SLACK
+from strategies.schedules.waiting import SLACK
 
 
 @dataclass
 class Group:
-    """Clients that are expected back together.
+    """Clients that are expected to answer at the same time. All times are in seconds.
 
-    due: when (T_a). latest: until when an answer is on time (T_max). fastest: seconds per step of its fastest member.
-    patience: when members that are still silent are given up. The initial group may have no times: None.
+    due: expected arrival T_a. latest: deadline T_max. fastest: seconds per step of its fastest member.
+    patience: when members that have not answered are given up. The initial group may have no times: None.
     """
 
     id: int
@@ -37,12 +37,12 @@ class Group:
     waiting: set[ClientId] = field(default_factory=set)
     arrived: dict[ClientId, JobId] = field(default_factory=dict)
     pace: list[tuple[float, ClientId]] = field(default_factory=list)
-    """A heap of (seconds per step, client); entries of members that left or changed are skipped when they surface."""
+    """A heap of (seconds per step, client); outdated entries are removed when they become the first."""
 
 
 @dataclass
 class Groups:
-    """All groups that are open, or still wait for somebody. Plain data; every change of membership is here."""
+    """All groups that are open or wait for members. Plain data; every change of membership is a method here."""
 
     q_max: int
     """Steps that a group's fastest member is expected to take after its next combination."""
@@ -53,16 +53,16 @@ class Groups:
     """Smoothed seconds per step of every client seen."""
     founded: int = 0
     dues: list[tuple[float, int]] = field(default_factory=list)
-    """(due, group) of the open groups, ascending: where one can join."""
+    """(due, group) of the open groups that a client can join, ascending."""
     returns: list[tuple[float, int]] = field(default_factory=list)
-    """(latest + fastest * q_max, group) of the open groups, ascending: what a new group is timed by."""
+    """(latest + fastest * q_max, group) of the open groups, ascending: the candidate times of a new group."""
 
     def of(self, client: ClientId) -> Group | None:
-        """The group this client is waited for in, or is back in."""
+        """The group of which this client is a member, if any."""
         return self.all.get(self.member.get(client, -1))
 
     def join(self, s: float, now: float, low: int, high: int) -> tuple[int, Group] | None:
-        """The most steps in [low, high] that end when an open group is due, and that group; of equals the newest."""
+        """The most steps in [low, high] that end when an open group is due, and that group; ties go to the newest."""
         best, found = low, -1
         at = bisect_left(self.dues, (now + (high + 1) * s + SLACK, 0))
         while at > 0:
@@ -76,7 +76,7 @@ class Groups:
         return None if found < 0 else (best, self.all[found])
 
     def found(self, s: float, now: float, low: int, high: int, factor: float) -> tuple[int, Group]:
-        """A new group and the steps of its first member; it waits until `factor` times the expected time."""
+        """The steps of a new group's first member, and the group; its deadline is `factor` times the expected time."""
         steps = high
         at = bisect_left(self.returns, (now + (high + 1) * s + SLACK, 0))
         while at > 0:
@@ -99,19 +99,19 @@ class Groups:
         return group
 
     def enter(self, client: ClientId, group: Group) -> None:
-        """From now on the group waits for this client."""
+        """Add a client to the members that the group waits for."""
         group.waiting.add(client)
         self.member[client] = group.id
-        self.pace(client, group)
+        self.update_speed(client, group)
 
     def arrive(self, client: ClientId, job: JobId, group: Group) -> None:
-        """A member is back on time."""
+        """Record a member's answer."""
         group.waiting.remove(client)
         group.arrived[client] = job
-        self.pace(client, group)
+        self.update_speed(client, group)
 
     def quit(self, client: ClientId, group: Group) -> None:
-        """The group no longer waits for this member; it vanishes if that was its last."""
+        """Remove a member from its group, and the group if it was the last member."""
         del self.member[client]
         group.waiting.discard(client)
         if not group.waiting and not group.arrived:
@@ -121,14 +121,14 @@ class Groups:
             self._retime(group)
 
     def close(self, group: Group) -> None:
-        """Nobody joins any more, and who is still missing is late."""
+        """Close a group: no client joins it any more, and members without an answer are late."""
         if group.open:
             _remove(self.dues, (group.due, group.id))
             _remove(self.returns, (self._return(group), group.id))
         group.open, group.pace = False, []
 
     def dismiss(self, group: Group) -> tuple[ClientId, ...]:
-        """The members of a closed group that are back leave it, fastest first."""
+        """Remove the members of a closed group that have answered, and return them, fastest first."""
         clients = sorted(group.arrived, key=lambda c: (self.speeds[c], c))
         for client in clients:
             del self.member[client]
@@ -137,8 +137,8 @@ class Groups:
             del self.all[group.id]
         return tuple(clients)
 
-    def pace(self, client: ClientId, group: Group) -> None:
-        """A member's speed is new or has changed."""
+    def update_speed(self, client: ClientId, group: Group) -> None:
+        """Record that a member's speed is new or has changed."""
         if group.open and client in self.speeds:
             heapq.heappush(group.pace, (self.speeds[client], client))
             self._retime(group)
@@ -156,17 +156,17 @@ class Groups:
 
     def _return(self, group: Group) -> float:
         if group.due is None or group.latest is None:
-            return math.inf  # the initial group is no guide: nobody planned it
+            return math.inf  # the initial group has no planned times
         return group.latest + group.fastest * self.q_max
 
 
 def whole_steps(seconds: float, s: float) -> int:
-    """Steps of s seconds that fit, with a tolerance for quotients that floats put just below a whole number."""
+    """Steps of s seconds that fit, with a tolerance for quotients that rounding puts just below an integer."""
     return math.floor(seconds / s + 1e-9)
 
 
 def _remove(entries: list[tuple[float, int]], entry: tuple[float | None, int]) -> None:
-    """Take an entry out of an ascending list if it is there (a group without times is in none)."""
+    """Remove an entry from an ascending list if present (a group without times is in none)."""
     when, number = entry
     if when is None:
         return

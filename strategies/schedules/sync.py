@@ -1,4 +1,4 @@
-"""Synchronous rounds: pick a cohort, wait for it, combine, repeat.
+"""Synchronous rounds: sample a cohort, wait for its updates, combine them, repeat.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629,
 Algorithm 1. Over-selection with a reporting goal and a deadline follow Bonawitz et al., "Towards Federated Learning
@@ -29,19 +29,20 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import MIN_WAKE_DELAY, SLACK, at_least, positive
+from strategies.schedules.waiting import MIN_WAKE_DELAY, SLACK, at_least, positive
 
 
 @dataclass
 class Sync:
-    """Rounds with a cohort of idle clients.
+    """Synchronous rounds with a cohort of idle clients.
 
-    per_round: clients whose answers close a round; None takes everybody who is idle when the round opens.
-    over_selection: asks ceil(over_selection * per_round) clients, so that stragglers need not be waited for.
-    deadline_seconds: after this long a round closes with what it has, if that is at least `min_updates`; otherwise
-        it closes as soon as it has that many.
-    min_updates: a round is opened with no fewer clients and combines no fewer updates.
-    pause_seconds: a round that failed is followed by the next one no sooner than this long after its start.
+    per_round: number of updates that closes a round; None: all clients idle when the round opens.
+    over_selection: factor >= 1; ceil(over_selection * per_round) clients get a job, so that the round need not wait for
+        stragglers.
+    deadline_seconds: time after which a round closes with the updates it has, if they are at least `min_updates`, or
+        else as soon as there are that many; None: no deadline.
+    min_updates: least number of clients to open a round, and of updates to combine.
+    pause_seconds: least time from the start of a failed round to the next round.
 
     Raises ValueError for values out of range.
     """
@@ -55,7 +56,7 @@ class Sync:
     waiting: set[ClientId] = field(init=False, default_factory=set)
     arrived: list[JobId] = field(init=False, default_factory=list)
     goal: int = field(init=False, default=0)
-    """Answers that close the round; 0 while no round is open."""
+    """Number of updates that closes the round; 0 while no round is open."""
     opened: float = field(init=False, default=0.0)
     resume: float = field(init=False, default=0.0)
 
@@ -67,7 +68,7 @@ class Sync:
         if self.deadline_seconds is not None:
             positive("deadline_seconds", self.deadline_seconds)
         if self.per_round is None and self.over_selection != 1.0:
-            raise ValueError(f"over_selection={self.over_selection} needs a per_round; everybody is asked already")
+            raise ValueError(f"over_selection={self.over_selection} needs a per_round; without it all clients train")
         if self.per_round is not None and self.per_round < self.min_updates:
             raise ValueError(f"min_updates={self.min_updates} is above per_round={self.per_round}; lower it")
 
@@ -90,7 +91,7 @@ class Sync:
             case Left(client):
                 self.arrived = [job for job in self.arrived if job in view.buffer]  # its own may have been withdrawn
                 if not any(job.client == client for job in view.inflight.values()):
-                    self.waiting.discard(client)  # its job was not yet on its way: nothing else will tell
+                    self.waiting.discard(client)  # its job was not yet sent: no further event will follow
             case Started() | Joined() | Woke():
                 pass
             case _:
@@ -109,7 +110,7 @@ class Sync:
             online = view.next_online()
             if online is not None:
                 yield Wake(max(online, view.now + MIN_WAKE_DELAY))
-            return  # otherwise somebody who is still busy, or who joins, opens the round
+            return  # otherwise the event of a busy or joining client opens the round
         self.waiting = set(clients)
         self.goal = len(clients) if self.per_round is None else min(self.per_round, len(clients))
         self.opened = view.now

@@ -1,7 +1,7 @@
-"""Rounds by the clock: combine after a time, or as soon as enough have come, late answers included.
+"""Time windows: combine after a fixed time or when enough updates have arrived, late ones included.
 
-A window closes after `window_seconds` if at least `min_updates` answers are there (otherwise it is extended by the same
-time), or with the `goal`-th answer. Clients go on when their answer is combined, or at once.
+A window closes after `window_seconds` if at least `min_updates` updates have arrived (otherwise it is extended by the
+same time), or with the `goal`-th update. Clients get their next job when their update is combined, or at once.
 Xie et al., "FederatedScope: A Flexible Federated Learning Platform for Heterogeneity", arXiv:2204.05011
 (the "time up" and "goal achieved" conditions, broadcasting after aggregating or after receiving).
 """
@@ -29,17 +29,17 @@ from fedhet.types import (
     Wake,
     Woke,
 )
-from strategies.schedules.parking import SLACK, AbstractPerClient, at_least, positive
+from strategies.schedules.waiting import SLACK, AbstractPerClient, at_least, positive
 
 
 @dataclass
 class TimeWindow(AbstractPerClient):
-    """Windows that start with a combination and end by time or by number.
+    """Combine after `window_seconds`, or as soon as `goal` updates have arrived.
 
-    goal: answers that close a window early; None leaves it to the clock. min_updates: fewer extend the window.
-    max_staleness: older answers are dropped as "stale"; None keeps all. broadcast: "aggregation" lets a client wait
-    until its answer is combined, "receipt" gives it the current model at once. flush: combine the rest at the end.
-    pause_seconds: a job that failed is replaced no sooner than this long after its dispatch.
+    goal: number of updates that closes a window early; None: time alone. min_updates: with fewer the window is
+    extended. max_staleness: older updates are dropped as "stale"; None: no limit. broadcast: "aggregation": a client
+    waits until its update is combined; "receipt": it gets the current model at once. flush: combine the buffered
+    updates when the run ends. pause_seconds: least time from the dispatch of a failed job to its replacement.
 
     Raises ValueError for values out of range.
     """
@@ -54,7 +54,7 @@ class TimeWindow(AbstractPerClient):
 
     held: list[JobId] = field(init=False, default_factory=list)
     resting: list[ClientId] = field(init=False, default_factory=list)
-    """Clients whose answers are held and who wait for the combination."""
+    """Clients that wait until their updates are combined."""
     deadline: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -77,18 +77,18 @@ class TimeWindow(AbstractPerClient):
     def react(self, event: Event, view: View) -> Iterator[Command]:
         match event:
             case Started():
-                for client in self._enter(view):
+                for client in self._start_all(view):
                     yield Assign(client)
-                yield from self._rouse(view)
+                yield from self._schedule_wake(view)
                 yield from self._open(view)
             case Arrived(job) if self.max_staleness is not None and view.version - job.version > self.max_staleness:
                 yield Drop((job.id,), "stale")
-                yield from self._employ(job.client, view.now, view)
+                yield from self._assign_when_idle(job.client, view.now, view)
             case Arrived(job):
                 self.held.append(job.id)
                 self.waiting.pop(job.client, None)
                 if self.broadcast == "receipt":
-                    yield from self._employ(job.client, view.now, view)
+                    yield from self._assign_when_idle(job.client, view.now, view)
                 else:
                     self.resting.append(job.client)
                 if self.goal is not None and len(self.held) >= self.goal:
@@ -96,17 +96,17 @@ class TimeWindow(AbstractPerClient):
                 elif self.deadline is None:
                     yield from self._open(view)
             case Failed(job):
-                yield from self._employ(job.client, job.sent + self.pause_seconds, view)
+                yield from self._assign_when_idle(job.client, job.sent + self.pause_seconds, view)
             case Joined(client) if client not in self.resting:
-                yield from self._employ(client, view.now, view)
+                yield from self._assign_when_idle(client, view.now, view)
             case Left(client):
                 self.held = [job for job in self.held if job in view.buffer]  # a client's may have been withdrawn
                 self.waiting.pop(client, None)
                 self.resting = [c for c in self.resting if c != client]
             case Woke(at):
-                for client in self._ready(view):
+                for client in self._take_ready(view):
                     yield Assign(client)
-                yield from self._rouse(view)
+                yield from self._schedule_wake(view)
                 if self.deadline is not None and max(at, view.now) >= self.deadline - SLACK:
                     yield from self._time_up(view)
             case Ending() if self.flush and self.held:
@@ -116,7 +116,7 @@ class TimeWindow(AbstractPerClient):
         if len(self.held) >= self.min_updates:
             yield from self._combine(view)
             return
-        if not view.busy:  # too few, and nobody works on more: those who wait go on
+        if not view.busy:  # too few updates, and no client is training: the resting clients continue
             yield from self._release(view)
         if view.busy:
             yield from self._open(view)
@@ -132,14 +132,14 @@ class TimeWindow(AbstractPerClient):
     def _release(self, view: View) -> Iterator[Command]:
         clients, self.resting = sorted(self.resting), []
         for client in clients:
-            yield from self._employ(client, view.now, view)
+            yield from self._assign_when_idle(client, view.now, view)
 
     def _open(self, view: View) -> Iterator[Command]:
         self.deadline = view.now + self.window_seconds
         yield Wake(self.deadline)
 
-    def _employ(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
-        if self._free(client, at, view):
+    def _assign_when_idle(self, client: ClientId, at: float, view: View) -> Iterator[Command]:
+        if self._ready_or_wait(client, at, view):
             yield Assign(client)
         else:
-            yield from self._rouse_one(client, view)
+            yield from self._schedule_wake_for(client, view)

@@ -159,7 +159,7 @@ def test_plain_mappings_of_unlike_dtypes_are_reduced_leaf_by_leaf(fake_view: Any
 
 @pytest.mark.parametrize(("rule", "n"), [(TrimmedMean(f=3), 6), (Meamed(f=3), 6), (Phocas(f=3), 6), (Bulyan(f=2), 10)])
 def test_too_few_updates_for_f_are_refused(combine: Combine, rule: Any, n: int) -> None:
-    with pytest.raises(ValueError, match="updates or more to stand f="):
+    with pytest.raises(ValueError, match="updates or more to tolerate f="):
         combine(rule, rows_of(0, n))
 
 

@@ -179,7 +179,9 @@ def test_a_scale_is_part_of_the_update_and_a_weight_is_not_believed(combine: Com
 
 @pytest.mark.parametrize("rule", [Krum(f=3), MultiKrum(f=3), MinimumDiameter(f=3), Smea(f=3), Caf(f=3)])
 def test_too_few_updates_for_f_are_refused(combine: Combine, rule: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{type(rule).__name__} needs . updates or more to stand f=3 wrong ones"):
+    with pytest.raises(
+        ValueError, match=rf"{type(rule).__name__} needs . updates or more to tolerate f=3 Byzantine ones"
+    ):
         combine(rule, rows_of(0, n=6))
 
 

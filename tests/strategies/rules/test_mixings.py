@@ -184,7 +184,7 @@ def test_a_chain_needs_what_its_rule_needs() -> None:
 
 @pytest.mark.parametrize("mixing", [Arc(5), Nnm(5)])
 def test_too_few_updates_for_f_are_refused(combine: Combine, mixing: Any) -> None:
-    with pytest.raises(ValueError, match="needs 11 updates or more to stand f=5"):
+    with pytest.raises(ValueError, match="needs 11 updates or more to tolerate f=5"):
         combine(Chain([mixing], Median()), rows_of(0))
 
 

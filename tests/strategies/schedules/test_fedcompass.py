@@ -462,7 +462,7 @@ def test_a_clock_that_jumps_backward_corrupts_nothing(world: World) -> None:
 
 def lines_run(work: Callable[[], object]) -> int:
     """Lines of the schedule executed by `work`: a measure of cost that does not depend on the machine."""
-    count, files = 0, ("schedules/fedcompass.py", "schedules/groups.py", "schedules/parking.py")
+    count, files = 0, ("schedules/fedcompass.py", "schedules/groups.py", "schedules/waiting.py")
 
     def local(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal count

@@ -1,7 +1,7 @@
-"""Schedules in which every client has a slot of its own.
+"""Base of schedules in which every client has a slot of its own: the waiting clients and their timer.
 
-A client gets its next job as soon as it is online and free; until then it is *waiting* with the earliest second at
-which it may be tried again. One pending alarm serves all of them, so the number of timers stays small.
+A client gets its next job as soon as it is online and free. Until then it is waiting, with the earliest second at
+which it may get one. One pending timer serves all waiting clients.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ SLACK = 1e-9
 """Seconds: times this close are the same instant."""
 
 MIN_WAKE_DELAY = 1e-6
-"""Seconds a wake lies ahead at least, so that a timer set for this instant cannot repeat for ever."""
+"""Least delay of a wake, in seconds: a timer for the present instant could repeat for ever."""
 
 
 @dataclass
 class AbstractPerClient(ABC):
-    """State and moves for parking. Costs grow with the number of waiting clients, at wakes only."""
+    """Base class of schedules with one slot per client. Only a wake costs time proportional to the waiting clients."""
 
     waiting: dict[ClientId, float] = field(init=False, default_factory=dict)
-    """Client to the earliest second it may be given work."""
+    """Earliest second at which each waiting client may get a job."""
 
     alarm: float | None = field(init=False, default=None)
-    """The earliest wake asked for and not yet come."""
+    """The earliest pending wake, in seconds."""
 
     @abstractmethod
     def react(self, event: Event, view: View) -> Iterable[Command]:
         """Commands in answer to one event."""
 
-    def _enter(self, view: View) -> list[ClientId]:
-        """The start: clients that can work now; all others of the roster are waiting. One pass over the roster."""
+    def _start_all(self, view: View) -> list[ClientId]:
+        """At the start: make all clients of the roster waiting, and take those that can work now. O(roster)."""
         for client in view.roster:
             self.waiting[client] = view.now
-        return self._ready(view)
+        return self._take_ready(view)
 
-    def _ready(self, view: View) -> list[ClientId]:
-        """Take the waiting clients that can work now, in ascending order."""
+    def _take_ready(self, view: View) -> list[ClientId]:
+        """Remove the clients that can work now from the waiting ones, and return them in ascending order."""
         if self.alarm is not None and self.alarm <= view.now + SLACK:
             self.alarm = None
         ready = sorted(c for c, at in self.waiting.items() if at <= view.now + SLACK and c in view.idle)
@@ -50,23 +50,25 @@ class AbstractPerClient(ABC):
             del self.waiting[client]
         return ready
 
-    def _free(self, client: ClientId, at: float, view: View) -> bool:
-        """Whether this client can work now; if not it is waiting until second `at` (or until it is online)."""
+    def _ready_or_wait(self, client: ClientId, at: float, view: View) -> bool:
+        """Whether this client can work now; if not, it becomes waiting until second `at` or until it is online."""
         self.waiting.pop(client, None)
         if at <= view.now + SLACK and client in view.idle:
             return True
         self.waiting[client] = at
         return False
 
-    def _rouse(self, view: View) -> Iterator[Command]:
-        """After clients were waiting: make sure of a wake when the first of them may work. Cost O(waiting)."""
-        yield from self._wake(min((_chance(c, at, view) for c, at in self.waiting.items()), default=math.inf), view)
+    def _schedule_wake(self, view: View) -> Iterator[Command]:
+        """Schedule a wake for when the first waiting client may get a job. O(waiting)."""
+        yield from self._set_timer(
+            min((_next_attempt(c, at, view) for c, at in self.waiting.items()), default=math.inf), view
+        )
 
-    def _rouse_one(self, client: ClientId, view: View) -> Iterator[Command]:
-        """The same after one client was waiting. Cost O(1)."""
-        yield from self._wake(_chance(client, self.waiting[client], view), view)
+    def _schedule_wake_for(self, client: ClientId, view: View) -> Iterator[Command]:
+        """Schedule a wake for when this waiting client may get a job. O(1)."""
+        yield from self._set_timer(_next_attempt(client, self.waiting[client], view), view)
 
-    def _wake(self, at: float, view: View) -> Iterator[Command]:
+    def _set_timer(self, at: float, view: View) -> Iterator[Command]:
         at = max(at, view.now + MIN_WAKE_DELAY)
         pending = self.alarm is not None and view.now < self.alarm <= at + SLACK
         if not pending and math.isfinite(at):
@@ -74,8 +76,8 @@ class AbstractPerClient(ABC):
             yield Wake(at)
 
 
-def _chance(client: ClientId, at: float, view: View) -> float:
-    """When to look again at a client waiting until `at`; infinity if an event will tell (busy, gone, unknown)."""
+def _next_attempt(client: ClientId, at: float, view: View) -> float:
+    """When a client waiting until `at` may get a job; infinity if an event will follow (it is busy or has left)."""
     if at > view.now + SLACK:
         return at
     if client not in view.roster:
