@@ -1,6 +1,6 @@
-"""The simulated world: one data set, divided among clients, and models that fit it.
+"""The simulated world: one data set partitioned among clients, and models for it.
 
-Everything is built once per process and shared by all of its clients; a client's data are an index into the data set.
+It is built once per process and shared by all of its clients; a client's data are an index into the data set.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SimulatedWorld:
         return ClientShard(data.x_train, data.y_train, self.partition.indices(client), self._seed, client, turn)
 
     def evaluate(self, model: Model) -> Scores:
-        """Accuracy and loss over the whole test set, and the accuracy each client would see on data like its own."""
+        """Accuracy and loss on the full test set, and each client's expected accuracy on data like its own."""
         data, correct, loss = self.dataset, [], 0.0
         for at in range(0, len(data.x_test), BATCH):
             x, y = data.x_test[at : at + BATCH], data.y_test[at : at + BATCH]
@@ -109,6 +109,6 @@ class SimulatedWorld:
 
 
 def _share_right(output: Tensor, target: Tensor) -> Tensor:
-    """Per sample, the share of its targets predicted right: 0 or 1 for images, a mean over positions for sequences."""
+    """Per sample, the share of correct predictions: 0 or 1 for images, a mean over positions for sequences."""
     right = (output.argmax(-1) == target).to(torch.float64)
     return right if right.dim() == 1 else right.flatten(1).mean(1)

@@ -1,7 +1,7 @@
-"""A little is enough: hide in the spread of the honest updates.
+"""ALIE ("a little is enough"): shift the honest mean by z standard deviations, within the honest updates' variance.
 
 sent = mean - z * std, coordinate by coordinate, with z = Phi^-1((n - f - s) / (n - f)) and s = floor(n / 2 + 1) - f:
-as far as still leaves s honest clients farther out. optimise=True takes the z that moves the answer most.
+the largest z for which s honest clients are still farther out. optimise=True takes the z that moves the aggregate most.
 Baruch, Baruch, Goldberg, "A Little Is Enough: Circumventing Defenses For Distributed Learning", arXiv:1902.06156,
 Algorithm 3.
 """
@@ -25,7 +25,10 @@ def quantile(honest: int, count: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Alie(AbstractCollusion):
-    """z: standard deviations from the mean; None is the published quantile. optimise: search for it instead."""
+    """ALIE: the honest mean shifted by z standard deviations per coordinate.
+
+    z: number of standard deviations; None: the published quantile. optimise: search for the most damaging z instead.
+    """
 
     z: float | None = None
     optimise: bool = False

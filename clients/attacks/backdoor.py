@@ -1,7 +1,7 @@
-"""A backdoor: inputs with a mark in the corner shall be taken for one class, everything else as before.
+"""Backdoor: the model shall classify inputs with a trigger in the corner as one class, and others as before.
 
 The last `size` x `size` pixels of every channel (or the last size^2 features of a flat input) become `value` and the
-label `target` in a share of each batch. With boost the update is lengthened as well (model replacement).
+label `target` in a share of each batch. With boost the update is scaled as well (model replacement).
 Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
 arXiv:1708.06733; Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", arXiv:1807.00459.
 """
@@ -23,10 +23,11 @@ from fedhet.types import Job, Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Backdoor(AbstractPoisoning):
-    """target: class of marked inputs. share: marked part of a batch. size, value: of the mark. boost: times the update.
+    """Backdoor: trains on inputs with a trigger that are labelled with the target class, and scales the update.
 
-    `mark` is public: the share of marked test inputs of other classes that the model takes for `target` is the attack's
-    success.
+    target: class of triggered inputs. share: share of a batch with the trigger, in (0, 1]. size: side of the trigger in
+    pixels. value: its pixel value. boost: factor on the update. The attack's success is the share of test inputs of
+    other classes that the model classifies as `target` after `mark`.
     """
 
     target: int = 0
@@ -46,7 +47,7 @@ class Backdoor(AbstractPoisoning):
             raise ValueError(f"value={self.value} and boost={self.boost} must be finite")
 
     def mark(self, x: Tensor) -> Tensor:
-        """A copy of inputs (n, ..., height, width) or (n, features) with the mark."""
+        """A copy of inputs (n, ..., height, width) or (n, features) with the trigger."""
         marked = x.clone()
         if x.dim() > 2:
             marked[..., -self.size :, -self.size :] = self.value

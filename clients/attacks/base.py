@@ -1,7 +1,7 @@
-"""Who attacks, and the wrapper that lets only them: an attack changes what local work leaves in the model.
+"""Base classes of attacks: which clients attack, and a wrapper around local work that changes their updates.
 
-An attack is a frozen record of hyper-parameters; called with a work it gives a work, so it stands in front of any
-training. Honest clients run the inner work and nothing else, on the same random streams as without an attack.
+An attack is a frozen dataclass of hyper-parameters. Called with a work it returns a work, so it wraps any local
+training. Honest clients run the inner work alone, on the same random streams as without an attack.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fedhet.protocols import Normed, Shard, Work
 from fedhet.types import ClientId, Job, Memory
 
 PREFIX = "attack."
-"""Of an attack's entries in a client's memory of its work; the work itself does not see them."""
+"""Prefix of an attack's entries in a client's memory; the inner work does not see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractAttack(ABC):
-    """Who attacks: `fraction` of the `population` clients, drawn once from the seed, or exactly the given `clients`.
+    """An attack by `fraction` of the `population` clients, drawn once from the seed, or by the given `clients`.
 
     Raises ValueError for a fraction outside [0, 1], and for neither a population nor a list of clients.
     """
@@ -45,7 +45,7 @@ class AbstractAttack(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raises ValueError for hyper-parameters of the attack itself that are out of range."""
+        """Raise ValueError for hyper-parameters of the attack that are out of range."""
 
     @cached_property
     def attackers(self) -> frozenset[ClientId]:
@@ -69,7 +69,7 @@ class AbstractAttack(ABC):
 
 @dataclass(frozen=True)
 class Attacked:
-    """A work that attackers bend and all others do as it is."""
+    """A work in which attacking clients run the attack, and all others the inner work."""
 
     work: Work
     attack: AbstractAttack
@@ -87,7 +87,7 @@ class Attacked:
         return self.work.batch
 
     def fednova_norm(self, job: Job) -> float:
-        """That of an honest client, which is all a server can know. Raises TypeError if the work has none."""
+        """The inner work's FedNova norm, which is what a server can compute. Raises TypeError if it has none."""
         if not isinstance(self.work, Normed):
             raise TypeError(f"work {type(self.work).__name__} does not say what its steps add up to")
         return self.work.fednova_norm(job)
@@ -105,7 +105,7 @@ class Attacked:
 
 
 class AbstractForgery(AbstractAttack):
-    """Trains honestly, then sends something made of the update it would have sent."""
+    """Base of attacks that train honestly and send a vector computed from the honest update."""
 
     @abstractmethod
     def forge(self, update: Tensor, data: Shard, own: Memory) -> Tensor:
@@ -120,24 +120,24 @@ class AbstractForgery(AbstractAttack):
 
 
 class AbstractPoisoning(AbstractAttack):
-    """Trains honestly on data it has changed; see `poison`."""
+    """Base of attacks that train with the inner work on changed data; see `poison`."""
 
     @abstractmethod
     def change(self, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """The samples to learn instead; `x` and `y` are left as they are."""
+        """The samples to train on in place of `x` and `y`, which are not modified."""
 
 
 def poison(
     attack: AbstractPoisoning, work: Work, model: Model, data: Shard, job: Job, memory: Memory
 ) -> Mapping[str, float]:
-    """The work on changed samples."""
+    """Run the work on changed samples."""
     classes = model.predict(data.all_samples()[0][:1]).shape[-1]
     return work.run(model, Poisoned(data, attack, classes), job, memory)
 
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A shard whose samples pass through an attack on their way out."""
+    """A shard whose samples are changed by an attack."""
 
     data: Shard
     attack: AbstractPoisoning

@@ -1,9 +1,9 @@
-"""Attacks that follow from what the honest clients send: one vector that all attackers agree on.
+"""Base of collusion attacks: all attackers send one vector that depends on the honest updates.
 
-`vector(honest, count, defence)` is the pure attack on the rows of a matrix. Two ways use it. As a work, every attacker
-guesses the honest updates from its own: it trains on several disjoint parts of its data, starting from the same model,
-and forges one vector from what came out. In simulation `strategies.rules.colluding` gives the attack the true honest
-updates of a combination and the rule itself, the strongest position an attacker could be in.
+`vector(honest, count, defence)` is the attack on the rows of a matrix. It has two uses. As a work, every attacker
+estimates the honest updates from its own data: it trains on several disjoint parts of them, starting from the same
+model, and computes one vector from the results. In simulation `strategies.rules.colluding` gives the attack the true
+honest updates of a combination and the rule, which is the strongest possible attacker.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from fedhet.protocols import Shard, Work
 from fedhet.types import Job, Memory
 
 Defence = Callable[[Tensor], Tensor]
-"""What the server would make of a combination in which every attacker sends this vector; both (D,)."""
+"""The aggregate of a combination in which every attacker sends the given vector; both (D,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractCollusion(AbstractAttack):
-    """estimates: parts of its data an attacker trains on to guess at the others, when it has only its own."""
+    """Base of collusion attacks.
+
+    estimates: number of disjoint parts of an attacker's data that it trains on to estimate the honest updates.
+    """
 
     estimates: int = 4
 
     @abstractmethod
     def vector(self, honest: Tensor, count: int, defence: Defence) -> Tensor:
-        """What each of `count` attackers sends, (D,), when the others send the rows of `honest`, (h, D)."""
+        """The vector (D,) that each of `count` attackers sends when the others send the rows of `honest`, (h, D)."""
 
     def run(self, work: Work, model: Model, data: Shard, job: Job, memory: Memory, own: Memory) -> Mapping[str, float]:
         if self.estimates < 1:
@@ -60,7 +63,7 @@ class AbstractCollusion(AbstractAttack):
 
 @dataclass(frozen=True)
 class Part:
-    """Every `of`-th sample of a shard, from `index`; its streams are its own."""
+    """Every `of`-th sample of a shard, from `index`, with random streams of its own."""
 
     data: Shard
     index: int
@@ -86,9 +89,9 @@ class Part:
 
 
 def strongest(score: Callable[[float], float], rounds: int = 20, step: float = 10.0) -> float:
-    """A strength t >= 0 of large score: from 0, double the step while the score grows, then close in from both sides.
+    """A strength t >= 0 of large score: from 0, double the step while the score grows, then halve it.
 
-    A line search as in González et al., arXiv:2505.24802; it finds the top of a score with one peak.
+    A line search as in González et al., arXiv:2505.24802; it finds the maximum of a score with one peak.
     """
     best, value, growing = 0.0, score(0.0), True
     for _ in range(rounds):
@@ -103,5 +106,5 @@ def strongest(score: Callable[[float], float], rounds: int = 20, step: float = 1
 
 
 def damage(defence: Defence, mean: Tensor, direction: Tensor) -> Callable[[float], float]:
-    """How far the answer is from the honest mean when attackers send mean + t * direction."""
+    """The distance of the aggregate from the honest mean when attackers send mean + t * direction."""
     return lambda t: float(torch.linalg.vector_norm(defence(mean + t * direction) - mean))

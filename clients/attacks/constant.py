@@ -1,7 +1,6 @@
-"""Broken numbers: NaN, infinity, 1e30 or zero in all or some coordinates of an otherwise honest update.
+"""Constant values: NaN, infinity, 1e30 or zero in all or some coordinates of an otherwise honest update.
 
-With NaN or infinity this tests the gate, which lets no such update in; with 1e30 the rules; with zero it is a client
-that loses a share of what it sends.
+NaN and infinity test the gate, which rejects such updates; 1e30 tests the rules; zero models a lossy connection.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from fedhet.types import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(AbstractForgery):
-    """A `share` of the coordinates (at least one), drawn anew for every job, is replaced by `value`."""
+    """Replaces a `share` of the coordinates (at least one), drawn anew for every job, by `value`."""
 
     value: float = float("nan")
     share: float = 1.0

@@ -1,7 +1,7 @@
-"""Free riding: no training, but an answer.
+"""Free riding: an update without training.
 
-kind="zero" sends nothing new; "delta" sends what the model moved by since the client last saw it, which looks like an
-update of the others'; both may be disguised by Gaussian noise.
+kind="zero" sends a zero update; "delta" sends the global model's change since the client's last job, which looks like
+an honest update; both may have Gaussian noise added.
 Lin, Du, Liu, "Free-riders in Federated Learning: Attacks and Defenses", arXiv:1911.12560, sections 3 and 4.
 """
 
@@ -22,9 +22,10 @@ KINDS = ("zero", "delta")
 
 @dataclass(frozen=True, kw_only=True)
 class FreeRider(AbstractAttack):
-    """Answers without work. kind: "zero" or "delta"; noise: standard deviation added to every coordinate.
+    """Free rider: sends an update without training.
 
-    Reports the loss of one batch on the model it was given, and claims to have done all steps.
+    kind: "zero" or "delta". noise: standard deviation of Gaussian noise on every coordinate. It reports the loss of one
+    batch on the received model, and the requested number of steps.
     """
 
     kind: str = "zero"

@@ -1,6 +1,6 @@
-"""Inner-product manipulation: point the answer away from the honest mean.
+"""IPM, inner-product manipulation: send the negative of the honest mean.
 
-sent = -tau * mean; a small tau stays inside the cloud, a large one reverses a plain average.
+sent = -tau * mean; a small tau stays close to the honest updates, a large one reverses a plain average.
 Xie, Koyejo, Gupta, "Fall of Empires: Breaking Byzantine-tolerant SGD by Inner Product Manipulation", arXiv:1903.03936.
 """
 
@@ -15,7 +15,10 @@ from clients.attacks.collusion import AbstractCollusion, Defence, damage, strong
 
 @dataclass(frozen=True, kw_only=True)
 class Ipm(AbstractCollusion):
-    """tau: length in units of the honest mean, positive. optimise: search for it instead."""
+    """Inner-product manipulation (IPM): sends -tau times the honest mean.
+
+    tau: positive factor. optimise: search for the most damaging tau instead.
+    """
 
     tau: float = 2.0
     optimise: bool = False

@@ -1,4 +1,4 @@
-"""Label flipping: learn the opposite of what the labels say.
+"""Label flipping: train on mirrored labels.
 
 y <- (classes - 1) - y, with as many classes as the model has outputs.
 Tolpegin, Truex, Gursoy, Liu, "Data Poisoning Attacks Against Federated Learning Systems", arXiv:2007.08432; this map is
@@ -20,10 +20,10 @@ from fedhet.types import Job, Memory
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlip(AbstractPoisoning):
-    """Every label of an attacker's data mirrored; inputs stay."""
+    """Label flipping: trains with label y replaced by (classes - 1) - y."""
 
     def check(self) -> None:
-        """Nothing to choose."""
+        """There are no hyper-parameters to check."""
 
     def change(self, x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         return x, classes - 1 - y

@@ -1,6 +1,6 @@
-"""Updates of the wrong form: another shape, dtype, name or size than was asked for. A gate lets none of them in.
+"""Malformed updates: another shape, dtype, name or size than the job expects. The gate rejects all of them.
 
-Local work is honest; what is changed is what goes on the wire, after every codec.
+Local work is honest; the update is changed just before it is sent, after every codec.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ KINDS = ("shape", "dtype", "names", "size")
 
 @dataclass(frozen=True, kw_only=True)
 class Malformed(AbstractAttack, AbstractTransform):
-    """kind: "shape" adds an axis to every tensor, "dtype" halves or doubles the precision, "names" renames them, "size"
-    sends every element twice. Raises ValueError for another kind."""
+    """Sends updates of a wrong shape, dtype, name or size, which the gate has to reject.
+
+    kind: "shape" adds an axis to every tensor, "dtype" halves or doubles the precision, "names" renames them, "size"
+    sends every element twice. Raises ValueError for another kind.
+    """
 
     kind: str = "shape"
 

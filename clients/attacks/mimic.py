@@ -1,4 +1,4 @@
-"""Mimicking: all attackers send what one honest client sends, so that the others count less.
+"""Mimic: all attackers send a copy of one honest client's update, so that the other clients have less weight.
 
 sent = x_i. The client is a given row, or the one farthest along the direction in which honest updates differ most.
 Karimireddy, He, Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", arXiv:2006.09365, section 3
@@ -17,7 +17,11 @@ from clients.attacks.collusion import AbstractCollusion, Defence
 
 @dataclass(frozen=True, kw_only=True)
 class Mimic(AbstractCollusion):
-    """row: index among the honest clients in ascending order; None picks the one that sticks out."""
+    """Mimic: sends a copy of one honest client's update.
+
+    row: index among the honest clients in ascending order; None: the client farthest along the direction of largest
+    variance.
+    """
 
     row: int | None = None
 
@@ -31,5 +35,5 @@ class Mimic(AbstractCollusion):
         centred = (honest - honest.mean(0)).double()
         _, vectors = torch.linalg.eigh(centred @ centred.T)
         extents = vectors[:, -1].abs()
-        # of those that stick out equally, as any two do, the first: not the one that rounding chooses
+        # of equally distant ones, such as any two, the first: rounding must not decide
         return honest[int(torch.nonzero(extents >= (1.0 - 1e-9) * extents.max())[0])].clone()

@@ -1,4 +1,4 @@
-"""Min-Max and Min-Sum: as far as possible from the honest mean without being farther from anyone than they are.
+"""Min-Max and Min-Sum: as far from the honest mean as the distances among honest updates allow.
 
 sent = mean + gamma * p with the largest gamma such that max_i |sent - x_i| <= max_ij |x_i - x_j| ("max"), or
 sum_i |sent - x_i|^2 <= max_i sum_j |x_i - x_j|^2 ("sum"). The bounds are quadratic in gamma, so it is exact.
@@ -21,7 +21,10 @@ DIRECTIONS = ("mean", "std", "sign")
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax(AbstractCollusion):
-    """bound: "max" or "sum". direction p: against the "mean" (unit length), the "std", or the "sign" of the mean."""
+    """Min-Max and Min-Sum: as far from the honest mean as the distances among honest updates allow.
+
+    bound: "max" or "sum". direction: p, the negative of the "mean" (unit length), the "std", or the mean's "sign".
+    """
 
     bound: str = "max"
     direction: str = "std"

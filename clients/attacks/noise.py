@@ -1,4 +1,4 @@
-"""Noise instead of an update: Gaussian around zero, or uniform in [0, 1), which all attackers' vectors share a mean in.
+"""Random numbers in place of an update: Gaussian around zero, or uniform in [0, 1), with a common mean.
 
 sent_k ~ N(0, scale^2) or scale * U[0, 1), independent; with relative=True the scale is in units of the root mean square
 of the client's own update. The uniform law is the one of Almasi et al., "Flag Aggregator", arXiv:2302.05865, section 4.
@@ -20,7 +20,7 @@ LAWS = ("gaussian", "uniform")
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(AbstractForgery):
-    """Random numbers from the job's own stream. law: "gaussian" or "uniform"."""
+    """Sends random numbers in place of an update. law: "gaussian" or "uniform"; scale: see the module."""
 
     law: str = "gaussian"
     scale: float = 1.0

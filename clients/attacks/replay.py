@@ -1,4 +1,4 @@
-"""Replay: send the first update again and again, as of a model long gone."""
+"""Replay: send the client's first update in every later job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedhet.types import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(AbstractForgery):
-    """The client's first update, kept in its memory, instead of every later one; times `factor`."""
+    """Replay: sends the client's first update, times `factor`, in every later job."""
 
     factor: float = 1.0
 

@@ -1,4 +1,4 @@
-"""Scaling: an update so long that the mean follows it (model replacement when combined with a backdoor).
+"""Scaling: an update of large norm, which dominates the mean (model replacement when combined with a backdoor).
 
 sent = factor * update; factor = n / server step replaces the model outright.
 Bagdasaryan, Veit, Hua, Estrin, Shmatikov, "How To Backdoor Federated Learning", arXiv:1807.00459, section 4.2.
@@ -18,7 +18,7 @@ from fedhet.types import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(AbstractForgery):
-    """The client's own update times `factor`, any finite number."""
+    """Sends the client's honest update times `factor`, any finite number."""
 
     factor: float = 10.0
 

@@ -1,4 +1,4 @@
-"""Sign flipping: climb where training goes down.
+"""Sign flipping: send the negative of the honest update, so that the loss increases.
 
 sent = -strength * update. Li, Xu, Chen, Giannakis, Ling, "RSA: Byzantine-Robust Stochastic Aggregation Methods for
 Distributed Learning from Heterogeneous Datasets", arXiv:1811.03761, section 5.
@@ -17,7 +17,7 @@ from fedhet.types import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class SignFlip(AbstractForgery):
-    """The negative of the client's own update, times `strength` > 0 (10 is the usual loud variant)."""
+    """Sends the negative of the client's honest update, times `strength` > 0; 10 is common in the literature."""
 
     strength: float = 1.0
 

@@ -1,4 +1,4 @@
-"""Label skew by who owns which classes.
+"""Label-skewed partitions in which each client owns a subset of the classes.
 
 Shards: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629,
 section 3. Label quantity: Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos: An Experimental Study",
@@ -23,7 +23,7 @@ OWNED = {1: (10, 10), 2: (7, 8), 3: (6, 8), 4: (5, 7), 5: (5, 6), 6: (4, 6), 7: 
 
 @dataclass(frozen=True)
 class Shards:
-    """Sort by label, cut into clients * per_client equal shards, deal `per_client` random ones to each.
+    """Sort by label, split into clients * per_client equal shards, assign `per_client` random ones to each.
 
     Shard sizes differ by at most one and nothing is left over, so a shard can lie across the border of two classes.
     """
@@ -53,8 +53,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Pathological:
-    """`classes_per_client` classes each, every class owned and all equally often (give or take one), each divided
-    evenly among its owners."""
+    """`classes_per_client` classes per client; every class has about as many owners, who share it evenly."""
 
     classes_per_client: int = 2
 
@@ -81,8 +80,10 @@ class Pathological:
 
 @dataclass(frozen=True)
 class LabelQuantity:
-    """Client i surely owns class i mod C, then random ones up to `classes_per_client`; each class is divided evenly
-    among its owners. Fewer clients than classes can leave classes unused."""
+    """Client i owns class i mod C and random others, `classes_per_client` in all; owners share a class evenly.
+
+    With fewer clients than classes some classes may be unused.
+    """
 
     classes_per_client: int = 2
 
@@ -103,8 +104,10 @@ class LabelQuantity:
 
 @dataclass(frozen=True)
 class ClassPartition:
-    """Each client draws n ~ U{least..most} classes, and all draw again until every class is owned; the k owners of a
-    class divide it in proportion to |N(mean, std)|. Least and most follow the number of clients if null."""
+    """Each client owns n ~ U{least..most} classes; owners share a class in proportion to |N(mean, std)|.
+
+    All clients draw again until every class has an owner. least, most: None: by the number of clients, see `OWNED`.
+    """
 
     least: int | None = None
     most: int | None = None

@@ -1,4 +1,4 @@
-"""A data set: four tensors over memory-mapped files, decoded once, read by every process on the machine."""
+"""A data set: four tensors over memory-mapped files that are decoded once and shared by all processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWNERS = ("owner_train", "owner_test")
 
 
 class DataError(ValueError):
-    """Data that is not there or not what it should be; the message says which file or column."""
+    """Missing or malformed data; the message names the file or column."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """One label per training sample, int64 (n,): what label-skewed partitions go by."""
+        """One label per training sample, int64 (n,), for label-skewed partitions."""
         if not self.labelled:
             raise DataError(f"{self.name} has no single label per sample: use partition=natural, iid or quantity")
         return self.y_train.numpy()
 
 
 def cache_folder(given: str | None) -> Path:
-    """Where decoded data are kept: `given`, else $FEDHET_CACHE, else ~/.cache/fedhet.
+    """The folder of decoded data: `given`, else $FEDHET_CACHE, else ~/.cache/fedhet.
 
     A user without a home folder, as in some containers, gets a private folder among the temporary files. Raises
-    DataError if what lies there belongs to somebody else.
+    DataError if that folder belongs to another user.
     """
     chosen = given or os.environ.get("FEDHET_CACHE")
     if chosen:
@@ -86,7 +86,7 @@ def cached(
 ) -> Dataset:  # fmt: skip
     """The data set under `key`, decoded by `make` if it is not in the cache yet.
 
-    A folder appears whole or not at all, so processes that decode at the same time do not disturb each other.
+    A folder is created atomically, so several processes can decode at the same time.
     """
     text = json.dumps({"format": 1, "name": name, **key}, sort_keys=True)
     folder = cache_folder(cache) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""What methods of division share: shuffled pools per class, shares turned into whole numbers, and their dealing out."""
+"""Helpers of partitions: shuffled pools per class, rounding of shares to integers, assignment of samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TINY = 1e-12
 """Added to Dirichlet concentrations and draws: the smallest would underflow to 0/0."""
 
 TRIES = 1000
-"""Draws before a partition that leaves somebody short is given up."""
+"""Largest number of draws of a partition in which every client must have enough samples."""
 
 
 def enough(dataset: Dataset, clients: int, least: int = 1) -> int:
@@ -36,15 +36,15 @@ def by_class(dataset: Dataset, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def at_ends(shares: np.ndarray, size: int) -> np.ndarray:
-    """Whole numbers with sum `size` in proportion to `shares` (sum 1): a line of `size` is cut at the floor of the
-    cumulative shares, so each is within one of its share."""
+    """Integers with sum `size` in proportion to `shares` (sum 1): differences of the floored cumulative shares, each
+    within one of its share."""
     ends = np.floor(np.cumsum(shares) * size + 1e-9).astype(np.int64)
     ends[-1] = size
     return np.diff(np.minimum(ends, size), prepend=0)
 
 
 def rounded_down(shares: np.ndarray, size: int) -> np.ndarray:
-    """Whole numbers with sum `size`: each share rounded down, the last takes what is over."""
+    """Integers with sum `size`: each share rounded down, the last one takes the remainder."""
     counts = np.floor(shares * size + 1e-9).astype(np.int64)
     counts[-1] = size - counts[:-1].sum()
     return counts
@@ -59,7 +59,7 @@ def deal(pools: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> np.ndarra
 
 
 def top_up(owner: np.ndarray, clients: int, least: int, rng: np.random.Generator) -> np.ndarray:
-    """Move random samples from whoever has most to clients with under `least`, until nobody is short."""
+    """Move random samples from the largest clients to those with fewer than `least`, until all have enough."""
     owner, counts = owner.copy(), np.bincount(owner[owner != NOBODY], minlength=clients)
     for short in np.flatnonzero(counts < least):
         while counts[short] < least:
@@ -77,6 +77,6 @@ def positive(name: str, value: float) -> None:
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raises DataError if a whole number is too small."""
+    """Raises DataError if an integer is too small."""
     if value < least:
         raise DataError(f"{name}={value} must be at least {least}")

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the library. Needs no network."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels that are part of the library. Needs no network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from fedhet.numerics.rng import stream
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (n, 1, 8, 8) with values in [0, 1]; a fixed fifth of every class is the test set (1,437 / 360)."""
+    """scikit-learn's handwritten digits: images (n, 1, 8, 8) in [0, 1], 1,437 for training, 360 for testing.
+
+    The test set is a fixed fifth of every class.
+    """
 
     cache: str | None = None
 

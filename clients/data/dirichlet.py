@@ -1,4 +1,4 @@
-"""Label skew by Dirichlet draws: per class, per client, or of sizes and mixes both.
+"""Label-skewed partitions by Dirichlet draws: per class, per client, or of both sizes and label distributions.
 
 Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
 arXiv:1909.06335 (a mix per client); the division of every class is the form most papers use; the dual form is from the
@@ -20,12 +20,12 @@ from fedhet.numerics.rng import stream
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Each class is divided by shares ~ Dir(alpha, ..., alpha), drawn again until every client has `min_size` samples.
+    """Each class is divided among clients by shares ~ Dir(alpha, ..., alpha): the usual Dirichlet partition.
 
-    balance: a client that has its even share of all data gets nothing of the classes still to be divided.
-    top_up: if no draw of a thousand is enough, as with many clients and a small alpha, samples are moved from the
-    largest clients to those under `min_size`, and a notice says how many clients were short; without it, that is an
-    error.
+    It is drawn again until every client has `min_size` samples. balance: a client that has its even share of all data
+    gets nothing of the remaining classes. top_up: if none of a thousand draws is enough, as with many clients and a
+    small alpha, move samples from the largest clients to those under `min_size`, with a notice of how many clients
+    were short; without it, that is an error.
     """
 
     alpha: float = 0.5
@@ -54,8 +54,10 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class DirichletClient:
-    """Each client fills an even share of the data from its own class mix ~ Dir(alpha * prior); a class that has run
-    out is taken from the mix. `alpha` is the concentration in total: 1 over ten equal classes is 0.1 a class."""
+    """Equal sizes; each client has a label distribution ~ Dir(alpha * prior), without classes that have run out.
+
+    alpha: total concentration; 1 over ten equal classes is 0.1 per class.
+    """
 
     alpha: float = 0.5
 
@@ -81,11 +83,11 @@ class DirichletClient:
 
 @dataclass(frozen=True)
 class DualDirichlet:
-    """Sizes W ~ Dir(alpha1/n, ...), class mixes I_i ~ Dir(alpha2 * prior); client i gets the share
-    W_i I_ij / sum_k W_k I_kj of class j, rounded down, and the last client what is over. `alpha1` null is n.
+    """Sizes W ~ Dir(alpha1/n, ...) and label distributions I_i ~ Dir(alpha2 * prior), as in FedCompass.
 
-    alpha2 is the concentration in total: 0.5 over ten classes is 0.05 a class, nearly one class per client. Final sizes
-    differ from W. A draw that leaves a client under `min_size` is repeated; `top_up` as above.
+    Client i gets the share W_i I_ij / sum_k W_k I_kj of class j, rounded down, and the last client the remainder.
+    alpha1: None: n. alpha2: total concentration; 0.5 over ten classes is 0.05 per class, nearly one class per client.
+    Final sizes differ from W. A draw that leaves a client under `min_size` is repeated; `top_up` as in `Dirichlet`.
     """
 
     alpha1: float | None = None
@@ -116,7 +118,7 @@ def _redrawn(
     draw: Callable[[np.random.Generator], np.ndarray], purpose: str, dataset: Dataset, clients: int, seed: int,
     least: int, moving: bool,
 ) -> Partition:  # fmt: skip
-    """The first draw that gives everybody `least` samples; if none does, the first of all, topped up."""
+    """The first draw that gives every client `least` samples; if none does, the first draw, topped up."""
     enough(dataset, clients, least)
     for attempt in range(TRIES):
         owner = draw(stream(seed, purpose, attempt))

@@ -14,7 +14,7 @@ PALETTE = (
     "#5746e0", "#e8590c", "#0a9488", "#d6296b", "#2376d8", "#a87f00", "#9a32b8", "#2f8f3e", "#1f9cb8", "#77748f",
 )  # fmt: skip
 CELLS = 2400
-"""Clients times classes that are drawn; of more clients, evenly many are picked."""
+"""Largest number of clients times classes in a picture; of more clients an evenly spaced subset is shown."""
 
 LEFT, RIGHT, TOP, BARS, GAP, INNER = 76.0, 16.0, 66.0, 150.0, 18.0, 868.0
 STYLE = """
@@ -40,7 +40,7 @@ def picked(clients: int, most: int) -> list[int]:
 
 
 def picture(partition: Partition) -> str:
-    """The SVG document. Data without labels get plain bars. Every mark tells its numbers when pointed at."""
+    """The SVG document. Data without labels get plain bars. Every mark has a tooltip with its numbers."""
     data = partition.dataset
     classes = data.classes if data.labelled else 1
     shown = picked(partition.clients, max(20, CELLS // classes))
@@ -115,7 +115,7 @@ def _dots(shown: list[int], histogram: np.ndarray, step: float, row: float) -> l
 
 
 def _clients(shown: list[int], step: float, y: float) -> list[Html]:
-    """Client numbers, as many as find room."""
+    """Client numbers along the axis, as many as there is room for."""
     every = max(1, round((8.0 * len(str(shown[-1])) + 8) / step + 0.49))
     return [
         tag("text", str(client), cls="mid", x=LEFT + (at + 0.5) * step, y=y)

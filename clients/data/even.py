@@ -1,4 +1,4 @@
-"""Equal label mixes: even or uneven sizes, or samples shared by more clients than there are data.
+"""Partitions with the same label distribution for all clients, of equal or unequal sizes, or with shared samples.
 
 Size skew by a Dirichlet draw: Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos: An Experimental Study",
 arXiv:2102.02079, section IV.
@@ -18,7 +18,7 @@ from fedhet.numerics.rng import stream
 
 @dataclass(frozen=True)
 class Iid:
-    """Shuffle and deal evenly; sizes differ by at most one."""
+    """IID: shuffled and divided evenly; sizes differ by at most one."""
 
     def split(self, dataset: Dataset, clients: int, seed: int) -> Partition:
         size = enough(dataset, clients)
@@ -28,7 +28,7 @@ class Iid:
 
 @dataclass(frozen=True)
 class PerClient:
-    """`per_client` samples each, drawn on demand and shared among clients: for fleets larger than the data."""
+    """`per_client` samples per client, drawn with replacement: for fleets larger than the data set."""
 
     per_client: int = 60
 
@@ -42,9 +42,9 @@ class PerClient:
 
 @dataclass(frozen=True)
 class Quantity:
-    """Sizes ~ Dir(beta) (law: dirichlet) or exp(N(0, sigma^2)) (law: lognormal), labels as in the whole data.
+    """Sizes ~ Dir(beta) (law: dirichlet) or exp(N(0, sigma^2)) (law: lognormal), with IID labels.
 
-    Everybody gets one sample before the rest is divided.
+    Every client gets one sample before the rest is divided.
     """
 
     law: str = "dirichlet"

@@ -1,9 +1,9 @@
-"""Any partitioner of Flower Datasets, by the name of its class, as index arrays over this project's data.
+"""Any partitioner of Flower Datasets, by the name of its class, as index arrays over a fedhet data set.
 
-The partitioners that come with this project cover the same ground without that package, and differ from it where it
-cuts contiguous ranges of sorted data, drops remainders or gives up after ten draws. This one is for results that must
-be comparable with somebody else's use of it: samples, sizes and random numbers are the package's own. Samples are
-shuffled first, as its `FederatedDataset` does.
+fedhet's own partitions have the same methods without that package. They differ where the package takes contiguous
+ranges of sorted data, drops remainders or gives up after ten draws. Use this one for results that must be comparable
+with the package: samples, sizes and random numbers are the package's. Samples are shuffled first, as in its
+`FederatedDataset`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ SEEDS = 1 << 31
 
 @dataclass(frozen=True)
 class FlwrDatasets:
-    """`partitioner` is a class of `flwr_datasets.partitioner`, `options` its arguments.
+    """A partitioner of Flower Datasets.
 
-    Three arguments are filled in where the class has them and `options` does not: `num_partitions` (the number of
-    clients), `partition_by` ("label"; "owner" is the natural owner of a sample), and `seed` (from the run's seed).
+    partitioner: name of a class of `flwr_datasets.partitioner`. options: its arguments. Three arguments are filled in
+    where the class has them and `options` does not: `num_partitions` (the number of clients), `partition_by` ("label";
+    "owner" is the natural owner of a sample), and `seed` (from the run's seed).
 
     Raises DataError without the package, for a class or argument it does not have, and where the number of its
     partitions is not the number of clients.

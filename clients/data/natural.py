@@ -1,4 +1,4 @@
-"""Natural clients: whoever wrote, said or photographed the samples.
+"""Natural partition: one client per owner (writer, speaker, user) of the samples.
 
 Caldas et al., "LEAF: A Benchmark for Federated Settings", arXiv:1812.01097: one client per writer or role.
 """
@@ -16,7 +16,7 @@ from clients.data.partition import NOBODY, Partition
 
 @dataclass(frozen=True)
 class Natural:
-    """One client per owner named in the data: the `clients` largest that have at least `min_size` training samples.
+    """One client per natural owner of the samples: the largest owners with at least `min_size` samples each.
 
     group: all such owners take part, joined round robin by size into as many groups as there are clients.
     """
@@ -41,7 +41,7 @@ class Natural:
                 f"{len(order)} of {len(names)} owners have min_size={self.min_size} samples: set fleet.clients to at "
                 f"most {len(order)}, or lower partition.min_size"
             )
-        client = np.full(len(names), NOBODY, np.int32)  # the client each owner became
+        client = np.full(len(names), NOBODY, np.int32)  # the client of each owner
         if self.group:
             client[order] = np.arange(len(order)) % clients
         else:

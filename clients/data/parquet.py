@@ -1,7 +1,7 @@
-"""Images and text out of tables, decoded once.
+"""Images and character sequences from Parquet tables, decoded once.
 
-Images become float32 (channels, height, width) in [0, 1]. Text is cut into character sequences whose vocabulary is that
-of the training split. A role, writer or user column gives natural clients.
+Images are float32 (channels, height, width) in [0, 1]. Text is split into character sequences; the vocabulary is that
+of the training split. A role, writer or user column gives the natural owners.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from clients.data.source import SPLITS, Source, Table, column, require, source
 
 IMAGES, LABELS, TEXTS = ("image", "img"), ("label", "labels", "fine_label"), ("text",)
 MODES = {"L": "L", "RGB": "RGB", "1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB", "CMYK": "RGB"}
-"""What images of a mode are converted to; others (16 bits, floating point) are refused."""
+"""Conversion of image modes; other modes (16 bits, floating point) are refused."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """`path` is a local folder; without one, `hub` is an id that `datasets` downloads, at `revision` if given.
+    """Labelled images from Parquet files, or from the Hugging Face hub.
 
-    Columns are found by their usual names if not given. Labels are numbered in their order, 0 to classes - 1.
+    path: a local folder. hub, revision: the data set's id on the hub, without a path. Columns are found by their usual
+    names if not given. Labels are numbered in ascending order, 0 to classes - 1.
     """
 
     path: str | None = None
@@ -57,8 +58,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Characters:
-    """Sequences of `length` characters and the same moved by one, cut from each row's text every `length`; what is left
-    at its end, and texts not longer than `length`, are not used. Input and source options as in `Images`."""
+    """Next-character prediction: sequences of `length` characters, and the same shifted by one.
+
+    They are consecutive parts of each row's text. The remainder of a text, and texts not longer than `length`, are not
+    used. Columns and source as in `Images`.
+    """
 
     path: str | None = None
     hub: str | None = None

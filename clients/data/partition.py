@@ -1,7 +1,7 @@
-"""Who holds what: an owner for every training sample, kept as index arrays that cost 4 bytes a sample.
+"""A partition: the client of every training sample, stored as index arrays of 4 bytes per sample.
 
-A method of division writes one array, the owner of each sample, so that no sample can have two. Where clients outnumber
-the data they share samples instead (`Drawn`), and nothing is stored at all.
+A partitioner computes one array, the owner of each sample, so that no sample has two owners. Where there are more
+clients than samples, clients share samples (`Drawn`), and no index is stored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Samples(Protocol):
 
     @property
     def alike(self) -> bool:
-        """Whether all clients draw from the whole data, so that only chance makes them differ."""
+        """Whether all clients draw from the full data set, so that they differ by chance only."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """`index` holds all clients' sample numbers one client after another; client i's lie from offsets[i] on."""
+    """`index` has all clients' sample numbers one client after another; client i's start at offsets[i]."""
 
     index: np.ndarray
     offsets: np.ndarray
@@ -105,9 +105,9 @@ class Drawn:
 class Partition:
     """A data set and each client's part of it.
 
-    `test` is set where test samples have owners as well. Otherwise a client's accuracy is that of each class weighted
-    by the client's own label mix: its expectation on data like its own, for one pass over the test set. `notice` says
-    what whoever asked for the partition should hear of it.
+    `test` is set if test samples have owners as well. Otherwise a client's accuracy is the mean of the class accuracies
+    weighted by the client's label distribution: the expectation on data like its own, from one pass over the test set.
+    `notice` is a message for the user about the partition.
     """
 
     dataset: Dataset
@@ -117,7 +117,7 @@ class Partition:
 
     @classmethod
     def of(cls, dataset: Dataset, owner: np.ndarray, clients: int, owner_test: np.ndarray | None = None) -> Partition:
-        """From the owner of each training sample (and test sample). Raises DataError if a client has nothing."""
+        """From the owner of each training sample (and test sample). Raises DataError if a client has no sample."""
         train = Stored.of(owner, clients)
         empty = np.flatnonzero(train.counts == 0)
         if len(empty):
@@ -159,14 +159,14 @@ class Partition:
         return self.labels(range(self.clients))
 
     def client_accuracy(self, right: np.ndarray) -> np.ndarray:
-        """Accuracy each client would see, (clients,), from the share right of each test sample, (n_test,).
+        """Expected accuracy of each client, (clients,), from the correct share of each test sample, (n_test,).
 
-        NaN where nothing is known: no test sample of its own, or none of its classes in the test set.
+        NaN for a client without test samples of its own, or without classes in the test set.
         """
         if self.test is not None:
             return _ratio(np.add.reduceat(np.append(right[self.test.index], 0.0), self.test.offsets[:-1]),
                           self.test.counts)  # fmt: skip
-        if self.train.alike or not self.dataset.labelled:  # everybody expects the same
+        if self.train.alike or not self.dataset.labelled:  # the same expectation for all clients
             return np.broadcast_to(np.float64(right.mean()), (self.clients,))
         seen, mix = self._mix
         hits = np.bincount(self.dataset.y_test.numpy(), right, self.dataset.classes)

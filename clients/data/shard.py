@@ -1,4 +1,4 @@
-"""One client's samples as one job sees them, with the job's own random streams."""
+"""A shard: one client's samples in one job, with the job's random streams."""
 
 from __future__ import annotations
 

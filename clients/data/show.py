@@ -1,4 +1,4 @@
-"""How unlike the clients are: the figures of a partition, its card for the terminal, and (from `drawing`) its picture.
+"""Statistics of a partition's heterogeneity, its card for the terminal, and (from `drawing`) its picture.
 
 size Gini        sum_ij |n_i - n_j| / (2 N sum_i n_i): 0 when sizes are equal, towards 1 when one client has all
 label distance   mean over clients of 1/2 sum_c |p_ic - p_c|, total variation between its labels and all labels
@@ -19,14 +19,14 @@ from clients.data.partition import Partition
 __all__ = ["card", "describe", "gini", "label_distances", "picture"]
 
 LOOKED_AT = 1000
-"""Clients whose labels are counted where all draw from the same data: more would say the same."""
+"""Number of clients whose labels are counted where all draw from the same data."""
 
 ROWS, WIDTH, BAR = 24, 40, 8
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def describe(partition: Partition) -> dict[str, Any]:
-    """The figures as plain numbers, for result files. What needs labels is left out for data without them."""
+    """The statistics as plain numbers, for result files; without those of labels for data without labels."""
     data, counts = partition.dataset, partition.counts
     out: dict[str, Any] = {
         "clients": partition.clients,
@@ -50,7 +50,7 @@ def describe(partition: Partition) -> dict[str, Any]:
 
 
 def card(partition: Partition) -> RenderableType:
-    """The figures and up to 24 clients with their label mixes, a character for every fortieth of a client's data."""
+    """The statistics and up to 24 clients with their labels, one character per fortieth of a client's data."""
     facts, data = describe(partition), partition.dataset
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")

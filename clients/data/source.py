@@ -1,6 +1,6 @@
-"""Tables from Parquet files in the Hugging Face layout, or from the hub: columns by split, and errors that name files.
+"""Tables from Parquet files in the Hugging Face layout, or from the hub.
 
-A folder holds train-*.parquet and test-*.parquet. Needs the extra `fedhet[data]` (pyarrow; datasets for the hub).
+A folder has train-*.parquet and test-*.parquet. Needs the extra `fedhet[data]` (pyarrow; datasets for the hub).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Where tables come from. `key` identifies the contents: digests of the files, or hub id and revision."""
+    """A source of tables. `key` identifies the contents: digests of the files, or hub id and revision."""
 
     key: Any
     files: Mapping[str, Sequence[Path]]
@@ -57,7 +57,7 @@ class Source:
 
 
 def source(path: str | None, hub: str | None, revision: str | None) -> Source:
-    """A local folder if one is given, else the hub. Raises DataError if nothing is given or nothing is there."""
+    """A local folder if one is given, else the hub. Raises DataError if neither is given or the data are missing."""
     if path is None:
         if hub is None:
             raise DataError("set data.path=FOLDER, which holds train-*.parquet and test-*.parquet, or data.hub=ID")
@@ -74,7 +74,7 @@ def source(path: str | None, hub: str | None, revision: str | None) -> Source:
 
 
 def require(name: str, otherwise: str = "") -> Any:
-    """An optional library. Raises DataError saying how to install it, or what to do instead."""
+    """Import an optional library. Raises DataError with how to install it, or the alternative."""
     try:
         return import_module(name)
     except ModuleNotFoundError:

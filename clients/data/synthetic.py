@@ -13,7 +13,10 @@ from fedhet.numerics.rng import stream
 
 @dataclass(frozen=True)
 class Synthetic:
-    """`samples` training samples (a fifth as many for testing), inputs of `shape`, class centres `spread` apart."""
+    """Gaussian clusters, one per class: synthetic data of any size.
+
+    samples: training samples; a fifth as many are for testing. shape: of an input. spread: distance of class centres.
+    """
 
     samples: int = 6000
     shape: tuple[int, ...] = (1, 28, 28)

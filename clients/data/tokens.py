@@ -1,6 +1,6 @@
-"""Text as the numbers of a tokenizer of the transformers library: sequences to go on with, or texts with a label.
+"""Text as token ids of a tokenizer of the transformers library, for language models or classifiers.
 
-Without a label column every row's text becomes sequences of `length` tokens and the same moved by one; with one, a row
+Without a label column each row's text becomes sequences of `length` tokens and the same shifted by one; with one, a row
 is one sample of at most `length` tokens, padded at its end.
 """
 
@@ -21,8 +21,11 @@ from clients.data.source import SPLITS, Source, column, require, source
 
 @dataclass(frozen=True)
 class Tokens:
-    """`tokenizer` is a folder or an id on the hub, `tokenizer_revision` its commit or tag there; it must be that of the
-    model. Source options and columns as in `Characters`; `label` is the column of a classifier's targets."""
+    """Text as token ids, for causal language models, or with a label column for classifiers.
+
+    tokenizer: a folder or an id on the hub, the same as the model's. tokenizer_revision: its commit or tag there.
+    label: column of a classifier's targets. Source and columns as in `Characters`.
+    """
 
     tokenizer: str
     tokenizer_revision: str | None = None
@@ -49,7 +52,7 @@ class Tokens:
         return cached("tokens", classes, key, lambda: self._decode(found), self.cache)
 
     def _identity(self) -> Any:
-        """What tells one tokenizer from another: the contents of its files, or its id and revision."""
+        """The tokenizer's identity: the contents of its files, or its id and revision."""
         folder = Path(self.tokenizer).expanduser()
         if not folder.is_dir():
             return [self.tokenizer, self.tokenizer_revision]
@@ -92,7 +95,7 @@ class Tokens:
     def _windows(
         self, tokenizer: Any, texts: Sequence[str], split: str
     ) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:
-        """Sequences, the same moved by one, and how many of each text; consecutive ones share a token."""
+        """Sequences, the same shifted by one, and the number per text; consecutive ones share a token."""
         rows, counts = [np.empty((0, self.length + 1), np.int64)], []
         for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
             numbers = np.asarray(ids, dtype=np.int64)

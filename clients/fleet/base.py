@@ -1,4 +1,4 @@
-"""What all fleets share: network, jitter, dropout, and how many clients there are."""
+"""Base of fleets with a distribution of speeds: number of clients, network, jitter and dropout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedhet.population.roster import Clients
 
 
 class Drawn(NamedTuple):
-    """Seconds per step, (clients,), and how many draws were not taken as they came ("" if all were)."""
+    """Seconds per step, (clients,), and a note of how many draws were clipped or redrawn ("" if none)."""
 
     seconds: np.ndarray
     note: str = ""
@@ -23,9 +23,12 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class AbstractFleet(ABC):
-    """`clients` of them; `sec_per_step` is the law's mu in seconds of one optimiser step, its mean unless the law says
-    otherwise; `jitter_cv` the relative spread of a job's compute time; null bandwidth is unlimited. Raises ValueError
-    for values out of range."""
+    """A fleet whose speeds follow a distribution.
+
+    clients: number of clients. sec_per_step: mu, seconds per optimizer step, the mean unless the distribution says
+    otherwise. jitter_cv: coefficient of variation of a job's compute time. A bandwidth of None is unlimited. Raises
+    ValueError for values out of range.
+    """
 
     clients: int = 12
     sec_per_step: float = 0.1
@@ -43,10 +46,10 @@ class AbstractFleet(ABC):
 
     @abstractmethod
     def speeds(self, rng: np.random.Generator) -> Drawn:
-        """How long a step takes on each client."""
+        """Seconds per step of each client."""
 
     def build(self, seed: int) -> Clients:
-        """The roster; number of samples is set later from the partition."""
+        """The roster; the numbers of samples are set later from the partition."""
         seconds, note = self.speeds(stream(seed, "fleet"))
         columns: dict[str, Any] = {
             "sec_per_step": seconds,
@@ -60,5 +63,5 @@ class AbstractFleet(ABC):
         return Clients.from_columns(self.clients, columns, note)
 
     def report(self, seed: int) -> str:
-        """What of this seed's draws was cut off or drawn again, for people."""
+        """A note of how many of this seed's draws were clipped or redrawn."""
         return self.speeds(stream(seed, "fleet")).note or "all draws were taken as they came"

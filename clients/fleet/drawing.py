@@ -1,4 +1,4 @@
-"""A fleet as one self-contained SVG: how slow each client is, speed against upload, and who is online when."""
+"""A fleet as one self-contained SVG: the clients' speeds, speed against upload bandwidth, and times online."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedhet.report import number_format
 from fedhet.report.html import Html, tag
 
 DRAWN, ROWS = 240, 16
-"""Clients drawn at most, and rows of windows; of more, evenly many are picked."""
+"""Largest number of clients in a picture, and of rows of online windows; of more an evenly spaced subset is shown."""
 
 COLORS = ("#5746e0", "#e8590c", "#0a9488", "#d6296b", "#2376d8", "#a87f00", "#9a32b8", "#2f8f3e")
 WIDTH, LEFT, INNER, TOP, GAP = 960.0, 84.0, 856.0, 92.0, 52.0
@@ -28,7 +28,7 @@ line{stroke:var(--line)} .back{fill:var(--bg)} .off{fill:var(--line)} .end{text-
 
 
 def picture(clients: Clients) -> str:
-    """The SVG document. Axes are logarithmic, colours are device classes; marks tell their numbers when pointed at."""
+    """The SVG document. Axes are logarithmic, colours are device classes; marks have tooltips with their numbers."""
     shown = {client: clients[client] for client in picked(len(clients), DRAWN)}
     shown = dict(sorted(shown.items(), key=lambda item: (slowness(item[1]), item[0])))
     units = sorted({speed_unit(p) for p in shown.values()})

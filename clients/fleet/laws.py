@@ -1,4 +1,4 @@
-"""Fleets whose speeds follow a law: the ones the literature compares on.
+"""Fleets whose speeds follow a distribution from the literature.
 
 Homogeneous, normal and exponential are FedCompass's (arXiv:2309.14675); the linear grid is FedFix's F-x
 (arXiv:2206.10189); half-normal is FedBuff's (arXiv:2106.06639).
@@ -15,7 +15,7 @@ from clients.fleet.base import AbstractFleet, Drawn
 
 @dataclass(frozen=True)
 class Homogeneous(AbstractFleet):
-    """Everybody takes `sec_per_step`."""
+    """All clients need `sec_per_step` seconds per step."""
 
     def speeds(self, rng: np.random.Generator) -> Drawn:
         return Drawn(np.full(self.clients, self.sec_per_step))
@@ -23,7 +23,7 @@ class Homogeneous(AbstractFleet):
 
 @dataclass(frozen=True)
 class Normal(AbstractFleet):
-    """N(mu, (cv mu)^2); draws below a hundredth of the mean are drawn again, not clipped."""
+    """Seconds per step ~ N(mu, (cv mu)^2); draws below mu / 100 are drawn again."""
 
     cv: float = 0.3
 
@@ -40,8 +40,10 @@ class Normal(AbstractFleet):
 
 @dataclass(frozen=True)
 class Exponential(AbstractFleet):
-    """Exp(mu), no faster than `floor` * mu: an unbounded law lets one lucky client do most of the work. The floor
-    raises the mean to mu (floor + exp(-floor))."""
+    """Seconds per step ~ Exp(mu), at least `floor` * mu, so that no single client does most of the work.
+
+    The floor raises the mean to mu (floor + exp(-floor)).
+    """
 
     floor: float = 0.2
 
@@ -55,7 +57,7 @@ class Exponential(AbstractFleet):
 
 @dataclass(frozen=True)
 class Lognormal(AbstractFleet):
-    """mu * exp(N(-sigma^2/2, sigma^2)): mean mu, a long tail of slow clients."""
+    """Seconds per step ~ mu * exp(N(-sigma^2/2, sigma^2)): mean mu, a long tail of slow clients."""
 
     sigma: float = 0.8
 
@@ -68,7 +70,7 @@ class Lognormal(AbstractFleet):
 
 @dataclass(frozen=True)
 class HalfNormal(AbstractFleet):
-    """floor * mu + |N(0, sd)| * mu: the mean is mu (floor + 0.80 sd)."""
+    """Seconds per step ~ floor * mu + |N(0, sd^2)| * mu, with mean mu (floor + 0.80 sd)."""
 
     sd: float = 1.0
     floor: float = 0.2
@@ -82,7 +84,7 @@ class HalfNormal(AbstractFleet):
 
 @dataclass(frozen=True)
 class Pareto(AbstractFleet):
-    """mu times a Pareto variable of shape `alpha` and least value 1, no slower than `cap` * mu: mu is the fastest."""
+    """Seconds per step ~ mu * Pareto(alpha), from mu, the fastest, to at most `cap` * mu."""
 
     alpha: float = 1.5
     cap: float = 50.0
@@ -97,7 +99,7 @@ class Pareto(AbstractFleet):
 
 @dataclass(frozen=True)
 class LinearGrid(AbstractFleet):
-    """Equally spaced from `sec_per_step` (the slowest) to (1 - x) times that: F-80 is x = 0.8."""
+    """Seconds per step equally spaced from (1 - x) mu to mu = `sec_per_step`; FedFix's F-80 is x = 0.8."""
 
     x: float = 0.8
 
@@ -110,7 +112,7 @@ class LinearGrid(AbstractFleet):
 
 @dataclass(frozen=True)
 class Tiers(AbstractFleet):
-    """`sec_per_step` times one factor per tier, clients dealt evenly in blocks."""
+    """Tiers of equal size with `sec_per_step` times one factor per tier."""
 
     factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
 

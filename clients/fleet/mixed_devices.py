@@ -1,7 +1,7 @@
-"""Twelve clients that are not alike: phones, laptops, edge boxes, a workstation, a rack. The default fleet.
+"""Twelve heterogeneous clients: phones, laptops, edge boxes, a workstation, a rack. The default fleet.
 
-The figures are this project's own round numbers, chosen so that speed, memory, network, availability and
-reliability all differ; they describe no product.
+The figures are round numbers, chosen so that speed, memory, network, availability and reliability all differ; they
+describe no product.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ TABLE = (
 
 @dataclass(frozen=True)
 class MixedDevices:
-    """The table, repeated if more than twelve clients are asked for. `slower` multiplies every step time."""
+    """Twelve heterogeneous clients: phones, laptops, edge boxes, a workstation, a rack; repeated for more.
+
+    slower: factor on every step time.
+    """
 
     clients: int = 12
     slower: float = 1.0
@@ -44,7 +47,7 @@ class MixedDevices:
             raise ValueError(f"slower={self.slower} must be positive")
 
     def build(self, seed: int) -> Clients:
-        """The roster; `seed` changes nothing, the table is fixed."""
+        """The roster; it does not depend on `seed`."""
         table = Clients.from_profiles([self._profile(n) for n in range(min(self.clients, len(TABLE)))])
         if self.clients <= len(TABLE):
             return table
@@ -57,7 +60,7 @@ class MixedDevices:
         return Clients.from_columns(self.clients, columns)
 
     def report(self, seed: int) -> str:
-        """What of this seed's draws was cut off or drawn again: there are none."""
+        """Empty: nothing is drawn."""
         return "nothing is drawn: the table is fixed"
 
     def _profile(self, number: int) -> Profile:

@@ -1,4 +1,4 @@
-"""The parts of a fleet's picture: bars, a scatter of two figures, and bars of the time online."""
+"""The panels of a fleet's picture: bars, a scatter plot, and bars of the time online."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Told = Callable[[float], str]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where a panel is drawn, in pixels; labels of its axes lie outside."""
+    """The rectangle of a panel, in pixels, without the labels of its axes."""
 
     left: float
     top: float
@@ -66,7 +66,7 @@ def bars(
     told: Told,
     colors: Mapping[str, str],
 ) -> list[Html]:
-    """One bar a client, in the order given; their foot lies a little below the smallest."""
+    """One bar per client, in the order given; the axis starts a little below the smallest."""
     axis = Log.around([value(p) for p in shown.values()], box.foot, box.top, 0.2, 0.05)
     marks = [_name(box, name), *_rows(box, axis, told)]
     step = min(96.0, box.width / len(shown))
@@ -87,7 +87,7 @@ def scatter(
     told: tuple[Told, Told],
     colors: Mapping[str, str],
 ) -> list[Html]:
-    """One dot a client. What is unlimited lies on the upper edge and says so."""
+    """One dot per client. Unlimited bandwidth is drawn on the upper edge, with a label."""
     axis_x = Log.around([across(p) for p in shown.values()], box.left, box.right, 0.1, 0.1)
     axis_y = Log.around([v for p in shown.values() if math.isfinite(v := up(p))], box.foot, box.top, 0.1, 0.2)
     marks = [_name(box, names[1]), *_rows(box, axis_y, told[1])]
@@ -105,7 +105,7 @@ def scatter(
 
 
 def online(box: Box, name: str, shown: Mapping[int, Profile], colors: Mapping[str, str]) -> list[Html]:
-    """One row a client: its windows over its own period, or, if they do not repeat, until the last one closes."""
+    """One row per client: its online windows over its own period, or until the last one if they do not repeat."""
     marks = [_name(box, name)]
     step = min(24.0, box.height / len(shown))
     thick = step * 0.7

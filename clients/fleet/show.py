@@ -1,6 +1,6 @@
-"""A fleet for people: its figures, its table for the terminal, and (from `drawing`) its picture.
+"""A fleet's statistics, its table for the terminal, and (from `drawing`) its picture.
 
-They show what clients declare. Of many clients the table shows some; the figures are of all of them.
+They show what clients declare. The table shows a part of a large fleet; the statistics are of all clients.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["describe", "online_share", "picture", "table"]
 ROWS, BAR = 24, 10
 
 Column = tuple[str, str | None, Callable[[Profile], str]]
-"""Its name, the plain value that needs no column, and what it tells of a client."""
+"""A column's name, the default value that needs no column, and the cell of a client."""
 
 
 def online_share(profile: Profile) -> float | None:
-    """The share of its period a client is reachable, 1 without windows; None if its windows do not repeat."""
+    """The share of its period in which a client is online, 1 without windows; None if its windows do not repeat."""
     if not profile.availability:
         return 1.0
     if profile.availability_period_s is None:
@@ -37,7 +37,7 @@ def online_share(profile: Profile) -> float | None:
 
 
 def describe(clients: Clients) -> dict[str, float | int]:
-    """Figures of the whole fleet: how many clients, how many may be away or drop out, how unequal their speeds.
+    """Statistics of the fleet: numbers of clients, of those that may be offline or drop out, and range of speeds.
 
     Speeds declared in different units are not compared: "fastest", "median", "slowest" and "ratio" are left out then.
     """
@@ -55,7 +55,7 @@ def describe(clients: Clients) -> dict[str, float | int]:
 
 
 def table(clients: Clients, rank: Callable[[ClientId], int] | None = None) -> RenderableType:
-    """The figures, and up to 24 clients with a bar for their slowness; `rank` gives what a client will get."""
+    """The statistics, and up to 24 clients with a bar for their slowness; `rank` gives a client's LoRA rank."""
     facts, slow = describe(clients), slownesses(clients)
     head = Table.grid(padding=(0, 2))
     head.add_row(Text("clients", "bold"), f"{facts['clients']:,}")
@@ -72,7 +72,7 @@ def table(clients: Clients, rank: Callable[[ClientId], int] | None = None) -> Re
 
 
 def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[ClientId], int] | None) -> Table:
-    """Some of the clients; a column in which every cell would hold the plain value is left out."""
+    """Rows of some clients; a column with the default value in every cell is left out."""
     shown = {client: clients[client] for client in picked(len(clients), ROWS)}
     unit = next(iter(slow)) if len(slow) == 1 else "speed"
     columns: list[Column] = [
@@ -83,7 +83,7 @@ def _rows(clients: Clients, slow: Mapping[str, np.ndarray], rank: Callable[[Clie
     ]
     if rank is None:
         columns += _presence()
-    else:  # what a rank goes by
+    else:  # columns that determine a rank
         columns.append(("memory", "unlimited", lambda p: rate(p.memory_bytes)))
     cells = {name: [tell(p) for p in shown.values()] for name, _, tell in columns}
     kept = [name for name, plain, _ in columns if set(cells[name]) != {plain}]

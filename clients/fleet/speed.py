@@ -1,4 +1,4 @@
-"""Figures of a fleet from its columns: how slow clients are in the unit they declared it in, and how many are away."""
+"""Statistics of a fleet from its columns: the clients' slowness in their declared units, and how many are offline."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedhet.population.roster import Clients
 from fedhet.report import number_format
 
 UNITS = {"sec_per_step": "s/step", "sec_per_sample": "s/sample", "flops_per_s": "s/GFLOP"}
-"""The three ways to declare a speed, and what `slowness` is in then."""
+"""The three ways to declare a speed, and the unit of `slowness` for each."""
 
 
 def slowness(profile: Profile) -> float:
-    """What orders clients by speed, larger is slower: seconds per step or sample, or seconds per 10^9 FLOP."""
+    """A client's slowness, larger is slower: seconds per step or per sample, or seconds per 10^9 FLOP."""
     if profile.flops_per_s is not None:
         return 1e9 / profile.flops_per_s
     return float(profile.sec_per_step or profile.sec_per_sample or 0.0)
@@ -28,7 +28,7 @@ def speed_unit(profile: Profile) -> str:
 
 
 def slownesses(clients: Clients) -> dict[str, np.ndarray]:
-    """The slowness of all clients that declare in a unit, by unit, in the order of the clients; no profile is built."""
+    """The slowness of all clients by declared unit, in the order of the clients, without building profiles."""
     found = {}
     for field, unit in UNITS.items():
         declared = numbers(clients, field)
@@ -38,7 +38,7 @@ def slownesses(clients: Clients) -> dict[str, np.ndarray]:
 
 
 def numbers(clients: Clients, field: str) -> np.ndarray:
-    """A field of all clients, float64 (n,); nan where a client says nothing."""
+    """A field of all clients, float64 (n,); nan where a client does not declare it."""
     column = clients.column(field)
     if isinstance(column, list):
         return np.array([math.nan if value is None else value for value in column], dtype=np.float64)
@@ -59,10 +59,10 @@ def picked(clients: int, most: int) -> Sequence[int]:
 
 
 def rate(value: float) -> str:
-    """Bytes per second for people, without the "per second"."""
+    """Bytes per second as text, without "per second"."""
     return number_format.size(value) if math.isfinite(value) else "unlimited"
 
 
 def per_second(value: float) -> str:
-    """Bytes per second for people."""
+    """Bytes per second as text."""
     return f"{rate(value)}/s" if math.isfinite(value) else "unlimited"

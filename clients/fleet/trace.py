@@ -14,7 +14,10 @@ from fedhet.population.roster import Clients
 
 @dataclass(frozen=True)
 class Trace:
-    """`path` to a .json or .parquet file; `clients` takes the first so many rows (null: all)."""
+    """A fleet from a file: one client profile per row.
+
+    path: a .json or .parquet file. clients: number of rows to use, from the first; None: all.
+    """
 
     path: str
     clients: int | None = None
@@ -36,7 +39,7 @@ class Trace:
         return Clients.from_profiles(profiles)
 
     def report(self, seed: int) -> str:
-        """What of this seed's draws was cut off or drawn again: there are none."""
+        """Empty: nothing is drawn."""
         return f"nothing is drawn: the rows of {Path(self.path).name}"
 
     def _rows(self) -> list[Any]:

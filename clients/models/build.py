@@ -1,4 +1,4 @@
-"""From a factory to a Model with reproducible initial parameters."""
+"""Build a Model with reproducible initial parameters from a factory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build(
     seed: int,
     sample: Tensor | None = None,
 ) -> Model:
-    """`factory(input_shape=..., classes=...)` under a random stream of its own; the caller's streams are untouched.
+    """Call `factory(input_shape=..., classes=...)` under a random stream of its own; global streams are restored.
 
     Lazy layers get their shapes and first values from `sample`, a batch of inputs. Raises ValueError if the factory
     makes no module, or one that `Model` refuses.

@@ -1,4 +1,4 @@
-"""Any model, started from weights that are there already: those of a finished run, or of a safetensors file."""
+"""Any model, initialised with the weights of a finished run or of a safetensors file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedhet.runs.result import Result
 
 
 def checkpoint(*, input_shape: tuple[int, ...], classes: int, path: str, model: Callable[..., nn.Module]) -> nn.Module:
-    """What `model` makes, with the tensors of `path`: a run folder or a file.
+    """Any model with the weights of `path`: a finished run's folder or a safetensors file.
 
-    Raises ValueError if there is no such file, and naming the first tensor that does not fit.
+    Raises ValueError if there is no such file, or with the name of the first tensor that does not fit.
     """
     place = Path(path).expanduser()
     file = place / "model.safetensors" if place.is_dir() else place

@@ -1,5 +1,4 @@
-"""A causal transformer whose queries, keys, values and outputs are linear layers of their own, so that each can be
-adapted by name: q_proj, k_proj, v_proj, o_proj, up, down.
+"""A causal character transformer with separate linear layers q_proj, k_proj, v_proj, o_proj, up and down for adapters.
 
 Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, decoder only, normalisation first. torch's own attention
 layer reads its projections without calling them and can carry no adapter.
@@ -70,5 +69,5 @@ class CharDecoder(nn.Module):
 def char_decoder(
     *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
-    """A causal character model for sequences of `input_shape[0]` characters."""
+    """A causal character transformer whose projections can have LoRA adapters."""
     return CharDecoder(length_of(input_shape, width, heads, depth), classes, width, heads, depth)

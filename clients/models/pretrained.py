@@ -37,7 +37,7 @@ class SequenceClassifier(nn.Module):
 
 
 def causal_lm(*, input_shape: tuple[int, ...], classes: int, path: str, revision: str | None = None) -> nn.Module:
-    """The model at `path`, a folder or an id on the hub, `revision` its commit or tag there.
+    """A causal language model of transformers, from `path`: a folder, or an id on the hub at `revision`.
 
     Raises ValueError if it cannot be loaded, or its vocabulary or its positions are too few for the data.
     """
@@ -51,7 +51,7 @@ def causal_lm(*, input_shape: tuple[int, ...], classes: int, path: str, revision
 def sequence_classifier(
     *, input_shape: tuple[int, ...], classes: int, path: str, revision: str | None = None
 ) -> nn.Module:
-    """The same with a head for `classes` classes, which is new if the model has none of that size.
+    """A sequence classifier of transformers; its head is new if the model has none for `classes` classes.
 
     Raises ValueError if it cannot be loaded, has no padding token, or its positions are too few for the data.
     """

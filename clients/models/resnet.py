@@ -1,4 +1,4 @@
-"""Residual image classifiers with GroupNorm: no batch statistics that clients would have to agree on.
+"""Residual image classifiers with GroupNorm in place of BatchNorm, so that there are no batch statistics to average.
 
 He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385; Wu and He, "Group Normalization",
 arXiv:1803.08494.
@@ -30,12 +30,12 @@ class Block(nn.Module):
 
 
 def resnet8(*, input_shape: tuple[int, ...], classes: int, width: int = 16, groups: int = 2) -> nn.Module:
-    """Three stages of one block, widths 16, 32, 64."""
+    """ResNet-8 with GroupNorm: three stages of one block, widths 16, 32, 64."""
     return _resnet(input_shape, classes, [(width, 1, 1), (2 * width, 2, 1), (4 * width, 2, 1)], groups)
 
 
 def resnet18(*, input_shape: tuple[int, ...], classes: int, width: int = 64, groups: int = 8) -> nn.Module:
-    """Four stages of two blocks, widths 64 to 512, with the small-image stem."""
+    """ResNet-18 with GroupNorm: four stages of two blocks, widths 64 to 512, small-image stem."""
     stages = [(width, 1, 2), (2 * width, 2, 2), (4 * width, 2, 2), (8 * width, 2, 2)]
     return _resnet(input_shape, classes, stages, groups)
 

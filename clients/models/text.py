@@ -1,4 +1,4 @@
-"""A small causal transformer over characters: what stands at a position is predicted from what stands before it.
+"""A small causal transformer over characters, for next-character prediction.
 
 Vaswani et al., "Attention Is All You Need", arXiv:1706.03762, decoder only, normalisation first.
 """
@@ -37,7 +37,7 @@ class CharTransformer(nn.Module):
 def char_transformer(
     *, input_shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, depth: int = 2
 ) -> nn.Module:
-    """A causal character model for sequences of `input_shape[0]` characters."""
+    """A causal character transformer with torch's own attention layers."""
     return CharTransformer(length_of(input_shape, width, heads, depth), classes, width, heads, depth)
 
 

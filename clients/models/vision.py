@@ -21,9 +21,10 @@ def softmax(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def mlp(*, input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (200, 200)) -> nn.Module:
-    """A perceptron with ReLU; with (200, 200) on 784 inputs it is McMahan's 2NN: 199,210 parameters (arXiv:1602.05629).
+    """A multilayer perceptron with ReLU and the hidden layers `hidden`.
 
-    Without hidden layers it is softmax regression. Raises ValueError for a layer of no units.
+    With (200, 200) on 784 inputs it is McMahan's 2NN with 199,210 parameters (arXiv:1602.05629). Without hidden layers
+    it is softmax regression. Raises ValueError for a layer of no units.
     """
     if any(units < 1 for units in hidden):
         raise ValueError(f"hidden={list(hidden)}: every layer needs at least 1 unit")
@@ -35,22 +36,31 @@ def mlp(*, input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (
 
 
 def cnn_mcmahan(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two padded 5x5 convolutions (32, 64) and 512 units: 1,663,370 parameters on 28 x 28 (arXiv:1602.05629)."""
+    """McMahan's CNN: two padded 5x5 convolutions (32, 64), 512 units; 1,663,370 parameters on 28 x 28.
+
+    arXiv:1602.05629.
+    """
     return _two_convolutions(input_shape, classes, (32, 64), 512, padding=2)
 
 
 def cnn_mnist(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The same without padding: 582,026 parameters on 28 x 28; FedCompass's MNIST model (arXiv:2309.14675)."""
+    """FedCompass's MNIST model: McMahan's CNN without padding; 582,026 parameters on 28 x 28.
+
+    arXiv:2309.14675.
+    """
     return _two_convolutions(input_shape, classes, (32, 64), 512, padding=0)
 
 
 def lenet(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Convolutions of 10 and 20 channels and 50 units: 21,840 parameters on 28 x 28."""
+    """LeNet: 5x5 convolutions of 10 and 20 channels, 50 units; 21,840 parameters on 28 x 28."""
     return _two_convolutions(input_shape, classes, (10, 20), 50, padding=0)
 
 
 def cnn_cifar(*, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Three 3x3 convolutions (32, 64, 64) and 64 units: 122,570 parameters on 3 x 32 x 32 (arXiv:2206.10189)."""
+    """FedFix's CIFAR-10 model: three 3x3 convolutions (32, 64, 64), 64 units; 122,570 parameters.
+
+    arXiv:2206.10189; the number is that on 3 x 32 x 32.
+    """
     channels, height, width = image(input_shape)
     if min(_after(height), _after(width)) < 1:
         raise ValueError(f"images of {height} x {width} are too small for three 3x3 convolutions: at least 18 x 18")

@@ -1,4 +1,4 @@
-"""Local Adam, its moments made anew for every job.
+"""Local Adam; its moments start from zero in every job.
 
 Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 1, on flat buffers:
 m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2; w <- w - lr * m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + eps).
@@ -21,8 +21,11 @@ from fedhet.types import Job, Memory
 
 @dataclass(frozen=True)
 class Adam:
-    """`lr` step size of version 0, times `lr_decay`**version later; `batch` samples a step; `weight_decay` is L2,
-    added to the gradient. Raises ValueError for values out of range."""
+    """Local Adam; its moments start from zero in every job.
+
+    lr: step size of version 0, times lr_decay**version later. batch: samples per step. weight_decay: L2, added to the
+    gradient. Raises ValueError for values out of range.
+    """
 
     lr: float = 0.001
     batch: int = 32

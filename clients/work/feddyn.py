@@ -1,11 +1,11 @@
-"""FedDyn: each client's objective carries a linear term that makes local and global optima agree.
+"""FedDyn: a linear and a quadratic term in each client's objective make local and global optima agree.
 
 Acar et al., "Federated Learning Based on Dynamic Regularization", arXiv:2111.04263, Algorithm 1:
 
     client   y ~ argmin F_i(y) - <g_i, y> + (alpha/2) ||y - x||^2 ;   g_i <- g_i - alpha (y - x)
     server   h <- h - (alpha/n) sum_{i in S} (y_i - x) ;              x <- mean_S y_i - h / alpha
 
-Both halves are here: `FedDyn` is the work, `FedDynServer` the layer for the optimizer slot. The mean must be uniform.
+`FedDyn` is the clients' work, `FedDynServer` the server's transform on the optimizer axis. The mean must be uniform.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from fedhet.types import Job, Memory, Tree
 
 @dataclass(frozen=True)
 class FedDyn(AbstractLocal):
-    """`alpha` is the regularisation, above 0 (ValueError); small values need `clip_norm` early in training. What is
-    trained must be the same in every job."""
+    """FedDyn's local work: SGD on F_i(y) - <g_i, y> + (alpha/2) ||y - x||^2, with g_i updated after each job.
+
+    alpha: regularisation, above 0 (ValueError); small values need `clip_norm` early in training. The trained parameters
+    must be the same in every job.
+    """
 
     alpha: float = 0.05
 
@@ -58,10 +61,11 @@ class FedDyn(AbstractLocal):
 
 @dataclass(frozen=True)
 class FedDynServer(AbstractTransform):
-    """The server's h, one tensor per parameter in memory; h is the mean of all g_i.
+    """FedDyn's server step: x <- mean_S y_i - h / alpha, with h, the mean of all g_i, in memory.
 
-    alpha: the clients'. averaged: last parts of the names of leaves without a gradient (statistics of normalisation
-    layers); those are averaged only, an h would make them swing. Raises ValueError for alpha not above 0.
+    alpha: the same as the clients'. averaged: last parts of the names of leaves without a gradient (statistics of
+    normalisation layers), which are averaged only: h would make them oscillate. Raises ValueError for alpha not above
+    0.
     """
 
     alpha: float = 0.05

@@ -1,4 +1,4 @@
-"""FedProx: local steps are pulled back to the model they started from.
+"""FedProx: local SGD with a proximal term towards the model the job started from.
 
 Li et al., "Federated Optimization in Heterogeneous Networks", arXiv:1812.06127, equation 2: minimise
 F_i(w) + (mu / 2) ||w - w_t||^2, so mu * (w - w_t) is added to every gradient (before momentum, which sees all of it).
@@ -20,7 +20,10 @@ from fedhet.types import Job, Memory
 
 @dataclass(frozen=True)
 class FedProx(AbstractLocal):
-    """`mu` is the strength of the proximal term; 0 is plain SGD, bit for bit. Raises ValueError below 0."""
+    """FedProx: local SGD on F_i(w) + (mu / 2) ||w - w_t||^2; mu = 0 is plain SGD, bit for bit.
+
+    Raises ValueError for mu below 0.
+    """
 
     mu: float = 0.1
 

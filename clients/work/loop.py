@@ -1,14 +1,14 @@
-"""The step loop all local training shares: gradients of mini-batches on flat buffers, one in-place step after another.
+"""The loop of local SGD steps that all works share: mini-batch gradients on flat buffers, steps in place.
 
-A work differs from plain SGD in what it adds to a gradient; it says so in one function and keeps the loop. Losses are
-summed as tensors and read once at the end. Beside the model the loop follows one number, the FedNova norm: how much
-weight the gradients have together in the displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
+A work differs from plain SGD in what it adds to a gradient, which is one function. Losses are summed as tensors and
+read once at the end. The loop also computes the FedNova norm, the sum of the weights that the gradients have in the
+displacement (Wang et al., "Tackling the Objective Inconsistency Problem in
 Heterogeneous Federated Optimization", arXiv:2007.07481, section 4),
 
     w_0 - w_K = lr * sum_k a_k g_k,    fednova_norm = sum_k a_k,
 
-which is the path of the same steps on the constant gradient 1: K for plain SGD, v <- m v + 1, a <- a + v with momentum
-m, and a <- (1 - lr mu) a + 1 if mu * (w - w_0) pulls back.
+which is the displacement of the same steps on the constant gradient 1: K for plain SGD, v <- m v + 1, a <- a + v with
+momentum m, and a <- (1 - lr mu) a + 1 with a proximal term mu * (w - w_0).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Adjust = Callable[[Tensor, Tensor], None]
 
 
 PORTION = 1 << 20
-"""Bytes of inputs that are handed to a model at once, about."""
+"""Approximate bytes of inputs that are passed to a model in one call."""
 
 
 def portions(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
@@ -53,7 +53,7 @@ def portions(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
 
 @lru_cache(maxsize=4096)
 def path(steps: int, momentum: float = 0.0, nesterov: bool = False, pull: float = 0.0) -> float:
-    """How far so many steps of length 1 go on the constant gradient 1; `pull` is lr * mu of a term mu * (w - w_0)."""
+    """The FedNova norm of `steps` local steps; `pull` is lr * mu of a proximal term mu * (w - w_0)."""
     if not momentum and not pull:
         return float(steps)
     lever = gone = 0.0
@@ -72,13 +72,13 @@ def plain_metrics(losses: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class AbstractLocal(ABC):
-    """Hyper-parameters of local steps, and the loop that takes them.
+    """Base of local SGD works: hyper-parameters and the loop of steps.
 
-    lr: step size of version 0; it is lr * lr_decay**version in a job that starts from `version`.
-    batch: samples a step.
-    momentum: heavy ball, from zero in every job; with `nesterov` the step looks ahead by it.
+    lr: step size of version 0; a job that starts from `version` uses lr * lr_decay**version.
+    batch: samples per step.
+    momentum: heavy ball, from zero in every job; `nesterov`: Nesterov's form.
     weight_decay: L2, added to the gradient.
-    clip_norm: longest gradient after all additions, Euclidean; None for no clipping.
+    clip_norm: largest Euclidean norm of a gradient after all additions; None: no clipping.
 
     Raises ValueError for values out of range.
     """
@@ -120,11 +120,11 @@ class AbstractLocal(ABC):
 
     @property
     def pull(self) -> float:
-        """The mu of a term mu * (w - w_0) that this work adds to a gradient; 0 for none."""
+        """mu of the proximal term mu * (w - w_0) that this work adds to a gradient; 0 for none."""
         return 0.0
 
     def fednova_norm(self, job: Job) -> float:
-        """The FedNova norm of a job, see above: it follows from the budget and these hyper-parameters alone."""
+        """The FedNova norm of a job; it depends on the budget and these hyper-parameters only."""
         return path(job.budget.steps, self.momentum, self.nesterov, self.rate(job) * self.pull)
 
     def steps(self, model: Model, data: Shard, job: Job, adjust: Adjust | None = None) -> dict[str, float]:

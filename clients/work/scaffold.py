@@ -1,12 +1,12 @@
-"""SCAFFOLD: every local step is corrected by the difference of two control variates.
+"""SCAFFOLD: every local step is corrected by the difference of the server's and the client's control variates.
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378, Algorithm 1:
 
     y <- y - lr * (g_i(y) - c_i + c),  K times
     option II  c_i+ = c_i - c + (x - y) / (K lr)      option I  c_i+ = g_i(x)
 
-The space sends c and combines the steps c_i+ - c_i; c_i stays in the client's memory, zero at first. An answer that is
-lost or thrown away leaves c behind the mean of the c_i by that step.
+The space sends c and combines the steps c_i+ - c_i; c_i is stored in the client's memory, initially zero. If an answer
+is lost or dropped, c differs from the mean of the c_i by that step.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Scaffold(AbstractLocal):
-    """`option` 2 reads c_i+ off the local path, 1 takes a full gradient at x. Weight decay counts as part of g_i.
+    """SCAFFOLD's local work: SGD with the correction c - c_i on every gradient.
 
-    Momentum and clipping are refused with ValueError: (x - y) / (K lr) is then no mean of gradients.
+    option: 2 computes c_i+ from the displacement, 1 from a full gradient at x. Weight decay is part of g_i. Momentum
+    and clipping are refused with ValueError: (x - y) / (K lr) is then no mean of gradients.
     """
 
     option: int = 2
@@ -64,7 +65,7 @@ class Scaffold(AbstractLocal):
         return metrics
 
     def _full_gradient(self, model: Model, data: Shard) -> Tensor:
-        """Of the mean loss over all samples; buffers are put back, their changes belong to training."""
+        """The gradient of the mean loss over all samples; buffers are restored afterwards."""
         buffers = model.flat[model.params.numel() :]
         kept, back = buffers.clone(), model.aside()
         model.module.train()

@@ -26,16 +26,16 @@ class Sgd(AbstractLocal):
 
     @property
     def can_batch(self) -> bool:
-        """Whether nothing is added to a gradient."""
+        """Whether the steps are plain SGD, so that jobs can run in one batched call."""
         return not (self.momentum or self.weight_decay or self.clip_norm is not None)
 
     def run_batch(
         self, rows: BatchedStepper, data: Sequence[Shard], jobs: Sequence[Job]
     ) -> Sequence[Mapping[str, float]] | None:
-        """Jobs of equal length, side by side."""
+        """Run jobs of equal length in one batched call."""
         count, rate = jobs[0].budget.steps, self.rate(jobs[0])
         if count < 1:
-            return None  # `run` says what is wrong with it
+            return None  # `run` raises the error
         if all(keeps(type(shard), OffersIndexedBatches) for shard in data):
             shards = cast(Sequence[OffersIndexedBatches], data)
             losses = rows.pick([shard.pick(self.batch, count) for shard in shards], rate)

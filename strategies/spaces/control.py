@@ -1,10 +1,9 @@
-"""The full model with a control variate beside every parameter: what SCAFFOLD sends.
+"""SCAFFOLD's space: the full model and a control variate for every parameter.
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv:1910.06378, Algorithm 1.
-State (x, c), payload (x, c), delta (y - x, c_i+ - c_i). The model part combines as the rule says; the control part is
-always c <- c + (1/n) sum_{i in S} s_i (c_i+ - c_i), n being all clients, so that c stays the mean of all c_i as long as
-no update is scaled (s_i = 1): a cut of the norm is one of the whole update. The sum is a plain mean beside any rule, so
-the rule must be one.
+State (x, c), payload (x, c), delta (y - x, c_i+ - c_i). The rule combines the model part. The control part is always
+c <- c + (1/n) sum_{i in S} s_i (c_i+ - c_i) for n clients in all, so that c is the mean of all c_i while no update is
+scaled (s_i = 1). As this sum is a plain mean under any rule, the rule must be a mean as well.
 """
 
 from __future__ import annotations
@@ -28,11 +27,12 @@ PREFIX = "control."
 
 @dataclass(frozen=True)
 class ControlVariates(AbstractDense):
-    """`clients` is n, the number of all clients. Leaves of the control part are named `control.<parameter>`; buffers
-    (batch-norm statistics) have none.
+    """Sends the full model and SCAFFOLD's control variates.
 
-    On a device `model.extras["control"]` is c, shape (parameters,); the work leaves its step c_i+ - c_i, of the same
-    shape, in `model.extras["control_step"]`. Raises ValueError if it does not, or if trees do not fit the model.
+    clients: n, the number of all clients. Leaves of the control part are named `control.<parameter>`; buffers
+    (batch-norm statistics) have none. On a device `model.extras["control"]` is c, shape (parameters,), and the work
+    stores its step c_i+ - c_i, of the same shape, in `model.extras["control_step"]`. Raises ValueError if that is
+    missing, or if trees do not fit the model.
     """
 
     clients: int
@@ -62,11 +62,11 @@ class ControlVariates(AbstractDense):
         model.flat.copy_(_halves(model, state)[0])
 
     def split_optimized(self, delta: Tree) -> tuple[Tree, Tree]:
-        """Momentum or a learning rate of the server would make c something else than the mean of all c_i."""
+        """The model part alone: with server momentum or a learning rate c would not be the mean of all c_i."""
         return _part(delta, control=False), _part(delta, control=True)
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
-        """Of the model parts: control variates do not vote."""
+        """Inner products of the model parts, without control variates."""
         return tree.gram([_part(d, control=False) for d in deltas])
 
     def combine(

@@ -1,15 +1,15 @@
-"""One shared A that never changes; B is trained and averaged, which is exact (FFA-LoRA).
+"""FFA-LoRA: a fixed A shared by all clients; B is trained and averaged, which is exact.
 
 Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv:2403.12313:
 
     sum_i p_i s B_i A = s (sum_i p_i B_i) A
 
-A comes from the seed on both sides and is never sent. With unequal ranks client i trains the first r_i columns
-of B against the first r_i rows of A, and the increments of B are padded with zeros, which is exact, too: averages of B
-itself would shrink the columns that few clients hold.
+A is drawn from the seed on both sides and never sent. With unequal ranks client i trains the first r_i columns of B
+with the first r_i rows of A, and the increments of B are padded with zeros, which is exact as well: averages of B
+itself would shrink the columns that few clients train.
 
-Up and down: r_i d numbers a layer, after the base weights at first contact. Linear in what is sent, so sums behind a
-mask or with noise stay what they mean.
+Up and down: r_i d numbers per layer, after the base weights in the first payload. The model is linear in what is sent,
+so masks that cancel, or noise, act on the product in the same way.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from strategies.spaces.lora.warm import factors_of
 
 @dataclass(frozen=True)
 class Ffa(AbstractAveraged):
-    """All of its hyper-parameters are those of `AbstractLora`; larger steps than for other adapters suit it."""
+    """FFA-LoRA: a fixed A shared by all clients; B is trained and averaged.
 
-    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+    Hyper-parameters: see `AbstractLora`. It needs a larger learning rate than other adapters.
+    """
+
+    def adapter_payload(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
         return {f"{FACTOR}{n}.{B}": p.left for n, p in self.cut_for(state, job).items()}
 
     def trained(self, version: int) -> tuple[str, ...]:
         return (B,)
 
-    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+    def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         install_pairs(panel, self._pairs(model, payload))
 
-    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+    def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
     def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
@@ -61,7 +64,7 @@ class Ffa(AbstractAveraged):
         return tree.weighted_sum(deltas, tree.scaled(coefficients, scales))
 
     def _pairs(self, model: Model, payload: Mapping[str, Tensor]) -> dict[str, Pair]:
-        """B as sent beside the A of the seed."""
+        """The received B with the A of the seed."""
         shapes = hosted(model).shapes
         drawn = first(self, shapes)
         found = {}

@@ -1,10 +1,10 @@
-"""Stacked adapters cut to the singular values that hold most of their energy, then merged (FLoRIST).
+"""FLoRIST: stacked adapters, truncated to the singular values with most of the energy and merged into the base.
 
 Ramesh and Dass, "FLoRIST: Singular Value Thresholding for Efficient and Accurate Federated Fine-Tuning of Large
-Language Models", arXiv:2506.09199: of the stack's product U S V^T the least q singular values stay whose squares make
-up `energy` of the whole. Both sides add the cut product, so they stay equal; what was cut is lost.
+Language Models", arXiv:2506.09199: of the stack's product U S V^T the smallest number q of leading singular values is
+used whose squares sum to the share `energy` of the total. Server and clients add the same truncated product.
 
-Up: r_i (d + k) numbers a layer. Down: q (d + k) for each version the client missed, or d k once that is less.
+Up: r_i (d + k) numbers per layer. Down: q (d + k) for each version the client missed, or d k if that is less.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from strategies.spaces.lora.names import WHOLE, pairs, under
 
 @dataclass(frozen=True)
 class Florist(AbstractFresh):
-    """energy: share of the squared singular values that stays, in (0, 1]. The rest: see `AbstractFresh`
-    and `AbstractLora`."""
+    """FLoRIST: stacked adapters, truncated by SVD and merged into the base weights.
+
+    energy: share of the sum of squared singular values to retain, in (0, 1]. Others: see `AbstractFresh`.
+    """
 
     energy: float = 0.95
 

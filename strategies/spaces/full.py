@@ -1,4 +1,4 @@
-"""Every trainable parameter and floating-point buffer travels, as one vector.
+"""The full model: every trainable parameter and floating-point buffer is sent, as one vector.
 
 State, payload and delta have the model's names and shapes; delta = after - before. McMahan et al.,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv:1602.05629, Algorithm 1.
@@ -21,9 +21,10 @@ from fedhet.types import Job, Tree
 
 @dataclass(frozen=True)
 class Full(AbstractDense):
-    """The whole model. Payloads are only read: they may lie in memory shared with other processes.
+    """The full model: every trainable parameter and floating-point buffer is sent.
 
-    Raises ValueError if a payload does not fit the device's model.
+    Payloads are read only, as they may be in memory shared with other processes. Raises ValueError if a payload does
+    not fit the device's model.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset({"coordinates", "flat"})

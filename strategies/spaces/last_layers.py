@@ -1,12 +1,12 @@
-"""Partial training: a device trains the last layers it has time for, and sends only those.
+"""TimelyFL's partial training: a device trains and sends the last layers only, as many as its budget's width.
 
-The whole model goes down. A job of width a trains the last max(1, floor(a L)) of the model's L layers; the rest stays
-as it came. Every parameter is averaged over the clients that trained it: with coefficients c_i of the rule, scales s_i
+The server sends the full model. A job of width a trains the last max(1, floor(a L)) of the model's L layers; the others
+are frozen. Every parameter is averaged over the clients that trained it: with coefficients c_i of the rule, scales s_i
 of the updates and S_p the clients that trained parameter p,
 
     delta_p = (sum_i c_i) * sum_{i in S_p} c_i s_i delta_{i,p} / sum_{i in S_p} c_i,
 
-which is the rule's own sum if all trained p; a discount or cut s_i stays, also of one who trained p alone.
+which is the rule's own sum if all clients trained p; a scale s_i applies also if only client i trained p.
 Zhang et al., "TimelyFL: Heterogeneity-aware Asynchronous Federated Learning with Adaptive Partial Training",
 arXiv:2304.06947.
 """
@@ -30,10 +30,10 @@ from fedhet.numerics.tree import FlatTree, Schema
 from fedhet.types import Job, Tree
 
 SLACK = 1e-9
-"""Layers: a product just below a whole number counts as it."""
+"""Tolerance, in layers, for products that rounding puts just below an integer."""
 
 WIDTH = "width"
-"""Where a device keeps its job's width, beside the parameters."""
+"""Key of a job's width in the device's `model.extras`."""
 
 
 def layers(schema: Schema) -> list[str]:
@@ -42,7 +42,7 @@ def layers(schema: Schema) -> list[str]:
 
 
 def trained(schema: Schema, width: float) -> Schema:
-    """What a job of this width trains and sends: the leaves of the last layers, statistics of theirs included.
+    """The leaves that a job of this width trains and sends: those of the last layers, with their statistics.
 
     Raises ValueError unless width is in (0, 1].
     """
@@ -55,12 +55,12 @@ def trained(schema: Schema, width: float) -> Schema:
 
 @dataclass(frozen=True)
 class LastLayers(AbstractDense):
-    """The budget's width is the share of the layers that are trained, the last ones.
+    """Partial training: each client trains and sends its last layers, a share `width` (from the budget) of all.
 
-    Updates of unequal width do not line up, so this space gives no coordinates. Inner products take a parameter that
-    was not trained as unmoved: lengths are right, but distances favour the narrow, so rules that compare updates are
-    refused (`partial`). With width 1 for everybody every number is that of the full space. A layer is a module with
-    tensors of its own. Raises ValueError if a payload does not fit the device's model.
+    Updates of different widths have different leaves, so this space gives no coordinates. Inner products count a
+    parameter that was not trained as zero: norms are right, but narrow updates appear close to each other, so rules
+    that compare updates are refused (`partial`). If all widths are 1 the results are those of the full space. A layer
+    is a module with tensors of its own. Raises ValueError if a payload does not fit the device's model.
     """
 
     gives: ClassVar[frozenset[str]] = frozenset()
@@ -73,21 +73,21 @@ class LastLayers(AbstractDense):
         return trained(Schema.of(state), job.budget.width)
 
     def install(self, model: Model, payload: Tree, job: Job) -> None:
-        """Copy everything, and show the work only the parameters it is to train: its steps touch no others.
+        """Copy the full model, and restrict the work to the parameters that the job trains.
 
-        Raises ValueError if the last layers hold statistics alone.
+        Raises ValueError if the last layers have statistics only.
         """
         model.flat.copy_(_flat(model, payload))
         model.extras[WIDTH] = torch.tensor(job.budget.width, dtype=torch.float64)
         own, at, still = trained(model.schema, job.budget.width), 0, 0
         for name, parameter in model.module.named_parameters():
             if parameter.grad is not None:  # the model's own choice of what is trainable
-                parameter.requires_grad_(name in own)  # spares the backward pass through the layers that stay
+                parameter.requires_grad_(name in own)  # no backward pass through frozen layers
                 at += parameter.numel()
                 still += 0 if name in own else parameter.numel()
         if still == at:
             raise ValueError(f"width={job.budget.width} trains no parameter of this model: its last layers have none")
-        gradient = model.grad.as_strided((at,), (1,), 0)  # all of it, whatever the last job was shown
+        gradient = model.grad.as_strided((at,), (1,), 0)  # of all parameters, whatever the last job trained
         model.params, model.grad = model.flat[still:at], gradient[still:]
 
     def extract(self, model: Model, payload: Tree) -> Tree:
@@ -103,7 +103,7 @@ class LastLayers(AbstractDense):
     def combine(
         self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
     ) -> Tree:
-        """Raises ValueError for a negative coefficient where not all cover everything: there is no mean over a part."""
+        """Raises ValueError for a negative coefficient if some updates are partial: there is no mean then."""
         factors = tree.scaled(coefficients, scales)
         if tree.same_layout(deltas):
             return tree.weighted_sum(deltas, factors)

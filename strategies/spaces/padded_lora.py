@@ -1,16 +1,16 @@
-"""Adapters averaged factor by factor, padded with zeros where ranks differ: FedIT, and HetLoRA's way of unequal ranks.
+"""FedIT and HetLoRA: adapters averaged factor by factor, padded with zeros where ranks differ.
 
 Equal ranks: A <- sum_i p_i A_i, B <- sum_i p_i B_i. Zhang et al., "Towards Building the Federated GPT: Federated
 Instruction Tuning", arXiv:2305.05644. The product of averages is not the average of products.
 
-Unequal ranks: every client trains the first r_i rows and columns; what comes back is padded to the largest rank. Cho et
+Unequal ranks: every client trains the first r_i rows and columns; its update is padded to the largest rank. Cho et
 al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv:2401.06432, averages padded
-factors themselves, so rows that few clients hold shrink by the weight of those who do, in both factors, version after
-version; and weighs clients by the Frobenius norm of B_i A_i. Their clients press down the last rows of their adapters
-and give them up once they shrink, see `lora.pruning`. Each layer has its own rank then; a client tells the server the
-largest, which is that of its next job, and rows that only some layers gave up are sent as zeros.
+factors themselves, so rows that few clients train shrink in both factors in every version; and weights clients by the
+Frobenius norm of B_i A_i. Clients prune the last rows of their adapters, see `lora.pruning`. Each layer then has its
+own rank; a client reports the largest one, which is the rank of its next job, and rows that only some layers pruned are
+sent as zeros.
 
-Up: r_i (d + k) numbers a layer; down: the same. The base weights go to a client once.
+Up: r_i (d + k) numbers per layer; down: the same. The base weights are sent to a client once.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ from strategies.spaces.lora.pruning import Pruner, shortened
 from strategies.spaces.lora.warm import as_factors, cut, factors_of
 
 RANKS = "lora/ranks"
-"""What a client keeps: the rank of each layer after what it gave up."""
+"""A client's stored rank of each layer, after pruning."""
 
 NORM = "lora/norm"
-"""An update's leaf that tells how long its product is."""
+"""An update's leaf with the Frobenius norm of its product."""
 
 
 @dataclass(frozen=True)
 class PaddedLora(AbstractAveraged):
-    """target: "absolute" averages padded factors, "increment" adds the mean of padded increments, so that nothing
-    shrinks. by_norm: the shares a rule gives to clients are dealt anew in proportion to ||s_i B_i A_i||; their sum
-    stays. decay, penalty, min_rank: with a decay below 1 a client gives up the rows of a layer beyond decay * r, down
-    to min_rank, after a job in which they shrank, and presses them down by the penalty. The rest as for all adapters,
-    see `AbstractLora`. Raises ValueError for values out of range, and for a decay where increments are averaged."""
+    """LoRA factors averaged one by one, zero-padded where ranks differ, as in FedIT and HetLoRA.
+
+    target: "absolute" averages padded factors, "increment" adds the mean of padded increments, so that rows do not
+    shrink. by_norm: redistribute the rule's coefficients in proportion to ||s_i B_i A_i||, with the same sum. decay,
+    penalty, min_rank: with a decay below 1 a client prunes the rows of a layer beyond decay * r, down to min_rank,
+    after a job in which their norm fell; penalty is their weight in the loss. Others: see `AbstractLora`. Raises
+    ValueError for values out of range, and for a decay where increments are averaged.
+    """
 
     target: str = "absolute"
     by_norm: bool = False
@@ -69,13 +72,13 @@ class PaddedLora(AbstractAveraged):
         if self.decay < 1 and self.target == "increment":
             raise ValueError(f"decay={self.decay}: a row given up is a zero in an average: set target=absolute")
 
-    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+    def adapter_payload(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
         return as_factors(self.cut_for(state, job))
 
     def trained(self, version: int) -> tuple[str, ...]:
         return (A, B)
 
-    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+    def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         sent = factors_of(payload)
         if self.decay == 1:
             install_pairs(panel, sent)
@@ -88,7 +91,7 @@ class PaddedLora(AbstractAveraged):
         panel.starts = sent
         panel.follower = Pruner(panel, ranks, self.decay, self.penalty, self.min_rank)
 
-    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+    def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         if isinstance(panel.follower, Pruner):
             panel.follower.close()
             ranks = panel.flat.new_tensor(list(panel.follower.pruned().values()))
@@ -114,7 +117,7 @@ class PaddedLora(AbstractAveraged):
 
     @property
     def needs(self) -> frozenset[str]:
-        """A plain mean where shares are dealt anew by length: what another rule decided would not count."""
+        """A plain mean with by_norm, which replaces the coefficients of the rule."""
         return frozenset({"mean"}) if self.by_norm else frozenset()
 
     def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
@@ -124,7 +127,7 @@ class PaddedLora(AbstractAveraged):
         self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
     ) -> Tree:
         if self.by_norm:
-            # an update that was cut or discounted counts with the length that is left of it
+            # a clipped or discounted update counts with its scaled norm
             lengths = np.array([float(d[NORM]) for d in deltas]) * (np.asarray(coefficients) != 0)
             lengths *= 1.0 if scales is None else np.abs(scales)
             if lengths.sum() > 0:

@@ -1,12 +1,12 @@
-"""B and A trained in turns, the other one frozen and the same on all clients, so that averages are exact (RoLoRA).
+"""RoLoRA: B and A are trained alternately, the other one frozen and equal on all clients, so that averages are exact.
 
 Chen et al., "Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA", arXiv:2409.02346:
 jobs of version 0, 2, 4, ... train B, those of version 1, 3, 5, ... train A; B comes first because A has no gradient
 while B is zero. Exact while all updates of a combination started from one version; late ones of the other turn add
 their increments to the other factor.
 
-Up: r_i d or r_i k numbers a layer. Down: the factor that changed since the version the client holds; both to a client
-that missed one. The client keeps the other.
+Up: r_i d or r_i k numbers per layer. Down: the factor that changed since the client's version; both if the client
+missed a version. The client stores the other one.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from strategies.spaces.lora.warm import as_factors, factors_of
 
 @dataclass(frozen=True)
 class RoLora(AbstractAveraged):
-    """All of its hyper-parameters are those of `AbstractLora`. A client whose rank grew since its last job cannot use
-    what it kept: that job fails and the next one brings both factors."""
+    """RoLoRA: B and A are trained in alternate versions and averaged, which is exact.
 
-    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+    Hyper-parameters: see `AbstractLora`. A client whose rank grew since its last job cannot use its stored factor: that
+    job fails, and the next one sends both factors.
+    """
+
+    def adapter_payload(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
         both = as_factors(self.cut_for(state, job))
         behind = version_of(state) - job.held
         if job.held < 0 or behind > 1:
@@ -45,7 +48,7 @@ class RoLora(AbstractAveraged):
     def trained(self, version: int) -> tuple[str, ...]:
         return (B,) if version % 2 == 0 else (A,)
 
-    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+    def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         factors = {**under(model.extras, KEPT + FACTOR), **under(payload, FACTOR)}
         for name, factor in panel.factors.items():
             for letter, side in ((A, 0), (B, 1)):
@@ -57,7 +60,7 @@ class RoLora(AbstractAveraged):
             model.extras[KEPT + FACTOR + name] = leaf.contiguous()
         install_pairs(panel, pairs(factors))
 
-    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+    def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:
         return increments(panel)
 
     def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:

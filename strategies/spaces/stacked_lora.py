@@ -1,17 +1,17 @@
-"""Adapters of any rank whose products are summed exactly by stacking, and merged into the base weights (FLoRA).
+"""FLoRA: adapters of any rank, summed exactly by stacking and merged into the base weights.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations",
 arXiv:2409.05976:
 
     W <- W + sum_i c_i s_i B_i A_i = W + [B_1 ... B_n] [c_1 s_1 A_1; ...; c_n s_n A_n]
 
-All scalars are on A, once; the receiver's scaling is 1; every job starts from a fresh adapter that adds nothing (A
-random, B zero), so nothing but W lives on. Up: r_i (d + k) numbers a layer. Down: R (d + k) with R = sum_i r_i for each
-version the client missed, or d k once that is less, or all weights to a client whose version is not known.
+All scalars are folded into A; the receiver's scaling is 1; every job starts from a new adapter (A random, B zero), so
+only W persists. Up: r_i (d + k) numbers per layer. Down: R (d + k) with R = sum_i r_i for each version the client
+missed, or d k if that is less, or all weights to a client whose version is not known.
 
-What is sent is decided per client from the version it is known to hold (`Job.held`): a client that missed versions gets
-their stacks, too, and one that failed gets everything. The client keeps the merged weights between its jobs and refuses
-to train if their hash is not the server's, so the two never drift apart unseen.
+The payload depends on the version that the client is known to have (`Job.held`): a client that missed versions gets
+their stacks as well, and one that failed gets all weights. The client stores the merged weights between its jobs and
+refuses to train if their hash differs from the server's.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from strategies.spaces.lora.names import WHOLE, pairs, under
 
 @dataclass(frozen=True)
 class StackedLora(AbstractFresh):
-    """send: "auto" sends, layer by layer, a stack, its lossless compressed form or the merged matrix, whichever has
-    fewer bytes; "stack" always the stack. The rest: see `AbstractFresh` and `AbstractLora`."""
+    """FLoRA: adapters of any rank, summed exactly by stacking and merged into the base weights.
+
+    send: "auto" sends, per layer, the smallest of the stack, its lossless compressed form and the merged matrix;
+    "stack" always the stack. Others: see `AbstractFresh` and `AbstractLora`.
+    """
 
     send: str = "auto"
 

@@ -1,14 +1,14 @@
-"""CA2FL: the last displacement of every client stands in for those that are not in the buffer.
+"""CA2FL: the buffered updates are calibrated by the cached last displacement of every client.
 
 With h_i the last displacement of client i and h their mean over all M clients, a buffer S of K answers gives
 
     v = h + (1/K) sum_{i in S} (delta_i - h_i),    then h_i = delta_i and h = mean_i h_i.
 
 Wang, Cao, Wu, Chen, Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning with Cached Update
-Calibration", ICLR 2024 (OpenReview 4aywmeb97I). The rule must be a plain mean, by the number of updates in the paper: h
-is the mean of what clients sent and is added after the rule, so a rule that bounds updates would bound nothing here.
-Displacements count as scaled, so that a cut of the norm also holds for what is cached. Memory grows with M models. A
-client that is in the buffer twice counts with its last answer, against its old cache once.
+Calibration", ICLR 2024 (OpenReview 4aywmeb97I). The rule must be a plain mean, in the paper over the number of updates:
+h is the mean of what clients sent and is added after the rule, so a robust rule would not bound it. Displacements are
+cached with their scale, so that clipping also holds for the cache. Memory is that of M models. A client that is in the
+buffer twice counts with its last answer, and once with its old cache.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fedhet.types import Memory, Tree, Update
 
 @dataclass(frozen=True)
 class CA2FL(AbstractTransform):
-    """Calibrates by cached updates.
+    """CA2FL: calibrates buffered updates by the cached last update of every client.
 
-    recompute_every: the sum of the caches is formed anew after this many versions, against rounding drift.
+    recompute_every: versions after which the sum of the caches is computed again, against accumulated rounding errors.
     Raises ValueError if it is below 1.
     """
 

@@ -1,4 +1,4 @@
-"""Staleness discounts: an update that is u versions old counts st(u) of a fresh one.
+"""Staleness discounts: an update that is u versions old is scaled by st(u).
 
     constant      1
     polynomial    (1 + u)^(-a)
@@ -9,8 +9,8 @@
 
 Constant, polynomial and hinge: Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934.
 Polynomial with a = 1/2 in the buffer: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation",
-arXiv:2106.06639. u is counted in versions at the moment of combination. The factor goes into `Update.scale`, which no
-rule normalises away; every form has st(0) = 1, is positive and never increases.
+arXiv:2106.06639. u is counted in versions at the time of combination. The factor multiplies `Update.scale`, which no
+rule normalises; every form has st(0) = 1, is positive and does not increase with u.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AbstractDiscount(AbstractTransform, ABC):
 
 @dataclass(frozen=True)
 class Constant(AbstractDiscount):
-    """Age does not matter."""
+    """No discount: st(u) = 1."""
 
     def factor(self, staleness: int) -> float:
         return 1.0
@@ -48,7 +48,7 @@ class Constant(AbstractDiscount):
 
 @dataclass(frozen=True)
 class Polynomial(AbstractDiscount):
-    """(1 + u)^(-a). The exponent is negative: with its sign lost, stale updates would be amplified."""
+    """Polynomial discount: st(u) = (1 + u)^(-a), with a >= 0."""
 
     a: float = 0.5
 
@@ -61,7 +61,7 @@ class Polynomial(AbstractDiscount):
 
 @dataclass(frozen=True)
 class Hinge(AbstractDiscount):
-    """1 up to b versions, then 1 / (a (u - b) + 1)."""
+    """Hinge discount: st(u) = 1 up to b versions, then 1 / (a (u - b) + 1)."""
 
     a: float = 10.0
     b: float = 4.0
@@ -76,7 +76,7 @@ class Hinge(AbstractDiscount):
 
 @dataclass(frozen=True)
 class Exponential(AbstractDiscount):
-    """2^(-u / half_life): half the weight every `half_life` versions."""
+    """Exponential discount: st(u) = 2^(-u / half_life), with half_life in versions."""
 
     half_life: float = 20.0
 
@@ -89,7 +89,7 @@ class Exponential(AbstractDiscount):
 
 @dataclass(frozen=True)
 class Sigmoid(AbstractDiscount):
-    """A soft step down around b versions, of slope a."""
+    """Sigmoid discount: a smooth step around b versions with slope a, st(0) = 1."""
 
     a: float = 0.25
     b: float = 10.0
@@ -98,7 +98,7 @@ class Sigmoid(AbstractDiscount):
         _not_negative("a", self.a)
         _not_negative("b", self.b)
         if self.a * self.b > 700.0:
-            raise ValueError(f"a={self.a}, b={self.b}: a * b must stay below 700; use the hinge for so sharp a step")
+            raise ValueError(f"a={self.a}, b={self.b}: a * b must stay below 700; use the hinge for a sharper step")
 
     def factor(self, staleness: int) -> float:
         exponent = min(self.a * (staleness - self.b), 700.0)
@@ -107,7 +107,7 @@ class Sigmoid(AbstractDiscount):
 
 @dataclass(frozen=True)
 class Inverse(AbstractDiscount):
-    """bound / (bound + u)."""
+    """Inverse discount: st(u) = bound / (bound + u), with bound in versions."""
 
     bound: float = 10.0
 

@@ -1,6 +1,6 @@
-"""Weights that undo how often a client contributes, so that unequal speeds do not bend the objective.
+"""FedFix's importance weights: an update is divided by its client's rate of contributions, against bias by speed.
 
-The update of client i enters with d_i = p_i / r_i, where r_i is its long-run number of contributions per version:
+The update of client i has the weight d_i = p_i / r_i, where r_i is its long-run number of contributions per version:
 
     synchronous    r_i = 1
     asynchronous   r_i = (1/m_i) / sum_j (1/m_j)
@@ -10,12 +10,12 @@ The update of client i enters with d_i = p_i / r_i, where r_i is its long-run nu
 for response times T_i of mean m_i seconds. A share f_i of lost tasks multiplies r_i by 1 - f_i, participation with
 probability q multiplies it by q. Online, r_i is estimated by the contributions so far over the versions so far.
 
-Few responses say little. With k of them and shrinkage c the estimates are those of k + c: c of the constant-time
-value ceil(m_i / window) for "fedfix", of the mean of all clients' m_i for "asynchronous" and "fedbuff", and of versions
-the client was in for "online".
+With few responses the estimates are shrunk. k responses with shrinkage c count as k + c, where the c are: the
+constant-time value ceil(m_i / window) for "fedfix", the mean of all clients' m_i for "asynchronous" and "fedbuff", and
+versions with a contribution of the client for "online".
 Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients Updates",
-arXiv:2206.10189. The layer scales by d_i / p_i = 1 / r_i: it belongs with the mean over the population,
-which supplies p_i without renormalising.
+arXiv:2206.10189. The transform scales by d_i / p_i = 1 / r_i: use it with the mean over the population, which
+multiplies by p_i without renormalising.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMES = ("synchronous", "asynchronous", "fedfix", "fedbuff", "online")
 
 
 def windows(seconds: float, window_seconds: float) -> int:
-    """Windows a task of this length takes, with a tolerance for quotients just above a whole number."""
+    """The number of windows of a task of this length, with a tolerance for quotients just above an integer."""
     return max(1, math.ceil(seconds / window_seconds - 1e-9))
 
 
@@ -62,15 +62,15 @@ def contributions(
 
 @dataclass(frozen=True)
 class Importance(AbstractTransform):
-    """Scales each update by 1 / r_i, estimated from what the server saw.
+    """FedFix's importance weights: scales an update by 1 / r_i, the inverse of its client's rate of contributions.
 
     scheme: one of the rows above, or "online". window_seconds: the schedule's, for "fedfix". size: the schedule's, for
-    "fedbuff". participation: probability with which a client is asked. losses: divide by the observed share of tasks
-    that were not lost. max_factor: bound on the factor; None is no bound. shrinkage: c, in responses; 0 takes what was
-    seen by its word, and more makes the first weights less extreme.
+    "fedbuff". participation: probability with which a client gets a job. losses: divide by the observed share of tasks
+    that were not lost. max_factor: upper bound of the factor; None: no bound. shrinkage: c, in responses; 0 is no
+    shrinkage, a larger value makes the first weights less extreme.
 
-    Means are over the responses combined so far; clients not yet seen count as infinitely slow. If several answers of
-    one client are combined at once, its latest response time stands for all of them.
+    Means are over the responses combined so far; clients not yet observed count as infinitely slow. If several answers
+    of one client are combined at once, its latest response time is used for all of them.
     Raises ValueError for values out of range.
     """
 
@@ -92,7 +92,7 @@ class Importance(AbstractTransform):
         if self.scheme == "fedbuff" and not (self.size or 0) >= 1:
             raise ValueError(f"size={self.size} must be at least 1, the same as the schedule's")
         if not 0.0 < self.participation <= 1.0:
-            raise ValueError(f"participation={self.participation} is not in (0, 1]; 1 means everybody always")
+            raise ValueError(f"participation={self.participation} is not in (0, 1]; 1: all clients always")
         if self.max_factor is not None and not self.max_factor >= 1.0:
             raise ValueError(f"max_factor={self.max_factor} must be at least 1; null is no bound")
         if not 0.0 <= self.shrinkage < math.inf:
@@ -130,7 +130,7 @@ class Importance(AbstractTransform):
         return (seconds + c * usual) / (count + c) * float(rates.sum()) / per_version
 
     def _record(self, view: View, memory: Memory) -> None:
-        """Take down the response times of everybody who is combined now, before the first of them is weighed."""
+        """Record the response times of all clients of this combination, before the first factor is computed."""
         memory["version"] = torch.tensor(view.version)
         room = 1 + max(job.client for job in view.cohort)
         for name in ("count", "seconds", "windows"):
@@ -144,7 +144,7 @@ class Importance(AbstractTransform):
 
 
 def _grown(column: Tensor | None, room: int) -> Tensor:
-    """A float64 column of at least `room` numbers, zeros at the end; it doubles, so growing stays cheap."""
+    """A float64 column of at least `room` numbers, with zeros at the end; its size doubles when it grows."""
     old = torch.zeros(0, dtype=torch.float64) if column is None else column
     if len(old) >= room:
         return old.clone()

@@ -1,13 +1,13 @@
-"""Late updates made fresh: the server finds data that explain one, and trains the model of now on them.
+"""Gradient inversion of late updates: the server reconstructs data from one, and trains the current model on them.
 
     1  X, Z  <-  argmin | LOCAL(w_base; X, softmax(Z)) - w_base - late |_1      (top-K coordinates or all)
-    2  estimate = LOCAL(w_now; X, softmax(Z)) - w_now, combined in the late update's place, with its weight
-    3  only for updates unlike all fresh ones; not any more once the late updates err less than the estimates
+    2  estimate = LOCAL(w_now; X, softmax(Z)) - w_now, combined in place of the late update, with its weight
+    3  only for updates that differ from all fresh ones; it stops once the late updates err less than the estimates
 
 Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in Federated Learning with Unlimited Staleness",
 arXiv:2309.13536. LOCAL is the clients' own procedure, read from the configuration of their work; if it cannot be
-unrolled, late updates are discounted by (1 + versions)^-a and a note in the record says why. Clients do nothing beyond
-plain averaging.
+unrolled, late updates are discounted by (1 + versions)^-a, and a note in the event log has the reason. Clients train as
+in FedAvg.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from strategies.staleness.inversion_unique import Unique
 
 @dataclass(frozen=True)
 class Inversion(AbstractTransform):
-    """model(input_shape=, classes=) makes the clients' model; `procedure` is what they do with it.
+    """Gradient inversion: the server reconstructs data from a late update and trains the current model on them.
 
-    images: size of the reconstructed set. share: of the coordinates that are matched. loss: "l1" or "l2". iterations,
-    warm_iterations: without and with an earlier result of the client.
-    seconds_per_iteration: what one costs the server on the run's clock; seconds: the most one update may cost, None for
-    no limit. accept: largest share of the update an explanation may miss. stale: versions behind from which an update
-    is late. discount, discount_after: exponents for late updates that are not inverted, and for all of them after the
-    switch. seed: of first guesses.
+    model: factory of the clients' model. procedure: the clients' local training. images: size of the reconstructed set.
+    share: share of the coordinates that are matched. loss: "l1" or "l2". iterations, warm_iterations: without and with
+    an earlier result of the client. seconds_per_iteration: time of one iteration on the run's clock; seconds: time
+    limit per update, None for no limit. accept: largest relative loss of a reconstruction that is used. stale:
+    staleness in versions from which an update is late. discount, discount_after: exponents for late updates that are
+    not inverted, and for all of them after the switch. seed: of the initial data. The server sees individual updates.
     Raises ValueError for values out of range.
     """
 
@@ -89,7 +89,7 @@ class Inversion(AbstractTransform):
             raise ValueError(f"seconds={self.seconds} is less than one iteration takes; null is no limit")
 
     def prepare(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
-        """When a late update arrives and inversions take time: the search, and its seconds."""
+        """The search for a late update as a server task, and its seconds, if inversions take time."""
         late = view.version - update.job.version
         if self.seconds_per_iteration == 0.0 or late < self.stale or self._solver.obstacle(view.state):
             return None
@@ -100,7 +100,7 @@ class Inversion(AbstractTransform):
         return task, float(task["numbers"][3]) * self.seconds_per_iteration
 
     def run(self, task: Tree) -> Tree:
-        """The search, wherever it is run: it knows nothing of the server."""
+        """Run the search; it depends on the task alone, so it can run in another process."""
         return self._solver.solve(task)
 
     def complete(self, update: Update, result: Tree, memory: Memory) -> None:
@@ -125,7 +125,7 @@ class Inversion(AbstractTransform):
         return self._plain(update, late, memory) if found is None else self.settle(update, found, view, memory)
 
     def task(self, update: Update, view: View, memory: Memory) -> Tree | None:
-        """What is to be solved for a late update, or None if it is taken as it is. Changes nothing."""
+        """The inversion task of a late update, or None if it is used unchanged. It has no side effects."""
         client, delta = update.job.client, flat(update.delta)
         entry = self.store.read(client, memory)
         if self.switch.share(view.version, memory) == 0.0 or not bool(delta.any()) or not self.unique(delta, memory):
@@ -139,7 +139,7 @@ class Inversion(AbstractTransform):
         return {"start": start, "target": delta, "x": x, "z": z, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     def settle(self, update: Update, found: Tree, view: View, memory: Memory) -> Update:
-        """The late update after its task was solved: what its client would send now, or a blend, or itself."""
+        """The late update after its task: the estimate, a weighted mean of both, or the update itself."""
         job, late, loss = update.job, view.version - update.job.version, float(found["loss"])
         share = self.switch.share(view.version, memory)
         used = loss <= self.accept and share > 0.0
@@ -157,7 +157,7 @@ class Inversion(AbstractTransform):
         return replace(update, delta=shaped(estimate, update.delta))
 
     def _compare(self, update: Update, view: View, memory: Memory) -> None:
-        """Hold the client's last reconstruction, and its last update as it was, against what it sends now."""
+        """Compare the estimate from the client's last reconstruction, and its last update, with its present update."""
         job, entry = update.job, self.store.read(update.job.client, memory)
         if entry is None or "switched" in memory:
             return

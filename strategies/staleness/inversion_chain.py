@@ -1,9 +1,9 @@
-"""Second derivatives of plain chains (convolution, rectifier, 2 x 2 maximum, linear) without a graph.
+"""Second derivatives of sequential networks (convolution, ReLU, 2 x 2 max pooling, linear) without autograd.
 
-The chain's own forward and backward keep what its derivative along a direction needs; see `inversion_stages`. The same
-numbers as automatic differentiation up to rounding, in less than half its time on small convolutional networks, where
-most of it goes into matrix products. The images stay what they are along a path, so their patches are cut once, and
-derivatives by the patches are added up over the steps before they are put back.
+The forward and backward passes store what the derivative along a direction needs; see `inversion_stages`. The results
+are those of automatic differentiation up to rounding, in less than half its time on small convolutional networks, where
+matrix products take most of the time. The images are constant along a path, so their patches are extracted once, and
+derivatives by the patches are summed over the steps before they are folded back.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from strategies.staleness.inversion_stages import Affine, Dense, Flat, Note, Rec
 from strategies.staleness.inversion_unroll import Part, Tape
 
 PIECE = 64
-"""Images that go through convolutions at a time: their columns are large. Linear layers take any number."""
+"""Images per pass through convolutions, which bounds the memory of their patches. Linear layers take any number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some images of a batch: the first layer's columns, the derivative by them so far, and the images' shape with the
-    images last."""
+    """Some images of a batch: the first layer's patches, the sum of derivatives by them, and the shape of the images
+    (with the batch dimension last)."""
 
     columns: Tensor
     sums: Tensor
@@ -38,7 +38,7 @@ class Piece:
 
 @dataclass
 class Chain:
-    """A `Second` for one module whose stages are known: flattenings, the first layer, and the rest."""
+    """A `Second` for one module of known stages: flattenings, the first layer, and the rest."""
 
     flat: bool
     head: Affine
@@ -49,13 +49,13 @@ class Chain:
 
     @classmethod
     def of(cls, module: nn.Module) -> Chain | None:
-        """The chain a module is, or None if it is none that this file knows."""
+        """The chain of a module, or None if the module has other layers."""
         parts = _in_order(module) if isinstance(module, nn.Sequential) else []
         flat = bool(parts) and isinstance(_stage(parts[0], None, None, 0, Room()), Flat)
         room, at, stages = Room(), 0, list[Stage]()
         for before, part, after in zip([None, *parts], parts, [*parts[1:], None], strict=False):
             if (part is parts[0] and flat) or (isinstance(before, nn.MaxPool2d) and isinstance(part, nn.ReLU)):
-                continue  # it is what the chain begins with, or part of the maxima
+                continue  # it is at the start of the chain, or part of the max pooling
             stage = _stage(part, before, after, at, room)
             if stage is None or (isinstance(stage, Affine) and stages and isinstance(stages[-1], Affine)):
                 return None
@@ -126,7 +126,7 @@ class Chain:
 
 
 def _in_order(module: nn.Sequential) -> list[nn.Module]:
-    """The parts, maxima right behind what they are taken of: the order of maxima and rectifiers does not matter."""
+    """The layers, with max pooling directly after its convolution: it commutes with ReLU."""
     parts = list(module)
     for i in range(len(parts) - 1):
         if isinstance(parts[i], nn.ReLU) and isinstance(parts[i + 1], nn.MaxPool2d):
@@ -154,5 +154,5 @@ def _stage(part: nn.Module, before: nn.Module | None, after: nn.Module | None, a
 
 
 def _bias(part: nn.Linear | nn.Conv2d, at: int) -> int | None:
-    """Where the bias lies: behind the weight, if there is one."""
+    """The position of the bias: after the weight, if there is one."""
     return at + part.weight.numel() if "bias" in dict(part.named_parameters()) else None

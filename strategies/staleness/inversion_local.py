@@ -1,7 +1,7 @@
-"""The client's local procedure as the server knows it: what it is told of the work, and the same steps on other data.
+"""The clients' local training on the server: the same steps on other data, from the configuration of the work.
 
-Plain SGD, w <- w - lr * grad F(w), with weight decay and a pull mu * (w - w_0) if the work has them, on as many batches
-an epoch as the client's samples make. Only such a path can be unrolled; anything else is named as an obstacle.
+Plain SGD, w <- w - lr * grad F(w), with weight decay and a proximal term mu * (w - w_0) if the work has them, on as
+many batches per epoch as the client's samples make. Only such a path can be unrolled; any other work is an obstacle.
 Wang, Gao, "Tackling Intertwined Data and Device Heterogeneities in Federated Learning with Unlimited Staleness",
 arXiv:2309.13536.
 """
@@ -20,7 +20,7 @@ from fedhet import native
 from fedhet.model.flat_model import Model
 
 PLAIN = {"clients.work.sgd.Sgd": "", "clients.work.fedprox.FedProx": "mu"}
-"""Works whose steps are known here, with the name of the strength of their pull."""
+"""Works whose steps are implemented here, with the parameter of their proximal term."""
 
 
 def soft_cross_entropy(output: Tensor, shares: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ def soft_cross_entropy(output: Tensor, shares: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Procedure:
-    """What the configuration says of the clients' work.
+    """The local training that the configuration of the clients' work describes.
 
-    work: the work's configuration, `_target_` and hyper-parameters; it is read, not built. One that is not among
-    `PLAIN`, or has momentum or clipping, is an `obstacle` and no error: the server then goes without.
+    work: the work's configuration, `_target_` and hyper-parameters; it is read, not built. A work that is not in
+    `PLAIN`, or has momentum or clipping, is an `obstacle` and no error: late updates are then not inverted.
     """
 
     work: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Procedure:
 
     @property
     def pull(self) -> float:
-        """mu of a term mu * (w - w_0)."""
+        """mu of the proximal term mu * (w - w_0)."""
         name = PLAIN[str(self.work["_target_"])]
         return float(self.work[name]) if name else 0.0
 
@@ -65,7 +65,7 @@ class Procedure:
         return float(self.work["lr"]) * float(self.work["lr_decay"]) ** version
 
     def parts(self, images: int, samples: float) -> tuple[slice, ...]:
-        """The batches of an epoch over `images` stand-ins for a client's `samples`: as many as the client makes."""
+        """The batches of an epoch over `images` reconstructed images: as many as the client makes of its `samples`."""
         count = min(images, max(1, math.ceil(samples / int(self.work["batch"]))))
         size = math.ceil(images / count)
         return tuple(slice(at, min(at + size, images)) for at in range(0, images, size))
@@ -73,7 +73,7 @@ class Procedure:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One job's steps: how many, how long, on which parts of the data, and what is added to the gradients."""
+    """One job's steps: their number and size, their batches, and what is added to the gradients."""
 
     steps: int
     rate: float
@@ -86,9 +86,9 @@ class Path:
 
 
 def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) -> Tensor:
-    """The displacement of `path` from `start`, step for step what the client's own loop does, to the bit.
+    """The displacement of `path` from `start`, bit for bit that of the client's own loop.
 
-    x (n, *input_shape), shares (n, classes). `model` is used as scratch; its loss must take label shares.
+    x (n, *input_shape), shares (n, classes). `model` is overwritten; its loss must take label shares.
     """
     model.flat.copy_(start)
     model.module.train()
@@ -114,14 +114,14 @@ def train(model: Model, start: Tensor, x: Tensor, shares: Tensor, path: Path) ->
 
 
 def scratch(factory: Any, input_shape: tuple[int, ...], classes: int) -> Model:
-    """A model with the loss above and parameters of no value: nothing is drawn, so no random stream is moved."""
+    """A model with the loss above and uninitialised parameters; it draws no random numbers."""
     with torch.device("meta"):
         module: nn.Module = factory(input_shape=input_shape, classes=classes)
     return Model(module.to_empty(device="cpu"), soft_cross_entropy)
 
 
 def unfit(module: nn.Module) -> str:
-    """What in a model hides the gradient of its input or changes from call to call; empty if nothing does."""
+    """Why a model cannot be inverted (no gradient by its input, or state that changes by call); empty if it can."""
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             return f"{name} drops units at random"

@@ -1,12 +1,12 @@
-"""Convolutions as products on patches, and the maxima behind them, with little memory to write and read.
+"""Convolutions as matrix products on patches, and 2 x 2 max pooling after them, with little memory traffic.
 
-Columns of patches, (channels * taps, height, width, n), are long rows with the images side by side. For the input of a
-network, which is cut once and used at every step, they hold all taps. Elsewhere only the taps along the width are cut;
-those along the height are the same columns some rows further on, one product for each:
+Columns of patches are (channels * taps, height, width, n), with the batch dimension last. For the input of a network,
+whose patches are extracted once and used at every step, they have all taps. Elsewhere only the taps along the width are
+extracted; those along the height are the same columns some rows further on, with one product for each:
 
     a'[:, y] = sum_i W_i u(a)[:, y + i]
 
-That is a fifth of the memory for 5 x 5 patches. If 2 x 2 maxima follow, columns are cut with the even places of a row
+That is a fifth of the memory for 5 x 5 patches. If 2 x 2 max pooling follows, columns have the even positions of a row
 before the odd ones, so that the four corners of the squares are blocks: (out, height / 2, 4, width / 2, n).
 """
 
@@ -23,13 +23,13 @@ from strategies.staleness.inversion_room import Room
 from strategies.staleness.inversion_stages import Note, Terms
 
 EXACT = 1 << 24
-"""So many ones are counted exactly by adding them up in single precision."""
+"""Largest count of ones that is exact as a float32 sum."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """The products of a convolution: W at `at`, (out, channels, *kernel), b at `bias`. whole: cut all taps. pooled:
-    2 x 2 maxima follow. A row of ones in the columns stands for b."""
+    """The products of a convolution: W at `at`, (out, channels, *kernel), b at `bias`. whole: extract all taps. pooled:
+    2 x 2 max pooling follows. A row of ones in the columns multiplies b."""
 
     out: int
     channels: int
@@ -43,12 +43,12 @@ class Patches:
 
     @property
     def _shifts(self) -> int:
-        """Products it takes, and rows of columns more than of outputs, plus one."""
+        """The number of products; columns have this number minus one more rows than outputs."""
         return 1 if self.whole else self.kernel[0]
 
     @property
     def _taken(self) -> int:
-        """Rows of the columns that are taken from the input."""
+        """Rows of the columns that come from the input."""
         return self.channels * math.prod(self.kernel) // self._shifts
 
     @property
@@ -93,7 +93,7 @@ class Patches:
         return sizes, [high * wide * n, wide * n, n, wide * n, n, rests * n, 1]
 
     def _shifted(self, columns: Tensor) -> Tensor:
-        """The columns from every row on that a product starts at: (shifts, rows, outputs), overlapping views."""
+        """The columns from each product's first row on: (shifts, rows, outputs), overlapping views."""
         rows, high, wide, n = columns.shape
         sizes = self._shifts, rows, (high - self._shifts + 1) * wide * n
         return columns.as_strided(sizes, (wide * n, high * wide * n, 1))
@@ -148,8 +148,8 @@ class Patches:
 
 @dataclass(frozen=True)
 class Maxima:
-    """The maximum of every 2 x 2 square, the first one of equals, and of 0 if `rectified`, with derivative 0 at 0; on
-    the output of a convolution that has put the corners into blocks, which is used up."""
+    """2 x 2 max pooling, with ReLU if `rectified` (derivative 0 at 0); ties go to the first value. The input is the
+    output of a convolution with the corners in blocks, which is overwritten."""
 
     rectified: bool
     room: Room
@@ -179,7 +179,7 @@ class Maxima:
 
 
 def _first(hit: Tensor) -> None:
-    """Of several ones among the corners (third dimension) leave the first."""
+    """Of several ones among the corners (third dimension) keep the first."""
     free = 1.0 - hit[:, :, 0]
     for corner in hit.unbind(2)[1:]:
         corner.mul_(free)

@@ -1,4 +1,4 @@
-"""Memory that an inversion uses again and again."""
+"""Buffers that an inversion reuses."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Room:
-    """Large buffers that are used again: fresh memory costs more than what is computed in it."""
+    """A pool of large buffers: allocating them for every step would take longer than the computation."""
 
     spare: dict[Shape, list[Tensor]] = field(default_factory=dict)
     passing: dict[tuple[str, Shape], Tensor] = field(default_factory=dict)
 
     def keep(self, note: dict[str, Any], shape: Sequence[int], like: Tensor) -> Tensor:
-        """A buffer with anything in it, until the note is freed."""
+        """An uninitialised buffer, valid until the note is freed."""
         free = self.spare.setdefault(tuple(shape), [])
         buffer = free.pop() if free else like.new_empty(tuple(shape))
         note.setdefault("kept", []).append(buffer)
         return buffer
 
     def free(self, note: dict[str, Any]) -> None:
-        """What was kept with this note will not be read any more."""
+        """Return the buffers of this note to the pool."""
         for buffer in note.pop("kept", ()):
             self.spare[tuple(buffer.shape)].append(buffer)
 
     def scratch(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """A buffer with anything in it, until the next one of this name and shape is asked for."""
+        """An uninitialised buffer, valid until the next call with this name and shape."""
         key = name, tuple(shape)
         if key not in self.passing:
             self.passing[key] = like.new_empty(tuple(shape))

@@ -1,8 +1,8 @@
-"""The search for data that explain an update: gradient steps on images and label logits, the best point is kept.
+"""The optimisation of reconstructed data: gradient steps on images and label logits; the result is the best point.
 
 Adam with free logits by default; "sign" moves images by the sign of their gradient and needs a box (arXiv:2309.13536's
-code). The step size falls by ten after 3/8, 5/8 and 7/8 of the iterations if `decay` is set. The number of iterations
-is the budget; a loss at `enough` or no progress of 1 % within `patience` iterations ends it early.
+code). With `decay` the step size is divided by ten after 3/8, 5/8 and 7/8 of the iterations. It ends after the given
+number of iterations, at a loss of `enough`, or without progress of 1 % within `patience` iterations.
 Kingma, Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
 """
 
@@ -23,7 +23,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Images (n, *input_shape), logits (n, classes), their loss (the least seen), and the loss of every iteration."""
+    """Images (n, *input_shape), logits (n, classes), their loss (the lowest), and the loss of every iteration."""
 
     x: Tensor
     z: Tensor
@@ -33,8 +33,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """optimizer: "adam" or "sign". lr: step size of both. decay: the falling step size. box: smallest and largest value
-    a pixel may have. enough: a loss that will do. patience: iterations without progress; None is no limit.
+    """The optimizer of an inversion.
+
+    optimizer: "adam" or "sign". lr: step size for images and logits. decay: reduce the step size, see the module. box:
+    smallest and largest value of a pixel. enough: loss at which the search ends. patience: iterations without progress
+    after which it ends; None: no limit.
     Raises ValueError for values out of range.
     """
 
@@ -55,14 +58,14 @@ class Search:
             if len(self.box) != 2 or not self.box[0] < self.box[1]:
                 raise ValueError(f"box={list(self.box)} must be the smallest and the largest value of a pixel")
         if self.optimizer == "sign" and self.box is None:
-            raise ValueError("optimizer='sign' moves every pixel by lr: set box, or it leaves any range")
+            raise ValueError("optimizer='sign' moves every pixel by lr: set box to bound them")
         if not self.enough >= 0.0:
             raise ValueError(f"enough={self.enough} must be at least 0; 0 never ends the search early")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience={self.patience} must be at least 1 iteration, or null for no limit")
 
     def run(self, evaluate: Evaluate, x: Tensor, z: Tensor, iterations: int) -> Found:
-        """`iterations` evaluations from (x, z), which is the first of them: the result is never worse than the start.
+        """Run `iterations` evaluations, the first one at (x, z): the result is never worse than the start.
 
         Raises ValueError if `iterations` is below 1.
         """

@@ -1,9 +1,9 @@
-"""One inversion as a job of its own: named tensors in, named tensors out, and nothing of the federation around it.
+"""One inversion as a self-contained task: named tensors in, named tensors out.
 
 in   start (parameters,), target (parameters,), x (n, *input_shape), z (n, classes), numbers (4,) float64: steps, base
      version, the client's samples, iterations
-out  x, z, loss () float64 and tried () int64: the data found, how much of the target they miss, iterations spent
-The same data then give the displacement from any other model. arXiv:2309.13536, steps 1 and 2.
+out  x, z, loss () float64 and tried () int64: reconstructed data, relative loss, number of iterations
+The displacement from any other model is then computed from the same data. arXiv:2309.13536, steps 1 and 2.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from strategies.staleness.inversion_unroll import Autograd, Objective, Second, l
 
 @dataclass(frozen=True)
 class Solver:
-    """What is the same for all inversions of a run; the fields are `Inversion`'s."""
+    """The settings of all inversions of a run; the fields are those of `Inversion`."""
 
     factory: Callable[..., nn.Module]
     input_shape: tuple[int, ...]
@@ -38,11 +38,11 @@ class Solver:
 
     @cached_property
     def model(self) -> Model:
-        """Scratch: its parameters mean nothing between calls."""
+        """A working model; its parameters are undefined between calls."""
         return scratch(self.factory, self.input_shape, self.classes)
 
     def obstacle(self, state: Tree) -> str:
-        """Why this work, or the model behind the server's state, cannot be unrolled; empty if it can."""
+        """Why this work or model cannot be unrolled; empty if it can."""
         if self._inner:
             return self._inner
         if Schema.of(state) != self.model.schema:
@@ -55,12 +55,12 @@ class Solver:
         return self.procedure.obstacle or unfit(self.model.module)
 
     def path(self, steps: int, version: int, samples: float, images: int) -> Path:
-        """The steps a client with so many samples takes in a job from `version`."""
+        """The local steps of a client with `samples` samples in a job from `version`."""
         what = self.procedure
         return Path(steps, what.rate(version), what.parts(images, samples), what.decay, what.pull)
 
     def solve(self, task: Tree) -> Tree:
-        """Search for the data; see the head of this file."""
+        """Reconstruct the data; inputs and outputs are those of the module."""
         steps, version, samples, iterations = task["numbers"].tolist()
         path = self.path(int(steps), int(version), samples, len(task["x"]))
         target = task["target"]
@@ -71,7 +71,7 @@ class Solver:
         return {"x": found.x, "z": found.z, "loss": loss, "tried": torch.tensor(len(found.losses))}
 
     def estimate(self, start: Tensor, x: Tensor, z: Tensor, path: Path) -> Tensor:
-        """The displacement that the client's procedure gives from `start` on found data."""
+        """The displacement of the client's local training from `start` on reconstructed data."""
         return train(self.model, start, x, z.softmax(-1), path)
 
     @cached_property

@@ -1,15 +1,15 @@
-"""Layers of plain chains with their first and second derivatives written out, as matrix products.
+"""Layers of sequential networks with explicit first and second derivatives, as matrix products.
 
 For a loss L and a direction v of the parameters, let R(.) be the derivative along v (Pearlmutter, "Fast Exact
-Multiplication by the Hessian", Neural Computation 6(1), 1994). Beside forward and backward each stage has both under R:
+Multiplication by the Hessian", Neural Computation 6(1), 1994). Each stage has forward, backward, and R of both:
 
     convolution   a' = W u(a) + b      R(a') = V u(a) + W u(R a) + V_b
                   dW = d u(a)^T        R(dW) = R(d) u(a)^T + d u(R a)^T
                   da = u^T(W^T d)      R(da) = u^T(W^T R(d) + V^T d)
 
-with u the unfolding into columns of patches and u^T its transpose. A linear layer is the same without u; rectifiers and
-maxima keep what they chose. Activations are (channels, height, width, n), or (units, n) behind a flattening: with the
-images side by side, patches are cut and put back in long rows. Convolutions and maxima: `inversion_patches`.
+with u the unfolding into columns of patches and u^T its transpose. A linear layer is the same without u; ReLU and max
+pooling store their selection. Activations are (channels, height, width, n), or (units, n) after a flattening: with the
+batch dimension last, patches are extracted and folded in long rows. Convolution and max pooling: `inversion_patches`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 Note = dict[str, Any]
-"""What one stage keeps of one step."""
+"""The values that one stage stores of one step."""
 
 Terms = Sequence[tuple[Tensor, Tensor]]
-"""Pairs of factors whose products are added up."""
+"""Pairs of factors whose products are summed."""
 
 
 class Stage(Protocol):
-    """`w` and `v`: parameters and direction as one vector. `note`: this stage's of this step. g, h: added to.
+    """A stage of the chain: forward, backward, and their derivatives along a direction.
 
-    Forward comes first, then backward, along and back_along; the last three find in the note what was kept.
+    `w` and `v`: parameters and direction as one vector. `note`: this stage's stored values of this step. Gradients are
+    added to g and h. The order of calls is forward, backward, along, back_along; the last three read the note.
     """
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor: ...
@@ -41,14 +42,14 @@ class Stage(Protocol):
 
 
 class Products(Protocol):
-    """How a layer W a + b lies in the vector of parameters, and which products it is made of."""
+    """The position of a layer W a + b in the vector of parameters, and its matrix products."""
 
     def matrix(self, w: Tensor) -> Tensor:
-        """W, and b if there is one, as they are multiplied."""
+        """W, with b if there is one, in the form for the product."""
         ...
 
     def cut(self, a: Tensor, one: float, note: Note) -> Tensor:
-        """What they are multiplied with, for as long as the note is kept. `one` goes with b: 0 for movements R a."""
+        """The columns to multiply with, valid as long as the note. `one` multiplies b: 0 for derivatives R a."""
         ...
 
     def apply(self, terms: Terms) -> Tensor:
@@ -64,11 +65,11 @@ class Products(Protocol):
         ...
 
     def blank(self, columns: Tensor, note: Note) -> Tensor:
-        """Zeros to which derivatives by these columns can be added, for as long as the note is kept."""
+        """Zeros to which derivatives by these columns can be added, valid as long as the note."""
         ...
 
     def put_back(self, columns: Tensor, shape: Sequence[int]) -> Tensor:
-        """The transpose of `cut`, for inputs of this shape; to be read at once."""
+        """The transpose of `cut`, for inputs of this shape; valid until the next call."""
         ...
 
 
@@ -83,7 +84,7 @@ class Affine:
         return self.enter(self.products.cut(a, 1.0, note), w, note)
 
     def enter(self, columns: Tensor, w: Tensor, note: Note) -> Tensor:
-        """Forward from columns that were cut before."""
+        """Forward from columns that were extracted before."""
         note["columns"], note["w"] = columns, self.products.matrix(w)
         return self.products.apply([(note["w"], columns)])
 
@@ -92,7 +93,7 @@ class Affine:
         return self.products.put_back(self.products.spread([(note["w"], d)]), note["shape"])
 
     def weigh(self, d: Tensor, g: Tensor, note: Note) -> None:
-        """Backward as far as the layer's own parameters."""
+        """The layer's part of backward: the gradient by its own parameters."""
         note["d"] = d
         self.products.weigh([(d, note["columns"])], g)
 
@@ -101,7 +102,7 @@ class Affine:
         return self.products.apply([(note["v"], note["columns"]), (note["w"], note["r"])])
 
     def enter_along(self, v: Tensor, note: Note) -> Tensor:
-        """`along` from an input that does not move."""
+        """`along` for a constant input."""
         note["v"] = self.products.matrix(v)
         return self.products.apply([(note["v"], note["columns"])])
 
@@ -112,7 +113,7 @@ class Affine:
         return self.products.put_back(columns, note["shape"])
 
     def leave_along(self, rd: Tensor, h: Tensor | None, into: Tensor, note: Note) -> None:
-        """`back_along` for an input that does not move: the derivative by its columns is added to `into`."""
+        """`back_along` for a constant input: the derivative by its columns is added to `into`."""
         if h is not None:
             self.products.weigh([(rd, note["columns"])], h)
         self.products.spread([(note["w"], rd), (note["v"], note["d"])], into)
@@ -186,7 +187,7 @@ class Rectify:
 
 @dataclass(frozen=True)
 class Flat:
-    """(channels, height, width, n) to (units, n), units in the order a flattened image has them."""
+    """Flatten (channels, height, width, n) to (units, n), in the order of torch's flatten."""
 
     def forward(self, a: Tensor, w: Tensor, note: Note) -> Tensor:
         note["shape"] = a.shape

@@ -1,7 +1,7 @@
-"""What is kept of a client between its late updates: the data found for it, and the update they were found for.
+"""Stored reconstructions: each client's last reconstructed data, and the update they were computed from.
 
-Bounded: beyond `keep` clients the one whose update is longest ago is forgotten. Results that were computed ahead of
-their combination wait here too, as many of them; what is never combined makes way.
+At most `keep` clients are stored; the entry of the oldest update is deleted first. Results computed before their
+combination are stored here as well, at most as many.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedhet.types import ClientId, JobId, Memory, Tree
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Images (n, *input_shape), label logits (n, classes), and the displacement (parameters,) they explain."""
+    """Images (n, *input_shape), label logits (n, classes), and the displacement (parameters,) they reproduce."""
 
     x: Tensor
     z: Tensor
@@ -25,7 +25,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Store:
-    """keep: clients remembered at a time. Raises ValueError below 1."""
+    """Stored reconstructions of at most `keep` clients. Raises ValueError for keep below 1."""
 
     keep: int = 32
 
@@ -39,7 +39,7 @@ class Store:
         return Entry(memory[f"x/{client}"], memory[f"z/{client}"], memory[f"late/{client}"])
 
     def write(self, client: ClientId, entry: Entry, memory: Memory) -> None:
-        """The client's entry is now this one, and the youngest of all."""
+        """Store the client's entry as the newest one."""
         order = [c for c in memory.get("order", torch.zeros(0, dtype=torch.int64)).tolist() if c != client]
         for old in order[: len(order) + 1 - self.keep]:
             for name in ("x", "z", "late"):
@@ -48,7 +48,7 @@ class Store:
         memory[f"x/{client}"], memory[f"z/{client}"], memory[f"late/{client}"] = entry.x, entry.z, entry.late
 
     def lay(self, job: JobId, found: Tree | None, memory: Memory) -> None:
-        """The result for an update that will be combined later; None: it is to be taken as it is."""
+        """Store the result for an update that will be combined later; None: the update is used unchanged."""
         order = memory.get("waiting", torch.zeros(0, dtype=torch.int64)).tolist()
         for old in order[: len(order) + 1 - self.keep]:
             self.fetch(old, memory)
@@ -58,7 +58,7 @@ class Store:
             memory[f"found/{job}/{name}"] = leaf
 
     def fetch(self, job: JobId, memory: Memory) -> tuple[bool, Tree | None]:
-        """Whether an update's result was computed ahead, and the result; it waits no more."""
+        """Whether an update's result was computed before, and the result, which is removed."""
         if memory.pop(f"found/{job}", None) is None:
             return False, None
         memory["waiting"] = memory["waiting"][memory["waiting"] != job]

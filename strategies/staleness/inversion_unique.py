@@ -1,11 +1,11 @@
-"""Which late updates bring something nobody else has: the ones that point away from all fresh ones.
+"""Uniqueness test of late updates: those whose direction differs from all fresh ones are inverted.
 
     c(a, b) = 1 - <a, b> / (|a| |b|),   theta = mean (or a quantile) of c over pairs of fresh updates
-    unique(late) iff the least (or mean) c(late, fresh) is above theta
+    unique(late) iff the smallest (or mean) c(late, fresh) is above theta
 
-The latest fresh displacements are kept as peers. With fewer than two of them nothing is known and every late update
-counts as unique. The test by cosine against the unstale clients is that of arXiv:2309.13536; its threshold is not
-published, theta above is ours.
+The latest fresh displacements are stored as peers. With fewer than two of them every late update counts as unique. The
+cosine test against clients without staleness is that of arXiv:2309.13536; its threshold is not published, and theta is
+chosen here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Unique:
-    """peers: fresh displacements that are kept, the oldest goes first; 0 switches the test off (all are unique).
-    nearest: "min" or "mean" of the distances to them. quantile: of their own distances; None is the mean.
-    Where clients are unlike their own distances are large, so that hardly anything would stand out from the mean.
-    Raises ValueError for values out of range.
+    """The uniqueness test of late updates by cosine distance to fresh ones.
+
+    peers: number of fresh displacements to store; 0: no test (all are unique). nearest: "min" or "mean" of the
+    distances to them. quantile: of the distances among them; None: the mean. For heterogeneous clients these distances
+    are large, so that few late updates exceed the mean. Raises ValueError for values out of range.
     """
 
     peers: int = 10
@@ -46,7 +47,7 @@ class Unique:
             raise ValueError(f"quantile={self.quantile} is not in [0, 1]; null is the mean")
 
     def remember(self, delta: Tensor, memory: Memory) -> None:
-        """A fresh displacement comes in."""
+        """Store a fresh displacement as a peer."""
         if self.peers == 0:
             return
         count = int(memory.get("peers", torch.zeros((), dtype=torch.int64)))
@@ -54,7 +55,7 @@ class Unique:
         memory["peers"] = torch.tensor(count + 1)
 
     def __call__(self, delta: Tensor, memory: Memory) -> bool:
-        """Whether a late displacement is unlike the peers."""
+        """Whether a late displacement is unique."""
         count = min(self.peers, int(memory.get("peers", torch.zeros((), dtype=torch.int64))))
         if count < 2:
             return True

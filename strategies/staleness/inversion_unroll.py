@@ -1,14 +1,14 @@
-"""How far a training path from known weights on given data ends from a target, and which way to move the data.
+"""The inversion loss of reconstructed data, and its gradients by differentiation through the unrolled training path.
 
     loss(X, Z) = sum_k mask_k |d_k - target_k| / sum_k mask_k |target_k|,   d = LOCAL(w_0; X, softmax(Z)) - w_0
 
-The path w_{k+1} = w_k - lr (g_k + decay w_k + mu (w_k - w_0)) is run forward once; its adjoint, from the last step
-back,
+The path w_{k+1} = w_k - lr (g_k + decay w_k + mu (w_k - w_0)) is computed once; its adjoint, backwards from the last
+step,
 
     v <- v - lr (H_k v + (decay + mu) v),    dX <- dX - lr d<g_k, v>/dX,    dS <- dS - lr d<g_k, v>/dS
 
-starts at v = dloss/dd. One step back is one derivative of <g_k, v>, whoever takes it (`Second`).
-arXiv:2309.13536, the inversion objective; soft labels are free logits, found together with the images.
+starts at v = dloss/dd. One step back is one derivative of <g_k, v>, by a `Second`.
+arXiv:2309.13536, the inversion objective; soft labels are free logits, optimised together with the images.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from fedhet.numerics.tree import FlatTree
 from strategies.staleness.inversion_local import Path, soft_cross_entropy
 
 Part = Any
-"""What a `Second` makes of the images of a batch, once for all steps on them."""
+"""A batch of images as a `Second` prepares it, once for all steps on them."""
 
 Tape = Any
-"""What a `Second` keeps of a step for its derivative."""
+"""The values of a step that a `Second` stores for its derivative."""
 
 
 class Second(Protocol):
     """Gradients of the mean loss at w (parameters as one vector), and derivatives of those gradients."""
 
     def prepare(self, x: Tensor) -> Part:
-        """A batch of images, (n, *input_shape)."""
+        """Prepare a batch of images, (n, *input_shape)."""
         ...
 
     def gradient(self, w: Tensor, part: Part, shares: Tensor) -> tuple[Tensor, Tape]:
@@ -46,17 +46,17 @@ class Second(Protocol):
 
     def pull(self, tape: Tape, v: Tensor, *, deeper: bool) -> tuple[Tensor | None, Tensor]:
         """The derivatives of <g, v> by w, None unless there are `deeper` steps, and by shares. That by the images is
-        added up in the part."""
+        summed in the part."""
         ...
 
     def images(self, part: Part) -> Tensor:
-        """What was added up, (n, *input_shape). The part is used up."""
+        """The summed derivative by the images, (n, *input_shape). The part is invalid afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class Autograd:
-    """Any module, by differentiating its gradient once more."""
+    """A `Second` for any module, by automatic differentiation of its gradient."""
 
     model: Model
 
@@ -94,7 +94,7 @@ class Objective:
     metric: str = "l1"
 
     def __call__(self, x: Tensor, logits: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Loss relative to standing still, and its gradients by the images and by the label logits."""
+        """Loss relative to a zero displacement, and its gradients by the images and by the label logits."""
         shares = logits.softmax(-1)
         batches = [(self.second.prepare(x[at]), shares[at]) for at in self.path.parts]
         w, tapes = self._forward(batches)
@@ -111,7 +111,7 @@ class Objective:
         return loss, by_x, by_logits
 
     def _forward(self, batches: Sequence[tuple[Part, Tensor]]) -> tuple[Tensor, list[Tape]]:
-        """The end of the path, and the tapes of its steps."""
+        """The final parameters of the path, and the tapes of its steps."""
         w, rate, tapes = self.start, self.path.rate, list[Tape]()
         for k in range(self.path.steps):
             g, tape = self.second.gradient(w, *batches[k % len(batches)])
@@ -137,7 +137,7 @@ class Objective:
 
 
 def largest(target: Tensor, share: float) -> Tensor | None:
-    """Ones on the ceil(share * n) coordinates of largest size, ties to the lower index; None if that is all."""
+    """A mask of the ceil(share * n) coordinates of largest magnitude, ties to the lower index; None if that is all."""
     count = math.ceil(share * target.numel())
     if count >= target.numel():
         return None

@@ -1,11 +1,11 @@
-"""Port: an answer weighs by its age and by whether it points where the model is going.
+"""Port: an update's weight depends on its staleness and on its cosine similarity to the model's last step.
 
     weight_i <- n_i * ( similarity * (1 + cos(delta_i, w_now - w_previous)) / 2 + freshness * B / (B + u_i) )
 
 normalised by the mean over the cohort. w_now - w_previous is the last step of the global model; before there is one the
 first term is left out for everybody.
 Su, Li, "How Asynchronous can Federated Learning Be?", IEEE/ACM IWQoS 2022. The paper's bound on staleness,
-beyond which clients are waited for or asked to upload early, is not part of this layer.
+beyond which clients are waited for or asked to upload early, is not part of this transform.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fedhet.types import Memory, Tree, Update
 
 @dataclass(frozen=True)
 class Port(AbstractTransform):
-    """Multiplies the weight (not the scale: the factors are relative).
+    """Port: weights updates by their staleness and their cosine similarity to the model's last step.
 
-    similarity, freshness: the two terms' weights, at least 0 and above 0. bound: B, in versions.
-    Raises ValueError for values out of range.
+    It multiplies the weight, not the scale, as the factors are relative. similarity, freshness: the two terms' weights,
+    at least 0 and above 0. bound: B, in versions. Raises ValueError for values out of range.
     """
 
     similarity: float = 1.0

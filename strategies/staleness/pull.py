@@ -1,9 +1,9 @@
-"""FedAsync's mixing form: pull the model towards the client's model instead of adding the client's displacement.
+"""FedAsync's mixing form: the step is towards the client's model, in place of adding the client's displacement.
 
 w <- (1 - a) w + a w_i  with  a = alpha * st(u)  is the step  a * (w_i - w) = a * (delta_i + w_base - w).
-Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934, Algorithm 1. The factor st(u) is a discount layer
-beside this one (the two commute) and alpha the server optimiser's learning rate. A late client drags the model back
-towards the version it started from; leaving this layer out gives the displacement form, which does not.
+Xie et al., "Asynchronous Federated Optimization", arXiv:1903.03934, Algorithm 1. The factor st(u) is a second
+transform, a discount (the two commute), and alpha is the server optimizer's learning rate. A late client moves the
+model back towards the version it started from; the displacement form, without this transform, does not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedhet.types import Memory, Update
 
 @dataclass(frozen=True)
 class Pull(AbstractTransform):
-    """delta becomes delta + base - state; unchanged, bit for bit, if the update is fresh."""
+    """FedAsync's mixing form: delta <- delta + base - state, which is exactly delta for a fresh update."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"each", "coordinates"})
 

@@ -1,4 +1,4 @@
-"""DC-ASGD: a first-order correction of late updates, with the squared gradient in the Hessian's place.
+"""DC-ASGD: a first-order correction of late updates, with the squared gradient in place of the Hessian.
 
 For a gradient g taken at w_old when the model is w_now:  g_c = g + lambda * g * g * (w_now - w_old).
 For a displacement of K local steps of size eta, with mean gradient -delta / (K eta), this is
@@ -8,9 +8,9 @@ For a displacement of K local steps of size eta, with mean gradient -delta / (K 
 (all products element by element; the sign is minus because a displacement points against the gradient, and lambda is
 that of the gradient form). Adaptive: lambda / sqrt(MS + 1e-7) with MS <- decay * MS + (1 - decay) * g * g.
 Zheng et al., "Asynchronous Stochastic Gradient Descent with Delay Compensation", arXiv:1609.08326.
-It is valid for small w_now - w_old, and g * g is a crude Hessian away from the optimum: the correction can be clipped.
-What is corrected is the update as it counts, scale * delta: the correction grows with the square of a displacement, so
-that of one whose norm is cut would undo the cut otherwise.
+It is valid for small w_now - w_old, and g * g is a coarse approximation of the Hessian away from the optimum: the
+correction can be clipped. The corrected update is scale * delta: the correction grows with the square of the
+displacement, so without the scale it would undo norm clipping.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from fedhet.types import Memory, Tree, Update
 
 @dataclass(frozen=True)
 class Taylor(AbstractTransform):
-    """Corrects late displacements; a fresh one is left as it is, bit for bit.
+    """DC-ASGD: a first-order (Taylor) correction of late updates; fresh ones are unchanged, bit for bit.
 
-    lam: lambda of the gradient form. lr: the local step size eta. adaptive, decay: the running mean square. clip: each
-    element of the correction is at most this many times that of the displacement; None is no bound.
-    Raises ValueError for values out of range.
+    lam: lambda of the gradient form. lr: the local step size eta. adaptive, decay: use the running mean square MS with
+    this decay. clip: upper bound of each element of the correction, relative to that of the displacement; None: no
+    bound. Raises ValueError for values out of range.
     """
 
     lam: float = 0.04

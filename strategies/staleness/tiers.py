@@ -1,11 +1,11 @@
-"""FedAT's mixture: the global model is a weighted sum of tier models, slow tiers weighted by the fast tiers' counts.
+"""FedAT's weighted sum of tier models, in which slow tiers have the update counts of fast tiers as weights.
 
     w_m = base + mean of the tier's displacements;   w = sum_m a_m w_m,   a_m = c_{T+1-m} / sum_k c_k
 
 with c_m the number of updates of tier m, fastest tier first, and a_m = 1/T until every tier has reported.
 Chai et al., "FedAT: A High-Performance and Communication-Efficient Federated Learning System with Asynchronous Tiers",
-arXiv:2010.05958. Goes with the schedule of the same name: the cohort of version 1 is
-sorted by (seconds per step, number) and cut into equal parts; who is not in it belongs to the last tier.
+arXiv:2010.05958. Use it with the schedule `fedat`: the cohort of version 1 is sorted by (seconds per step, id) and
+split into equal tiers; all other clients belong to the last tier.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def tier_weights(counts: list[int]) -> list[float]:
 
 @dataclass(frozen=True)
 class Tiers(AbstractTransform):
-    """Turns a tier's mean update into the step from the present model to the new mixture.
+    """FedAT: computes the step to the weighted sum of tier models from a tier's mean update.
 
-    tiers: as many as the schedule's. Raises ValueError if it is below 1.
+    tiers: the same number as the schedule's. Raises ValueError if it is below 1.
     """
 
     tiers: int = 5
@@ -58,7 +58,7 @@ class Tiers(AbstractTransform):
         now = widened(view.state)
         models = [_read(memory, m, now) for m in range(self.tiers)]
         models[tier] = add(widened(view.base(view.cohort[0].version)), widened(delta))
-        if int(memory["counts"].sum()) == 0:  # the others start from the model that all have now
+        if int(memory["counts"].sum()) == 0:  # the other tiers start from the current model
             for m, model in enumerate(models):
                 _write(memory, m, model)
         _write(memory, tier, models[tier])

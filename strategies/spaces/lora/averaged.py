@@ -1,9 +1,9 @@
-"""Adapters averaged factor by factor: what most simple methods do, exact only where one factor is the same on all.
+"""Base of spaces that average adapters factor by factor, which is exact only if one factor is the same on all clients.
 
 With equal scalings, sum_i p_i B_i A_i - (sum_i p_i B_i)(sum_i p_i A_i) = sum_i p_i (B_i - mean B)(A_i - mean A): a
 covariance, zero if all B or all A agree. Scalings are folded into B before anything is averaged. Updates are increments
 of factors, padded with zeros to the largest rank, so they line up element by element and every rule and optimizer of
-plain vectors works; distances are those of factors, not of the matrices they stand for.
+plain vectors works; distances are those of the factors, not of the products.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from strategies.spaces.lora.names import FACTOR, WHOLE, A, B, under
 from strategies.spaces.lora.warm import as_factors, cut, ends, factors_of, fill
 
 CHANGED = "lora/changed"
-"""Which of A and B the last combination moved: two numbers, 0 or 1."""
+"""Which of A and B the last combination changed: two numbers, 0 or 1."""
 
 
 class AbstractAveraged(AbstractLora):
-    """The state holds one pair of factors of the largest rank; a device gets their first columns and rows."""
+    """The state has one pair of factors of the largest rank; a device gets their first columns and rows."""
 
     gives: ClassVar[frozenset[str]] = frozenset({"coordinates"})
     moves: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class AbstractAveraged(AbstractLora):
     def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
         return {**as_factors(zero_products(self, shapes, kind)), CHANGED: torch.ones(2, dtype=kind)}
 
-    def beside(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
+    def adapter_products(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
         return factors_of(state)
 
     def cut_for(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Pair]:
@@ -56,30 +56,30 @@ class AbstractAveraged(AbstractLora):
 
 
 def first(space: AbstractLora, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """The A all clients start from, by layer, of the largest rank there."""
+    """The initial A of all clients, by layer, of the largest rank."""
     return space.draw({name: (space.rank_at(name, shape, space.rank), shape.k) for name, shape in shapes.items()})
 
 
 def zero_products(space: AbstractLora, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Pair]:
-    """The first factors: A drawn, B zero."""
+    """The initial factors: A drawn, B zero."""
     drawn = first(space, shapes)
     return {n: Pair(torch.zeros((s.d, len(drawn[n])), dtype=kind), drawn[n].to(kind)) for n, s in shapes.items()}
 
 
 def install_pairs(panel: Panel, pairs: Mapping[str, Pair]) -> None:
-    """Averaged factors of a job's rank into a device."""
+    """Copy averaged factors of a job's rank into a device's adapters."""
     panel.starts = pairs
     fill(panel, pairs, {name: pair.right for name, pair in pairs.items()}, even=False)
 
 
 def increments(panel: Panel) -> dict[str, Tensor]:
-    """What training did to the trained factors, s folded into B."""
-    brought: dict[str, Tensor] = {}
+    """The change of the trained factors, with s folded into B."""
+    factors: dict[str, Tensor] = {}
     for name, end in ends(panel, scaling_on=B).items():
         start = panel.starts[name]
         moved = {A: end.right - start.right, B: end.left - start.left}
-        brought.update({f"{name}.{letter}": moved[letter] for letter in panel.kind.trained})
-    return brought
+        factors.update({f"{name}.{letter}": moved[letter] for letter in panel.kind.trained})
+    return factors
 
 
 def padded(leaf: Tensor, letter: str, rank: int, beyond: Tensor | None = None) -> Tensor:

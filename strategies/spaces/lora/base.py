@@ -1,4 +1,4 @@
-"""What all spaces of low-rank adapters do alike: hyper-parameters, base weights, a device's install, an evaluation.
+"""Base class of the spaces of low-rank adapters: hyper-parameters, base weights, install on a device, evaluation.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685: y = W x + s B A x with W frozen, A
 random and B zero at first; s = alpha / r, or alpha / sqrt(r) as Kalajdzievski, "A Rank Stabilization Scaling Factor for
@@ -20,37 +20,26 @@ from torch import Tensor
 from fedhet.engine.client_runner import KEPT
 from fedhet.engine.method import Misfit
 from fedhet.model.flat_model import Model
-from fedhet.numerics import tree
 from fedhet.numerics.rng import stream
 from fedhet.numerics.tree import Leaf, Schema
 from fedhet.types import Job, Tree
 from strategies.spaces.lora import ledger
-from strategies.spaces.lora.factors import Pair, added, gram, stack
+from strategies.spaces.lora.factors import Pair, added
 from strategies.spaces.lora.host import Kind, LoraHost, Panel
 from strategies.spaces.lora.layers import Shape, adaptable, chooses, matching, parameter
-from strategies.spaces.lora.names import (
-    ADAPTED,
-    FROZEN,
-    MEAN,
-    STAMP,
-    WHOLE,
-    A,
-    B,
-    layer_of,
-    pairs,
-    tree_of,
-    under,
-)
+from strategies.spaces.lora.names import ADAPTED, FROZEN, STAMP, WHOLE, A, layer_of, under
 
 
 @dataclass(frozen=True)
 class AbstractLora(ABC):
-    """rank: the largest rank, and that of a job whose budget names none. No layer gets more than min(d, k), nor more
-    than `rank_pattern` allows the layers its keys (names or regular expressions) match.
-    alpha: the scaling s itself at every rank if `alpha_by_rank`; else s = alpha / r, or alpha / sqrt(r) with `rslora`.
-    targets, exclude: the layers with adapters, see `layers.adaptable`. whole: parameters or buffers that are trained
-    and sent as they are, by name, end of name or regular expression; every other weight stays as it is.
-    dropout: before A, while training. seed: of initial values.
+    """LoRA: y = W x + s B A x with W frozen; subclasses define how adapters are initialised and combined.
+
+    rank: the largest rank, and that of a job whose budget has none. A layer's rank is at most min(d, k), and at most
+    the value in `rank_pattern` for the layers that its keys (names or regular expressions) match. alpha: the scaling s
+    itself at every rank if `alpha_by_rank`; else s = alpha / r, or alpha / sqrt(r) with `rslora`. targets, exclude: the
+    layers with adapters, see `layers.adaptable`. whole: parameters or buffers that are trained and sent in full, by
+    name, end of name or regular expression; all other weights are frozen. dropout: probability before A, while
+    training. seed: of initial values.
 
     Raises ValueError for values out of range, and Misfit for a budget whose rank is above `rank`.
     """
@@ -84,34 +73,34 @@ class AbstractLora(ABC):
         if low:
             raise ValueError(f"rank_pattern has a rank below 1: {low[0]}")
 
-    # What a space says for itself
+    # For subclasses
 
     moves: ClassVar[bool] = True
-    """False: the base weights stay as they were, but for parameters sent whole."""
+    """False: only the parameters that are sent in full change; all other base weights are constant."""
 
     @abstractmethod
     def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
-        """Leaves of the first state beside the base weights."""
+        """Leaves of the first state in addition to the base weights."""
 
     @abstractmethod
-    def beside(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
-        """What the model is beside its base weights, by layer."""
+    def adapter_products(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
+        """The products that are added to the base weights in the evaluated model, by layer."""
 
     @abstractmethod
-    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
-        """What a job's device is sent beside the base weights."""
+    def adapter_payload(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+        """Leaves of a job's payload in addition to the base weights."""
 
     @abstractmethod
     def trained(self, version: int) -> tuple[str, ...]:
-        """Which of A and B a job of this version trains and brings."""
+        """Which of A and B a job of this version trains and sends."""
 
     @abstractmethod
-    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
-        """Fill the adapters of a device before its work."""
+    def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+        """Fill the adapters of a device before local training."""
 
     @abstractmethod
-    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
-        """The factors' part of an update, in the order of `expects`."""
+    def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+        """The factors of an update, in the order of `expects`."""
 
     # Server
 
@@ -129,7 +118,7 @@ class AbstractLora(ABC):
     def offer(self, state: Tree, job: Job) -> Tree:
         self.rank_of(job)
         held = dict(state.items())
-        return {**ledger.deliver(held, job.held, moves=self.moves), **self.handed(held, job)}
+        return {**ledger.deliver(held, job.held, moves=self.moves), **self.adapter_payload(held, job)}
 
     def expects(self, state: Tree, job: Job) -> Schema:
         held = dict(state.items())
@@ -148,7 +137,7 @@ class AbstractLora(ABC):
     def restore(self, model: Model, state: Tree) -> None:
         held = dict(state.items())
         base = under(held, ADAPTED, FROZEN, WHOLE)
-        for layer, pair in self.beside(held).items():
+        for layer, pair in self.adapter_products(held).items():
             base[parameter(layer)] = added(base[parameter(layer)], pair)
         host = self._host(model)
         host.load(base)
@@ -164,7 +153,7 @@ class AbstractLora(ABC):
         mark = ledger.hash_of(sent)
         kept = ledger.base_of(under(model.extras, KEPT))
         base = host.held if mark == host.mark else ledger.receive(host.completed(kept), sent)
-        # frozen weights that the device's own model was made with need no place among what a client keeps
+        # frozen weights that equal those of the device's own model are not stored per client
         spare = not any(n.startswith(FROZEN) for n in kept) and host.has_frozen(base)
         rank = self.rank_of(job)
         ranks = [self.rank_at(name, shape, rank) for name, shape in host.shapes.items()]
@@ -172,19 +161,19 @@ class AbstractLora(ABC):
         panel = host.activate(model, kind)
         host.load(under(base, ADAPTED, FROZEN, WHOLE), base, mark)
         model.extras.update({KEPT + n: leaf for n, leaf in base.items() if not (spare and n.startswith(FROZEN))})
-        self.place(model, panel, sent, job)
+        self.fill_adapters(model, panel, sent, job)
 
     def extract(self, model: Model, payload: Tree) -> Tree:
         host = hosted(model)
         if host.panel is None:
             raise ValueError("the model has no adapters yet: install a payload before extracting an update")
         whole = {WHOLE + n: host.bases[n].detach() - host.held[WHOLE + n] for n in host.whole}
-        return {**self.brought(model, host.panel), **whole}
+        return {**self.adapter_update(model, host.panel), **whole}
 
     # Both
 
     def scaling(self, rank: int) -> float:
-        """s of a layer with this rank."""
+        """The scaling s of a layer with this rank."""
         if self.alpha_by_rank:
             return self.alpha
         return self.alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -200,13 +189,15 @@ class AbstractLora(ABC):
         return rank or self.rank
 
     def rank_at(self, layer: str, shape: Shape, rank: int) -> int:
-        """A layer's rank in a job of a rank."""
+        """A layer's rank in a job of rank `rank`."""
         caps = [cap for name, cap in self.rank_pattern.items() if chooses(name, layer)]
         return min(rank, shape.d, shape.k, *caps)
 
     def draw(self, shapes: Mapping[str, tuple[int, int]], *key: int) -> dict[str, Tensor]:
-        """Initial A by layer, (r, k) float32, uniform within 1 / sqrt(k) as in peft. The first rows of a larger rank
-        are those of a smaller one."""
+        """Initial A by layer, (r, k) float32, uniform in +-1 / sqrt(k) as in peft.
+
+        The first rows of a larger rank are those of a smaller one.
+        """
         drawn = {}
         for at, (name, (r, k)) in enumerate(shapes.items()):
             values = stream(self.seed, "lora", at, *key).uniform(-1.0, 1.0, (r, k)) / math.sqrt(k)
@@ -218,7 +209,7 @@ class AbstractLora(ABC):
         return self.alpha, float(self.alpha_by_rank), float(self.rslora)
 
     def _host(self, model: Model) -> LoraHost:
-        """The model's host. It changes nothing of the model before adapters are activated."""
+        """The model's host. It does not change the model before adapters are activated."""
         if isinstance(model.module, LoraHost):
             return model.module
         shapes = adaptable(model.module, self.targets, self.exclude)
@@ -227,41 +218,6 @@ class AbstractLora(ABC):
             raise ValueError(f"the weight {absent[0]} is frozen in the model: layers with adapters must be part of it")
         weights = set(map(parameter, shapes))
         return LoraHost(model, shapes, matching([n for n in model.schema if n not in weights], self.whole))
-
-
-class AbstractProducts(AbstractLora):
-    """Updates are products: they add and are measured as the matrices they stand for, whatever their ranks. Leaves do
-    not line up, so nothing that works on coordinates fits."""
-
-    gives: ClassVar[frozenset[str]] = frozenset()
-
-    def gram(self, deltas: Sequence[Tree]) -> np.ndarray:
-        rows = [pairs(d) for d in deltas]
-        total = np.zeros((len(deltas), len(deltas)))
-        for layer in rows[0]:
-            total += gram([row[layer] for row in rows])
-        whole = [under(d, WHOLE) for d in deltas]
-        return total + tree.gram(whole) if whole[0] else total
-
-    def combine(
-        self, deltas: Sequence[Tree], coefficients: Sequence[float], scales: Sequence[float] | None = None
-    ) -> Tree:
-        factors, rows = tree.scaled(coefficients, scales), [pairs(d) for d in deltas]
-        room = _room(rows)
-        products = {layer: stack([row[layer] for row in rows], factors, room.get(layer)) for layer in rows[0]}
-        rest = [{n: leaf for n, leaf in d.items() if n.startswith((WHOLE, MEAN))} for d in deltas]
-        return {**tree_of(products, {}), **(tree.weighted_sum(rest, factors) if rest[0] else {})}
-
-
-def _room(rows: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
-    """Memory for the sums of products by layer, in one piece; none if their dtypes differ."""
-    leaves = {}
-    for layer, (left, right) in rows[0].items():
-        rank = sum(row[layer].rank for row in rows)
-        leaves[f"{layer}.{A}"] = Leaf((rank, right.shape[1]), right.dtype)
-        leaves[f"{layer}.{B}"] = Leaf((left.shape[0], rank), left.dtype)
-    schema = Schema(tuple(leaves.items()))
-    return {} if schema.dtype is None else pairs(dict(tree.empty(schema).items()))
 
 
 def hosted(model: Model) -> LoraHost:

@@ -1,6 +1,6 @@
-"""Sums, inner products and truncations of matrices that are known by their factors only; no (d, k) matrix is formed.
+"""Sums, inner products and truncations of matrices given by their factors, without forming a (d, k) matrix.
 
-A `Pair` stands for left @ right. With left_i (d, r_i) side by side and c_i right_i on top of each other
+A `Pair` represents left @ right. With left_i (d, r_i) concatenated along columns and c_i right_i along rows
 
     [left_1 ... left_n] [c_1 right_1; ...; c_n right_n] = sum_i c_i left_i right_i
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from fedhet.numerics import stacking
 
 BLOCK = 1 << 21
-"""Numbers of a product that exist at a time, in float64, when it is added to a weight: they stay in cache."""
+"""Elements of a product that are computed at a time, in float64, when it is added to a weight: they fit in cache."""
 
 SURE = 2.0**-38
 """Share of the largest eigenvalue that no rounding of a Gram matrix reaches; its root is far above what `compress`
@@ -52,8 +52,7 @@ class Pair(NamedTuple):
 
 
 def stack(pairs: Sequence[Pair], coefficients: Sequence[float], out: Pair | None = None) -> Pair:
-    """sum_i coefficients[i] * pairs[i], of rank sum_i r_i, in `out` if given. Coefficients go on the right factors,
-    once."""
+    """sum_i coefficients[i] * pairs[i], of rank sum_i r_i, in `out` if given; the right factors are scaled."""
     rank, (left, right) = sum(p.rank for p in pairs), pairs[0]
     room = out or Pair(left.new_empty((len(left), rank)), right.new_empty((rank, right.shape[1])))
     stacking.stack([p.left for p in pairs], room.left, dim=1)
@@ -78,11 +77,11 @@ def norm(pair: Pair) -> float:
 
 
 def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None, floor: float = 0.0) -> tuple[Pair, float]:
-    """The product in its smallest form, and the relative Frobenius error of it.
+    """The product in its smallest form, and its relative Frobenius error.
 
-    Kept is the least number of singular values with `energy` of their squares' sum, at most `rank`, at least
-    one; those within rounding of zero, or not above `floor`, are dropped. Both factors get the root of the singular
-    values. QR and SVD are in float64 and signs are fixed, so equal inputs give equal results.
+    The smallest number of singular values with the share `energy` of the sum of squares is used, at most `rank` and at
+    least one; those within rounding of zero, or not above `floor`, are dropped. Both factors get the square root of the
+    singular values. QR and SVD are in float64 and signs are fixed, so equal inputs give equal results.
     """
     if pair.rank == 0:
         return pair, 0.0
@@ -108,7 +107,7 @@ def compress(pair: Pair, *, energy: float = 1.0, rank: int | None = None, floor:
 
 
 def _kept(s: Tensor, energy: float, rank: int | None, floor: float) -> int:
-    """How many singular values (in descending order) stay."""
+    """The number of singular values (in descending order) to use."""
     kept = int((s > floor).sum())
     if energy < 1.0:
         below = torch.cumsum(s * s, 0) < energy * float((s * s).sum())
@@ -117,8 +116,7 @@ def _kept(s: Tensor, energy: float, rank: int | None, floor: float) -> int:
 
 
 def incompressible(pair: Pair) -> bool:
-    """True only if `compress` would keep every column, which Gram matrices tell at a tenth of its cost; False says
-    nothing.
+    """A sufficient test, at a tenth of the cost of `compress`, that it would keep every column; False is no statement.
 
     The squares of the product's singular values are the eigenvalues of (left^T left) (right right^T). Columns are first
     brought to length one, with their lengths on the other side.
@@ -139,7 +137,7 @@ def added(weight: Tensor, pair: Pair, out: Tensor | None = None) -> Tensor:
     """weight + left @ right, of weight's shape (d, ...) and dtype: a new tensor, or contiguous `out`, which may be
     `weight` itself.
 
-    Every element is summed in float64 and rounded once, so that two machines agree on the result.
+    Every element is summed in float64 and rounded once, so that two machines get the same result.
     """
     result = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out
     before, flat = (w.detach().reshape(w.shape[0], -1) for w in (weight, result))

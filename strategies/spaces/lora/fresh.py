@@ -1,4 +1,4 @@
-"""Adapters that begin anew with every job: A drawn, B zero, so that the model starts as the base weights are."""
+"""Base of spaces whose adapters are initialised in every job: A drawn, B zero, so that the model equals the base."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torch import Tensor
 from fedhet.model.flat_model import Model
 from fedhet.numerics.rng import stream
 from fedhet.types import Job, Tree
-from strategies.spaces.lora.base import AbstractProducts, hosted
+from strategies.spaces.lora.base import hosted
 from strategies.spaces.lora.factors import Pair
 from strategies.spaces.lora.host import Panel
 from strategies.spaces.lora.layers import Shape
 from strategies.spaces.lora.names import A, B
+from strategies.spaces.lora.products import AbstractProducts
 from strategies.spaces.lora.sampling import Plan, Sampler
 
 
 @dataclass(frozen=True)
 class AbstractFresh(AbstractProducts):
-    """Nothing but the base weights lives on between jobs; a subclass says how a combined product gets into them.
+    """Only the base weights persist between jobs; a subclass defines how a combined product is added to them.
 
-    same_start: all jobs of a version draw the same A, instead of one a client and turn.
-    pool, every, explore: with a pool above 1 a job of rank r holds pool * r rows of each adapter, chooses every so many
-    steps which r of them are trained and sent, and tries others for this share of them; see `sampling`. A device's
-    memory is then that of a rank pool * r, what is sent stays that of r.
+    same_start: all jobs of a version draw the same A, in place of one per client and turn.
+    pool, every, explore: with a pool above 1 a job of rank r has pool * r rows of each adapter. After every `every`
+    steps it selects the r rows that are trained and sent, the share `explore` of them at random; see `sampling`. A
+    device then needs the memory of rank pool * r, and sends rank r.
     """
 
     same_start: bool = False
@@ -50,16 +51,16 @@ class AbstractFresh(AbstractProducts):
     def start(self, shapes: Mapping[str, Shape], kind: torch.dtype) -> dict[str, Tensor]:
         return {}
 
-    def beside(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
+    def adapter_products(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
         return {}
 
-    def handed(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
+    def adapter_payload(self, state: Mapping[str, Tensor], job: Job) -> dict[str, Tensor]:
         return {}
 
     def trained(self, version: int) -> tuple[str, ...]:
         return (A, B)
 
-    def place(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
+    def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
         if self.pool == 1:
             self._begin(panel, job)
             return
@@ -79,19 +80,19 @@ class AbstractFresh(AbstractProducts):
             factor[A].copy_(drawn.view(factor[A].shape))
             factor[B].zero_()
 
-    def brought(self, model: Model, panel: Panel) -> dict[str, Tensor]:
-        """The products as they are after the job, with s on A, once."""
+    def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:
+        """The products after the job, with s folded into A."""
         sampler = panel.follower if isinstance(panel.follower, Sampler) else None
         if sampler is not None:
             sampler.close()
-        brought: dict[str, Tensor] = {}
+        factors: dict[str, Tensor] = {}
         for (name, factor), s in zip(panel.factors.items(), panel.kind.scalings, strict=True):
             a, b = factor[A].detach().flatten(1), factor[B].detach().flatten(1)
             if sampler is not None:
                 kept = sampler.kept(name)
                 a, b = a[kept], b[:, kept]
-            brought[f"{name}.{A}"], brought[f"{name}.{B}"] = a * s, b.clone(memory_format=torch.contiguous_format)
-        return brought
+            factors[f"{name}.{A}"], factors[f"{name}.{B}"] = a * s, b.clone(memory_format=torch.contiguous_format)
+        return factors
 
     def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:
         return delta

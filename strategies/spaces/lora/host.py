@@ -1,9 +1,9 @@
-"""Adapters around a module on a device: peft puts them in, one set per rank, each over flat buffers of its own.
+"""The adapters of a module on a device: injected by peft, one set per rank, each in flat buffers of its own.
 
-A model object serves job after job of clients of any rank. The module is wrapped once; a rank that was not seen before
-costs one injection, one that was costs a switch, and the adapters of a rank compute with that rank and no mask. The
-base weights stay where they are and are frozen; what is trained (adapters, and the parameters sent whole) lies in the
-rank's own buffer, so local work sees a short flat vector as it does with any model.
+One model object serves jobs of clients of any rank. The module is wrapped once; a new rank costs one injection, a known
+rank a switch, and the adapters of a rank compute with that rank and no mask. The base weights are frozen; the trained
+parameters (adapters, and the parameters sent in full) are in the rank's own buffer, so that local work sees a short
+flat vector as with any model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What an adapter is made of: per layer its rank and scaling; `dropout` before A; `trained` of A and B."""
+    """The configuration of adapters: rank and scaling per layer, `dropout` before A, and which of A and B train."""
 
     ranks: tuple[int, ...]
     scalings: tuple[float, ...]
@@ -38,19 +38,19 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Of the adapter inside peft, whose keys take no dots."""
+        """The adapter's name in peft, whose keys must not have dots."""
         return "_".join(f"r{r}s{s}" for r, s in zip(self.ranks, self.scalings, strict=True)).replace(".", "p")
 
 
 class Follower(Protocol):
-    """What goes along with the training of one job."""
+    """A hook into the training of one job."""
 
     def step(self) -> None:
         """Called before every forward pass of training."""
         ...
 
     def close(self) -> None:
-        """Called when the job is over, more than once if need be: takes its hooks away."""
+        """Called when the job is over, possibly more than once: removes its hooks."""
         ...
 
 
@@ -66,12 +66,15 @@ class Panel:
     starts: Mapping[str, Pair] = field(default_factory=dict)
     """The products the adapters were filled with, scaling 1, by layer."""
     follower: Follower | None = None
-    """What goes along with the training of one job, if anything does."""
+    """The hook into the training of one job, if there is one."""
 
 
 class LoraHost(nn.Module):
-    """The wrapped module. `shapes` are its adapted layers, `whole` the parameters that are trained beside them,
-    `bases` every parameter and buffer of the module by its own name."""
+    """The wrapped module.
+
+    `shapes` are its adapted layers, `whole` the parameters that are trained in full in addition, `bases` every
+    parameter and buffer of the module by its own name.
+    """
 
     def __init__(self, model: Model, shapes: Mapping[str, Shape], whole: Sequence[str]) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class LoraHost(nn.Module):
         self.base_schema = model.schema
         self.held: Mapping[str, Tensor] = {}
         self.mark = b""
-        """The base weights that lie in the module, as they came, and their hash."""
+        """The base weights in the module, as received, and their hash."""
         self.panel: Panel | None = None
         self._panels: dict[Kind, Panel] = {}
 
@@ -92,8 +95,10 @@ class LoraHost(nn.Module):
         return self.inner(*args, **given)
 
     def load(self, base: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None, mark: bytes = b"") -> None:
-        """Put base weights into the module. `mark` is their hash and `held` remembers them for the next job: weights
-        that are there already are not copied again, except those that training changes."""
+        """Copy base weights into the module, except frozen ones that are there already.
+
+        `mark` is their hash, and `held` the client's copy of them for the next job.
+        """
         again = mark == self.mark and bool(mark)
         for name, leaf in base.items():
             live = self.bases[name]
@@ -102,7 +107,7 @@ class LoraHost(nn.Module):
         self.held, self.mark = held or {}, mark
 
     def overwrite(self, weights: Mapping[str, Tensor]) -> None:
-        """Other weights for one job: the base is copied in again before the next one."""
+        """Replace weights for one job; the base is copied again before the next one."""
         for name, leaf in weights.items():
             self.bases[name].data.copy_(self.stored(name, leaf))
         self.mark = b""
@@ -113,8 +118,10 @@ class LoraHost(nn.Module):
         return all(torch.equal(self._frozen(n, leaf.dtype), leaf) for n, leaf in frozen.items())
 
     def completed(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a client kept of its base weights, in the model's order, with the module's frozen ones if it kept none;
-        nothing if it kept nothing."""
+        """A client's stored base weights in the model's order, with the module's frozen ones if it stored none of them.
+
+        Empty if the client stored nothing.
+        """
         if not kept:
             return {}
         kind = next(iter(kept.values())).dtype
@@ -129,12 +136,12 @@ class LoraHost(nn.Module):
         return self.stored(plain, self.bases[plain].detach()).to(kind)
 
     def stored(self, name: str, leaf: Tensor) -> Tensor:
-        """A weight between its module's form and (d, ...); the same both ways."""
+        """Convert a weight between its module's layout and (d, ...); the function is its own inverse."""
         shape = self.shapes.get(layer_of(name))
         return leaf.T if shape is not None and shape.transposed and name == parameter(layer_of(name)) else leaf
 
     def activate(self, model: Model, kind: Kind) -> Panel:
-        """Switch to the adapters of a kind and let the model train them; factors hold what the last job left."""
+        """Switch to the adapters of a kind and let the model train them; factors have the values of the last job."""
         panel = self._panels.get(kind)
         if panel is None:
             panel = self._panels[kind] = self._make(kind)
@@ -151,7 +158,7 @@ class LoraHost(nn.Module):
         return panel
 
     def silence(self) -> None:
-        """Adapters that add nothing, whatever they held."""
+        """Set B to zero, so that the adapters add nothing."""
         for panel in self._panels.values():
             for factors in panel.factors.values():
                 factors[B].data.zero_()
@@ -180,8 +187,10 @@ class LoraHost(nn.Module):
         return panel
 
     def _inject(self, kind: Kind) -> None:
-        """peft's configuration of a kind: every layer has its own rank and alpha, so that no default of peft's is used
-        (an alpha that is not listed stays the common one when the rank changes, and so the scaling would)."""
+        """Inject the adapters of a kind by peft, with a rank and alpha for every layer.
+
+        peft would use its common alpha for a layer without one, and the scaling would be wrong for another rank.
+        """
         from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and servers need no adapters
 
         names = [f"inner.{name}" if name else "inner" for name in self.shapes]

@@ -1,4 +1,4 @@
-"""Which layers of a module get an adapter, found by name, and which names lie near one that matches nothing."""
+"""The layers of a module that get adapters, by name patterns, with suggestions for a pattern that matches nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 ALL = "all-linear"
-"""The target that stands for every linear layer."""
+"""The target for every linear layer."""
 
 
 class Shape(NamedTuple):
@@ -27,7 +27,7 @@ def adaptable(module: nn.Module, targets: Sequence[str], exclude: Sequence[str] 
     """The layers that `targets` choose, in the module's order.
 
     A target is "all-linear", a module's name, the end of its name after a dot, or a regular expression that matches
-    the whole name; `exclude` takes layers out again. Linear layers, ungrouped convolutions and transformers' Conv1D can
+    the full name; `exclude` removes layers again. Linear layers, ungrouped convolutions and transformers' Conv1D can
     be adapted. Raises ValueError for a target that matches no such layer, with the nearest names, and if none is left.
     """
     inside = [n for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)]
@@ -71,7 +71,7 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def chooses(pattern: str, name: str) -> bool:
-    """Whether a pattern means a name: the name itself, its end after a dot, or a regular expression for all of it."""
+    """Whether a pattern matches a name: the name itself, its end after a dot, or a regular expression for all of it."""
     if name == pattern or name.endswith("." + pattern):
         return True
     try:

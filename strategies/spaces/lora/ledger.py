@@ -1,14 +1,14 @@
-"""Base weights on both sides: how the server's move, what a device that holds an older version is sent, and the proof.
+"""Versions of the base weights: the server's steps, the difference for a device with an older version, and hashes.
 
-A step of the base is, per layer, stacked factors of rank R or their compressed form of rank q. The server adds exactly
-what it sends, so both sides compute the same sum; each step rounds once from float64, and every payload names the
-SHA-256 of the weights a device must end with, which refuses to train on others. What goes to a device that holds
-version v of a layer (d, k) is whichever is smallest:
+A step of the base is, per layer, stacked factors of rank R or their compressed form of rank q. Server and device add
+the same step and compute the same sum; each step rounds once from float64. Every payload has the SHA-256 of the weights
+that the device must have after it, and the device refuses to train on others. A device with version v of a layer (d, k)
+gets the smaller of:
 
     the steps since v, sum of min(R, q) (d + k) numbers;  the merged matrix, d k numbers
 
-A device whose version the server does not know is sent everything. Steps that could never be the smallest are
-forgotten, so a state holds at most d k numbers of them per layer.
+A device whose version the server does not know gets all weights. Steps that could never be the smallest are deleted, so
+a state has at most d k numbers of them per layer.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ from strategies.spaces.lora.factors import Pair, added, compress, incompressible
 from strategies.spaces.lora.names import ADAPTED, FROZEN, PAST, STAMP, STILL, WHOLE, base_names, layer_of
 
 WORDS = 16
-"""A SHA-256 is kept as sixteen numbers below 65536, which every float format of weights holds exactly."""
+"""A SHA-256 is stored as sixteen numbers below 65536, which are exact in float32 and float64."""
 
 
 class WrongBase(ValueError):
-    """A device's base weights are not those the server means."""
+    """A device's base weights are not those that the payload builds on."""
 
 
 def fingerprint(base: Mapping[str, Tensor], still: bytes = b"") -> bytes:
-    """SHA-256 of base weights, names included, in the order given: `still`, which is that of the frozen ones if it is
-    known, and then the others."""
+    """SHA-256 of base weights with their names, in the order given; `still` is the known hash of the frozen ones."""
     moving = {name: leaf for name, leaf in base.items() if not name.startswith(FROZEN)}
     return _digest(moving, still or still_of(base))
 
 
 def still_of(base: Mapping[str, Tensor]) -> bytes:
-    """The hash of the frozen base weights: they are most of a large model, and a server hashes them once."""
+    """The hash of the frozen base weights, which the server computes once."""
     return _digest({name: leaf for name, leaf in base.items() if name.startswith(FROZEN)})
 
 
@@ -54,7 +53,7 @@ def _digest(leaves: Mapping[str, Tensor], before: bytes = b"") -> bytes:
 
 
 def first(settings: tuple[float, ...], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The leaves this module keeps in the first state beside the base: its stamp, and the hash of what is frozen."""
+    """The leaves of this module in the first state, in addition to the base: its stamp and the frozen weights' hash."""
     kind, still = next(iter(base.values())).dtype, still_of(base)
     mark = torch.tensor(_words(still), dtype=torch.float64).to(kind)
     return {STAMP: _stamp(0, settings, fingerprint(base, still), kind), STILL: mark}
@@ -74,17 +73,17 @@ def _mark(words: Tensor) -> bytes:
 
 
 def version_of(tree: Tree) -> int:
-    """The version a state or payload is of."""
+    """The version of a state or payload."""
     return int(tree[STAMP][0])
 
 
 def hash_of(tree: Tree) -> bytes:
-    """The hash of the base weights that a state or payload names."""
+    """The hash of the base weights in a state's or payload's stamp."""
     return _mark(tree[STAMP][-WORDS:])
 
 
 def settings_of(tree: Tree) -> tuple[float, ...]:
-    """What both sides must share."""
+    """The settings that server and device must share."""
     return tuple(float(x) for x in tree[STAMP][1:-WORDS])
 
 
@@ -97,14 +96,14 @@ def base_of(tree: Tree) -> dict[str, Tensor]:
 def advance(
     state: Mapping[str, Tensor], steps: Mapping[str, Pair], whole: Mapping[str, Tensor], *, smallest: bool
 ) -> dict[str, Tensor]:
-    """The base weights of the next version with its stamp and steps: all leaves of a state that this module keeps.
+    """The base weights of the next version with its stamp and steps: all leaves of this module in a state.
 
-    steps: the products to add, by layer. whole: what to add to parameters sent whole. smallest: replace a stack by its
-    compressed form where that is smaller and loses nothing.
+    steps: the products to add, by layer. whole: increments of parameters sent in full. smallest: replace a stack by its
+    compressed form where that is smaller and lossless.
     """
     version = version_of(state) + 1
     base = base_of(state)
-    if not steps and not whole:  # the base stays, and so does its hash
+    if not steps and not whole:  # the base and its hash do not change
         same = state[STAMP].clone()
         same[0] = version
         return {**base, STAMP: same, STILL: state[STILL]}
@@ -163,8 +162,10 @@ def _names(version: int, layer: str) -> tuple[str, str]:
 
 
 def deliver(state: Mapping[str, Tensor], held: int, *, moves: bool = True) -> dict[str, Tensor]:
-    """What brings a device from version `held` (-1: unknown) to the state's base, the stamp included. Not `moves`: only
-    parameters sent whole ever change."""
+    """The payload that takes a device from version `held` (-1: unknown) to the state's base, with the stamp.
+
+    moves=False: only parameters sent in full ever change.
+    """
     version = version_of(state)
     base = base_of(state)
     if held < 0 or held > version:
@@ -185,9 +186,9 @@ def deliver(state: Mapping[str, Tensor], held: int, *, moves: bool = True) -> di
 
 
 def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A device's base weights after a payload, from those it kept, checked against the payload's hash.
+    """A device's base weights after a payload, from those it stored, verified by the payload's hash.
 
-    Raises WrongBase if the payload builds on weights the device does not hold, or the result is not what is meant.
+    Raises WrongBase if the payload builds on weights that the device does not have, or if the hash differs.
     """
     sent = base_of(payload)
     if any(name.startswith(FROZEN) for name in sent) or not kept:
@@ -200,7 +201,7 @@ def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[s
                 left, right = _names(v, layer_of(name))
                 if name.startswith(ADAPTED) and left in payload:
                     leaf = base[name] = added(leaf, Pair(payload[left], payload[right]))
-    for found in (base, kept):  # the second if a payload comes again to a device that has taken it in
+    for found in (base, kept):  # the second if a device receives a payload again
         if found and fingerprint(found) == hash_of(payload):
             return dict(found)
     raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send them whole")

@@ -1,4 +1,4 @@
-"""Names of leaves: what a tensor is, is told by its name and never by its shape."""
+"""Names of leaves: the kind of a tensor follows from its name, never from its shape."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ A, B = "lora_A", "lora_B"
 """peft's names of right (r, k) and left (d, r)."""
 
 ADAPTED, FROZEN, WHOLE = "adapted/", "frozen/", "whole/"
-"""Of base weights: with an adapter; never changed; trained and sent as they are."""
+"""Prefixes of base weights: with an adapter; frozen; trained and sent in full."""
 
 FACTOR, PAST, STAMP, STILL = "factor/", "past/", "lora/stamp", "lora/still"
-"""Of the server's own adapters; of the steps that led to the last versions; version, alpha and the base's hash; the
-hash of the frozen weights."""
+"""Prefixes of the server's adapters and of the last versions' steps; names of the stamp (version, alpha, hash of the
+base) and of the frozen weights' hash."""
 
 MEAN = "mean/"
-"""Of plain increments beside the products in an update: they are summed and not measured."""
+"""Prefix of plain increments in an update, in addition to products: they are summed, and not part of norms."""
 
 
 def pairs(delta: Mapping[str, Tensor]) -> dict[str, Pair]:
@@ -31,7 +31,7 @@ def pairs(delta: Mapping[str, Tensor]) -> dict[str, Pair]:
 
 
 def tree_of(products: Mapping[str, Pair], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An update from products by layer and whole parameters by name."""
+    """An update from products by layer and fully sent parameters by name."""
     tree = {}
     for name, pair in products.items():
         tree[f"{name}.{A}"], tree[f"{name}.{B}"] = pair.right, pair.left
@@ -50,7 +50,7 @@ def under(tree: Tree, *prefixes: str) -> dict[str, Tensor]:
 
 
 def base_names(names: Iterable[str]) -> Iterator[str]:
-    """Those of base weights."""
+    """The names of base weights."""
     return (name for name in names if name.startswith((ADAPTED, FROZEN, WHOLE)))
 
 

@@ -1,12 +1,12 @@
-"""Adapters whose last rows are pressed down while they are trained, and given up once they shrink: HetLoRA's clients.
+"""HetLoRA's rank pruning: a penalty on an adapter's last rows, which are removed once their norm falls.
 
 Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv:2401.06432. A client of
 rank r trains on its loss and, with t = floor(decay * r),
 
     penalty * ||B[:, t:]|| * ||A[t:]||
 
-and if that product of norms is less after its job than before, its rank is t from then on: rows beyond are zeros. Here
-each layer has its own r. A row that is zero in both factors has no gradient, so it stays zero.
+and if that product of norms is smaller after its job than before, its rank is t from then on: the other rows are zero.
+Here each layer has its own r. A row that is zero in both factors has no gradient, so it stays zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from strategies.spaces.lora.names import A, B
 
 
 class Pruner:
-    """Follows one job of a device whose layers have the ranks `ranks`."""
+    """The penalty and pruning of one job on a device whose layers have the ranks `ranks`."""
 
     def __init__(self, panel: Panel, ranks: Mapping[str, int], decay: float, penalty: float, least: int) -> None:
         self.ranks, self.penalty = dict(ranks), penalty
@@ -40,7 +40,7 @@ class Pruner:
             ]
 
     def step(self) -> None:
-        """Nothing to do before a forward pass."""
+        """Do nothing before a forward pass."""
 
     def close(self) -> None:
         """The end of the job."""
@@ -48,11 +48,11 @@ class Pruner:
             hook.remove()
 
     def pruned(self) -> dict[str, int]:
-        """The ranks from here on."""
+        """The ranks after the job."""
         return {n: self.shorter[n] if self._product(n) < self._before[n] else r for n, r in self.ranks.items()}
 
     def tail(self, name: str, letter: str) -> Tensor:
-        """The rows of A, or columns of B, that go if they shrink; live."""
+        """The rows of A, or columns of B, that are candidates for removal; a view."""
         factor, at = self._panel.factors[name][letter].data, self.shorter[name]
         size = max(0, self.ranks[name] - at)
         return factor.narrow(0 if letter == A else 1, at if size else 0, size)
@@ -61,7 +61,7 @@ class Pruner:
         return float(self.tail(name, A).norm()) * float(self.tail(name, B).norm())
 
     def _pressed(self, name: str, letter: str, gradient: Tensor) -> Tensor:
-        """A factor's gradient with that of the penalty; a norm of zero has none."""
+        """A factor's gradient plus that of the penalty, which is zero for a norm of zero."""
         own, other = self.tail(name, letter), self.tail(name, B if letter == A else A)
         length = own.norm()
         if not length:

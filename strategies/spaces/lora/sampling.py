@@ -1,18 +1,18 @@
-"""More rows of an adapter than a client may send, of which it trains and sends those that matter, and tries others.
+"""Row sampling: a pool of more adapter rows than a client sends; the most important ones are trained and sent.
 
 Zhan, Wu and Zhang, "Efficient and Scalable Fine-Tune of Language Models for Genome Understanding" (Lingo),
-arXiv:2402.08075: the rows of an adapter are pruned by how much the loss depends on them, and now and then one is kept
-or dropped against that order. Here a job of rank r holds `pool` * r rows of A and columns of B, r of them kept:
+arXiv:2402.08075: the rows of an adapter are pruned by their importance for the loss, and some are kept or dropped at
+random. Here a job of rank r has `pool` * r rows of A and columns of B, and r of them are active:
 
-    I_j      |b_j . g(b_j)| + mean |a_j * g(a_j)| + mean |b_j * g(b_j)|, a running mean over the steps j was kept
-    kept     the r - q of the greatest I, and q = round(explore * r) of the others, drawn with probability ~ I + mean I
+    I_j      |b_j . g(b_j)| + mean |a_j * g(a_j)| + mean |b_j * g(b_j)|, a running mean over the steps j was active
+    active   the r - q of the greatest I, and q = round(explore * r) of the others, drawn with probability ~ I + mean I
 
-chosen anew after every `every` steps, without drawing in the last fifth of them. The first term is what AdaLoRA's
-singular value (Zhang et al., arXiv:2303.10512) would get: it is part of b_j here, as only the product counts. Lingo
-exceeds its rank by chance and brings rows back as zeros; here exactly r rows are kept at any time, a dropped one is
-set aside as it is and comes back as it was, and it neither adds to the outputs nor moves meanwhile.
+selected again after every `every` steps, without random ones in the last fifth of them. The first term is that of
+AdaLoRA's singular value (Zhang et al., arXiv:2303.10512), which is part of b_j here, as only the product matters. Lingo
+exceeds its rank by chance and brings rows back as zeros. Here exactly r rows are active at any time; a dropped row is
+stored unchanged and restored when it is selected again, and has no effect on outputs meanwhile.
 
-What goes to the server is an adapter of rank r like any other, so sums stay exact whatever rows each client kept.
+The update is an adapter of rank r, so sums are exact whatever rows each client selects.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from strategies.spaces.lora.host import Panel
 from strategies.spaces.lora.names import A, B
 
 SMOOTH = 0.85
-"""Of the running mean of I: AdaLoRA's."""
+"""Decay of the running mean of I, as in AdaLoRA."""
 
 SETTLED = 0.2
-"""The share of a job's steps, its last ones, in which no row is drawn."""
+"""The share of a job's steps, its last ones, without random rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one job samples: its steps, see above; `draws(layer, step)` gives a stream of random numbers."""
+    """The sampling parameters of one job, see the module; `draws(layer, step)` returns a random stream."""
 
     steps: int
     every: int
@@ -61,10 +61,10 @@ class UpdateMatrix(NamedTuple):
 
 
 class Sampler:
-    """Follows one job's training: `step` before every forward pass, `close` after the last step."""
+    """The row sampling of one job: `step` before every forward pass, `close` after the last step."""
 
     def __init__(self, panel: Panel, ranks: Mapping[str, int], plan: Plan) -> None:
-        """The first rows of each layer are kept at first, as many as `ranks` says."""
+        """At first the first rows of each layer are active, as many as `ranks` gives."""
         self.plan, self.layers = plan, {name: _rows(panel, name, rank) for name, rank in ranks.items()}
         self._done = 0
         self._now = {name: torch.zeros_like(rows.weight) for name, rows in self.layers.items()}
@@ -75,12 +75,12 @@ class Sampler:
         ]
 
     def kept(self, name: str) -> Tensor:
-        """The numbers of a layer's kept rows, ascending."""
+        """The indices of a layer's active rows, ascending."""
         return self.layers[name].kept.nonzero()[:, 0]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take in the last step's gradients, choose anew if it is time, and hold dropped rows where they were."""
+        """Update I by the last step's gradients, select rows if it is time, and restore dropped rows."""
         if self._done:
             self._weigh()
         if self._done and self._done % self.plan.every == 0:
@@ -91,14 +91,16 @@ class Sampler:
 
     @torch.no_grad()
     def close(self) -> None:
-        """The end of the job: only kept rows add anything. Calling it again changes nothing."""
+        """End the job: only active rows remain in the product. Calling it again changes nothing."""
         self._hold()
         for hook in self._hooks:
             hook.remove()
 
     def _graded(self, name: str, letter: str, gradient: Tensor) -> Tensor | None:
-        """A factor's gradient as it comes: note what I needs, and let dropped columns of B have none. Dropped rows of A
-        have none anyway, as their columns of B are zero."""
+        """Record a factor's gradient for I, and set that of dropped columns of B to zero.
+
+        Dropped rows of A have none anyway, as their columns of B are zero.
+        """
         rows = self.layers[name]
         if letter == A:
             self._now[name] += (rows.a * gradient.flatten(1)).abs().mean(1)
@@ -122,14 +124,14 @@ class Sampler:
         self._swap(rows, chosen(_score(rows), count, tried, draws))
 
     def _swap(self, rows: UpdateMatrix, kept: Tensor) -> None:
-        """Set aside what is no longer kept and bring back what is."""
+        """Store the rows that are no longer active and restore those that become active."""
         dropped, back = rows.kept & ~kept, kept & ~rows.kept
         rows.aside_a[dropped], rows.aside_b[:, dropped] = rows.a[dropped], rows.b[:, dropped]
         rows.a[back], rows.b[:, back] = rows.aside_a[back], rows.aside_b[:, back]
         rows.kept.copy_(kept)
 
     def _hold(self) -> None:
-        """An optimizer with a memory moves rows that have no gradient."""
+        """Reset dropped rows, which an optimizer with momentum changes without a gradient."""
         for rows in self.layers.values():
             out = ~rows.kept
             rows.a[out] = rows.aside_a[out]
@@ -137,7 +139,7 @@ class Sampler:
 
 
 def chosen(score: Tensor, count: int, tried: int, draws: np.random.Generator) -> Tensor:
-    """Which `count` rows are kept: all but `tried` of them by their score, earlier ones first where it is equal."""
+    """The `count` active rows: all but `tried` of them by their score, ties to the lower index."""
     order = torch.argsort(score, descending=True, stable=True)
     kept = torch.zeros(len(score), dtype=torch.bool)
     kept[order[: count - tried]] = True
@@ -149,7 +151,7 @@ def chosen(score: Tensor, count: int, tried: int, draws: np.random.Generator) ->
 
 
 def _score(rows: UpdateMatrix) -> Tensor:
-    """I of every row, zero where it was never kept. A running mean that began at zero is too small by SMOOTH^n."""
+    """I of every row, zero if it was never active; corrected for the running mean's start at zero, by 1 - SMOOTH^n."""
     return rows.weight / (1 - SMOOTH ** rows.steps.clamp(min=1.0))
 
 

@@ -1,8 +1,8 @@
-"""Adapters that live on between jobs: the server's factors, cut to a client's rank, and back.
+"""Adapters that continue between jobs: the server's factors, truncated to a client's rank, and back.
 
-On the server and on the wire scaling is 1: the product of a state's factors is the update itself. A device runs s B A,
-so what it gets is divided by s: on B alone where factors are averaged (A has one meaning on all clients), or by the
-root of s on both where products count.
+On the server and on the wire the scaling is 1: the product of a state's factors is the update itself. A device computes
+s B A, so received factors are divided: B by s where factors are averaged (A is then comparable across clients), or both
+by the square root of s where products are combined.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def reversed_sign(pair: Pair) -> Pair:
 
 @torch.no_grad()
 def fill(panel: Panel, starts: Mapping[str, Pair], drawn: Mapping[str, Tensor], *, even: bool) -> None:
-    """Put products into a device's adapters: `even` divides both factors by the root of s, otherwise B by s.
+    """Copy products into a device's adapters: `even` divides both factors by the square root of s, otherwise B by s.
 
-    A rank beyond a product's own begins fresh, from the rows of `drawn`, with B zero there.
+    Rows beyond a product's own rank are those of `drawn`, with B zero there.
     """
     for (name, factor), s in zip(panel.factors.items(), panel.kind.scalings, strict=True):
         start, of_a = starts[name], s**0.5 if even else 1.0
@@ -57,7 +57,7 @@ def fill(panel: Panel, starts: Mapping[str, Pair], drawn: Mapping[str, Tensor], 
 
 
 def ends(panel: Panel, *, scaling_on: str) -> dict[str, Pair]:
-    """The adapters as they are now, by layer, with s on A or on B."""
+    """The current products of the adapters, by layer, with s folded into A or B."""
     found = {}
     for (name, factor), s in zip(panel.factors.items(), panel.kind.scalings, strict=True):
         a, b = factor[A].detach().flatten(1), factor[B].detach().flatten(1)

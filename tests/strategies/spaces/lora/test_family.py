@@ -299,7 +299,7 @@ def test_flex_hands_every_client_the_best_approximation_of_its_rank(federation: 
     space = Flex(rank=3)
     state = dict(federation(space, UNEQUAL).run(3).states[3].items())
     for rank in (1, 2, 3):
-        handed = factors_of(space.handed(state, Job(0, 0, 3, 0, Budget(1, rank), 0.0)))
+        handed = factors_of(space.adapter_payload(state, Job(0, 0, 3, 0, Budget(1, rank), 0.0)))
         for layer in LAYERS:
             whole = factors_of(state)[layer]
             u, s, vt = torch.linalg.svd(whole.dense)
@@ -316,7 +316,10 @@ def test_absolute_targets_lose_what_few_clients_hold_and_increments_keep_it(fede
             deltas = []
             for client, rank in enumerate((3, 1)):
                 job = Job(client, client, 3, 0, Budget(1, rank), 0.0)
-                sent = {n.removeprefix("factor/"): leaf for n, leaf in space.handed(dict(state.items()), job).items()}
+                sent = {
+                    n.removeprefix("factor/"): leaf
+                    for n, leaf in space.adapter_payload(dict(state.items()), job).items()
+                }
                 deltas.append(space.decode_delta(state, job, sent))
             state = space.merge(state, space.combine(deltas, [0.5, 0.5]))
         after = factors_of(dict(state.items()))["0"]
