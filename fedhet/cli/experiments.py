@@ -82,6 +82,8 @@ def new(
 ) -> None:
     """Write a plug-in to begin with into your own folder: NAME.py, conf/AXIS/NAME.yaml and test_NAME.py, which run.
 
+    A KIND is a rule, schedule, space, transform (an option of codec), work, model, data or transport.
+
     The test holds it to all that fedhet's own parts are held to (fedhet.testing.conformance).
     """
     from fedhet.cli import new as cli_new

@@ -93,6 +93,11 @@ def test_a_name_that_cannot_be_is_told_why_with_one_that_can(fedhet, kind: str, 
     assert list(Path().iterdir()) == []
 
 
+def test_help_names_every_kind(fedhet) -> None:
+    _, out, _ = fedhet("new", "--help")
+    assert all(kind in out for kind in new.AXES)
+
+
 def test_a_class_has_another_name_than_what_its_file_imports(tmp_path: Path) -> None:
     new.new("rule", "update", tmp_path)
     assert "class UpdateRule(" in (tmp_path / "update.py").read_text()
