@@ -126,7 +126,7 @@ class Session:
                 self.evaluator.look(loop, force=True)
             loop.bytes_up += len(row.payload or b"")
             loop.bytes_down += sum(wire_format.size(Schema.of(send.payload)) for send in sends)
-            if row.kind not in ("bar", "told"):
+            if row.kind not in ("exclude", "profile_update"):
                 self.evaluator.look(loop)
 
         self.started = journal_replay(journal, after, server, self.gate, seen) or self.started

@@ -101,7 +101,7 @@ def test_measured_and_observed_speeds_reach_the_schedule_and_the_list(door, crow
     run(door, monkeypatch, crowd, tmp_path, schedule, versions=8)
     from fedhet.runs.write_ahead_log import Journal
 
-    told = {r.data["client"]: r.data["fields"] for r in Journal(tmp_path / "run").rows() if r.kind == "told"}
+    told = {r.data["client"]: r.data["fields"] for r in Journal(tmp_path / "run").rows() if r.kind == "profile_update"}
     assert told[0]["sec_per_step"] == pytest.approx(0.0009), "measured when it joined"
     assert told[3]["sec_per_step"] == 0.25, "observed in an earlier run"
     assert told[0]["num_examples"] == 50
