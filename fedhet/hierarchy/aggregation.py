@@ -97,7 +97,7 @@ class Hierarchical:
             )
         space = type(method.space)
         if not issubclass(space, AbstractDense) or any(
-            getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "gram", "accept")
+            getattr(space, hook) is not getattr(AbstractDense, hook) for hook in ("combine", "gram", "decode_delta")
         ):
             raise Misfit(f"aggregation=hierarchical adds vectors, but space {space.__name__} combines in its own way")
         for _, layer in method.transforms if summed(rule) else ():
