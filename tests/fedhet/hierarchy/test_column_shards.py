@@ -91,7 +91,7 @@ def test_every_rule_gives_what_it_gives_with_the_server(columns: Columns, name: 
     rule = composition.instantiate(chosen(f"rule/{name}"), "rule")
     given, method = (
         Hierarchical(fan_in=3, processes=1),
-        SimpleNamespace(rule=rule, space=SPACE, layers=(), schedule=None),
+        SimpleNamespace(rule=rule, space=SPACE, transforms=(), schedule=None),
     )
     expected = flat(rule(ARRIVING, SPACE, view()))
     assert float(expected.norm()) > 0.0

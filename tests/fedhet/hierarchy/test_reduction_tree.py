@@ -52,7 +52,7 @@ def began() -> Iterator[Any]:
     alive: list[Aggregators] = []
 
     def begin(rule: Any = None, **given: Any) -> Aggregators:
-        method: Any = SimpleNamespace(rule=rule or Mean(), space=Full(), layers=(), schedule=None)
+        method: Any = SimpleNamespace(rule=rule or Mean(), space=Full(), transforms=(), schedule=None)
         one = Hierarchical(**given).begin(method, 40)
         assert isinstance(one, Aggregators)
         alive.append(one)
@@ -190,7 +190,7 @@ def test_the_mean_of_clipped_updates_is_a_rule_that_a_tree_can_carry_out(began: 
 def test_the_fan_in_is_planned_from_what_the_schedule_foresees_or_what_there_is_room_for(
     schedule: Any, hosts: list[int], count: int, leaf: int
 ) -> None:
-    method: Any = SimpleNamespace(rule=Mean(), space=Full(), layers=(), schedule=schedule)
+    method: Any = SimpleNamespace(rule=Mean(), space=Full(), transforms=(), schedule=schedule)
     (told,) = Hierarchical(hosts=hosts).notices(method, 40)
     assert f"leaves sum {leaf} updates each, planned for {count} at a time, " in told
     (given,) = Hierarchical(hosts=hosts, fan_in=3).notices(method, 40)
