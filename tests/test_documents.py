@@ -1,4 +1,4 @@
-"""What the Markdown files and CITATION.cff say of the tree, the commands and the version is so."""
+"""Paths, commands and versions in the Markdown files and CITATION.cff are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import rules that the contracts in pyproject.toml cannot say: which of Flower's modules are used, and where."""
+"""Import rules that the contracts in pyproject.toml cannot express: which of Flower's modules are used, and where."""
 
 from __future__ import annotations
 

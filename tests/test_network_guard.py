@@ -1,4 +1,4 @@
-"""The guard itself: loopback is open, everything else is shut."""
+"""The network guard of the tests: loopback is open, everything else is blocked."""
 
 import socket
 

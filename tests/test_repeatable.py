@@ -1,4 +1,4 @@
-"""Property tests try the same examples whatever ran before them, and no test hangs for ever."""
+"""Property tests use the same examples whatever ran before them, and every test has a time limit."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""A simulated world: one data set for all clients, models with equal bits, scores counted sample by sample."""
+"""A simulated world: one data set for all clients, reproducible models, scores counted sample by sample."""
 
 from __future__ import annotations
 

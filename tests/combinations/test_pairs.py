@@ -1,4 +1,4 @@
-"""Any two plug-ins of a method run together: a pairwise cover of five axes on clients that are far from alike.
+"""Any two options of a method run together: a pairwise cover of five axes with very heterogeneous clients.
 
 All clients of this world have one optimum and unequal curvature, speed and reliability, so whatever is chosen, updates
 point to one place: after these few versions the run must end nearer to it, or, for the two works whose correction

@@ -1,4 +1,4 @@
-"""Every robust rule under every attack on real digits: a fifth of the clients attack, and the model still reads.
+"""Every robust rule under every attack on real digits, with a fifth of attackers: the model still learns.
 
 Eleven clients with equal shares of the data, two of them attackers, four rounds of four steps of a linear model: plain
 averaging of honest clients reads 0.86 of the digits by then. Colluding attackers see the others' updates and the rule.

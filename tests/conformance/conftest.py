@@ -1,4 +1,4 @@
-"""Every option of an axis, found through its configuration file: a new plug-in is tested as soon as it has one.
+"""Every option of an axis, found through its configuration file, so that new options are tested without registration.
 
 A test module names its axes in `AXES` and the kind of plug-in in `KIND`; tests that take `option` run once for each of
 the options, tests that take `check` once for each check of the kind (`fedhet.testing.conformance`), and `build` makes

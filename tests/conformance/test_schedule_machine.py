@@ -1,4 +1,4 @@
-"""Every schedule on the real server, in any order of events: a state machine over all that a federation can meet.
+"""Every schedule on the real server with random sequences of events: a stateful property test.
 
 Clients answer well or badly, fail, leave, come back, are revoked and suspended; time stands still, reaches a timer or
 goes past it; the server is saved and loaded, or killed and led back by its journal, and then both servers must do the

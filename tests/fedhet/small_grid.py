@@ -1,4 +1,4 @@
-"""A grid of four nodes in this process, for tests of live runs: it answers at once, and dies when it is told to."""
+"""A grid of four nodes in this process, for tests of live runs."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field

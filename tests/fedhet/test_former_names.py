@@ -1,4 +1,4 @@
-"""Former names: modules, classes, options, keys and a whole run folder that were written before files had rooms."""
+"""Former names of modules, classes, options, keys and in a run folder still work."""
 
 from __future__ import annotations
 

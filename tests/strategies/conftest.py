@@ -1,4 +1,4 @@
-"""A federation without tensors: an event simulator in integer nanoseconds that obeys the rules of the engine.
+"""A federation without tensors: an event simulator in integer nanoseconds that follows the rules of the engine.
 
 Arrivals of an instant come first (by job), then timers, then the dispatch of everything assigned. Every command a
 schedule gives is checked as it is carried out, so each simulated run is a test of the contract as well.

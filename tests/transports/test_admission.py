@@ -1,4 +1,4 @@
-"""What a client cannot hold it does not train, and what training took of batteries is told in the end."""
+"""A client does not train what exceeds its memory, and the result has the energy used."""
 
 from __future__ import annotations
 

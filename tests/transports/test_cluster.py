@@ -1,4 +1,4 @@
-"""Virtual time on a Ray cluster of two nodes: the bits of this process, whatever dies on the way."""
+"""Virtual time on a Ray cluster of two nodes: the same bits as in one process, also after failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages through a real SuperLink: whoever uploads slowly, never ends, or lies about its reply is alone with it."""
+"""Messages through a real SuperLink: slow, endless or false replies affect their own client only."""
 
 import contextlib
 import datetime

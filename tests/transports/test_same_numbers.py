@@ -1,4 +1,4 @@
-"""One method, three carriers: virtual time, Flower's simulation on Ray, and a SuperLink with real processes."""
+"""One method, three transports: virtual time, Flower's simulation on Ray, and a SuperLink with real processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""FedCompass on a real clock: clients that really are unequal come back together, in groups."""
+"""FedCompass on a real clock: clients of unequal speed return in groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vectors colluding attackers agree on, from the honest updates."""
+"""Collusion attacks: the vector that all attackers send, computed from the honest updates."""
 
 from __future__ import annotations
 

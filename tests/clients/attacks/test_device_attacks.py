@@ -1,4 +1,4 @@
-"""What an attacking device sends instead of its update; honest devices stay as they are."""
+"""Attacks on a device: the update that an attacking client sends; honest clients are not affected."""
 
 from __future__ import annotations
 

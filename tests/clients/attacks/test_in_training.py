@@ -1,4 +1,4 @@
-"""Attacks and rules together, in rounds on quadratic clients whose optimum is known."""
+"""Attacks and rules together, in rounds of quadratic clients whose optimum is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Updates of the wrong form never reach a rule, and honest clients go on without them."""
+"""Malformed updates never reach a rule, and honest clients continue without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache: written whole, shared by maps of its files, refused when damaged. The data sets that need no files."""
+"""The data cache: created atomically, shared through memory maps, refused when damaged. Data sets without files."""
 
 from __future__ import annotations
 

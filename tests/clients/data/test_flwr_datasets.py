@@ -1,4 +1,4 @@
-"""Flower Datasets' own partitioners over our data, where the package is installed."""
+"""Flower Datasets' own partitioners on fedhet's data, where the package is installed."""
 
 from __future__ import annotations
 

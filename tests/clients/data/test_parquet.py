@@ -1,4 +1,4 @@
-"""Parquet files written here come back pixel for pixel and character for character; broken ones name themselves."""
+"""Parquet files: images and text are read exactly, and errors name the broken file."""
 
 from __future__ import annotations
 

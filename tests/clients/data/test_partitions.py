@@ -1,4 +1,4 @@
-"""Every method of division: nobody shares, all is used, the same seed gives the same, labels skew as they should."""
+"""Every partition: no sample has two owners, all are used, the same seed gives the same result, labels are skewed."""
 
 from __future__ import annotations
 

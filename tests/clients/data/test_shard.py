@@ -1,4 +1,4 @@
-"""Mini-batches: every epoch shows every sample once, and their order is a matter of seed, client and turn alone."""
+"""Mini-batches: every epoch has every sample once, and the order depends on seed, client and turn alone."""
 
 from __future__ import annotations
 

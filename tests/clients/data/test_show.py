@@ -1,4 +1,4 @@
-"""Figures, card and picture of a partition say what the partition is."""
+"""Statistics, card and picture of a partition are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text by a tokenizer made here: sequences, padded samples, owners, and what is refused."""
+"""Text by a tokenizer that the test makes: sequences, padded samples, owners, and refused input."""
 
 from __future__ import annotations
 

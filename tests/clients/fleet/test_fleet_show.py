@@ -1,4 +1,4 @@
-"""A fleet's figures, table and picture say what its profiles say."""
+"""A fleet's statistics, table and picture agree with its profiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fleets follow their laws, repeat by their seed, and say what is wrong in a file."""
+"""Fleets follow their distributions, are reproducible by seed, and report errors of a trace file."""
 
 import json
 from dataclasses import replace

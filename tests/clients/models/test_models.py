@@ -1,4 +1,4 @@
-"""Networks: published parameter counts, logits of the right shape, the same start for the same seed, counted work."""
+"""Networks: published parameter counts, logits of the right shape, reproducible initial weights, counted FLOPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small network on made-up data in float64: three clients, ordered batches, everything known."""
+"""A small network on synthetic data in float64: three clients with ordered batches."""
 
 from __future__ import annotations
 

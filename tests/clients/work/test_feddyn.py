@@ -1,4 +1,4 @@
-"""FedDyn against its equations in numpy, and the invariant of its two halves."""
+"""FedDyn against its equations in numpy, and the invariant of client and server state."""
 
 from __future__ import annotations
 

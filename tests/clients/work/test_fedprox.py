@@ -1,4 +1,4 @@
-"""FedProx between two limits: plain SGD and standing still."""
+"""FedProx between its two limits: plain SGD and no movement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD against its equations in numpy, and what its control variates always are."""
+"""SCAFFOLD against its equations in numpy, and invariants of its control variates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local SGD equals torch's optimiser, and says how much weight its gradients had."""
+"""Local SGD equals torch's optimizer, and reports its FedNova norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the base classes of rules say of a rule that answers in the wrong form."""
+"""The errors of the rules' base classes for a rule with a malformed result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring: in turns, with ratios of one turn; and the sections of `fedhet bench`, made small."""
+"""Measurements in turns, with ratios within a turn; and the sections of `fedhet bench` at a small size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what is printed where, exit codes, and that bad input writes nothing."""
+"""The command line: output streams, exit codes, and no files after bad input."""
 
 from __future__ import annotations
 

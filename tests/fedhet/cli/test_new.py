@@ -1,4 +1,4 @@
-"""`fedhet new` writes what runs and passes its test, and refuses names that cannot be."""
+"""`fedhet new` writes plug-ins that run and pass their tests, and refuses invalid names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says of its pace while it goes on."""
+"""The progress line of a run."""
 
 from __future__ import annotations
 

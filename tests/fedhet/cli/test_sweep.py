@@ -1,4 +1,4 @@
-"""`fedhet run --multirun`: where it writes, what it says of a run that fails, and going on where it stopped."""
+"""`fedhet run --multirun`: its folders, its report of failed runs, and resuming it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished runs used from the command line: scores on the run's data and on others, and what is refused."""
+"""Commands on finished runs: scores on the run's data and on others, and refused input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is listed and cited is what docstrings say, for exactly the composed parts."""
+"""`fedhet list` and `fedhet cite` agree with the docstrings of the composed options."""
 
 from __future__ import annotations
 

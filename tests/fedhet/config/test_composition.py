@@ -1,4 +1,4 @@
-"""Configurations compose as typed, and what does not compose says why."""
+"""Configurations compose as given, and errors name the key."""
 
 from __future__ import annotations
 

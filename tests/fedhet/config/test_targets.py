@@ -1,4 +1,4 @@
-"""A class in place of an option's name, and what is said of one that is not there."""
+"""A class in place of an option's name, and the error for one that does not exist."""
 
 from __future__ import annotations
 

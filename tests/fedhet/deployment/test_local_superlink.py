@@ -1,4 +1,4 @@
-"""What a SuperLink that does not go on does to the run that waits for it."""
+"""A run whose SuperLink stalls or ends fails with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's own work: the schedule hears of an update when it is done, and no update is lost on the way."""
+"""Server tasks: the schedule gets the event of an update when its task is complete, and no update is lost."""
 
 from __future__ import annotations
 

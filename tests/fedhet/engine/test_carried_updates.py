@@ -1,4 +1,4 @@
-"""Combinations that are too small for the rule: what they hold waits for the next one, and a run goes on."""
+"""Combinations with too few updates for the rule: the updates wait for the next one, and the run continues."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A wall clock that jumps backward: time stands still for the server until it is made up, and nothing is lost."""
+"""A wall clock that jumps backward: the server's time stops until the clock catches up, and nothing is lost."""
 
 from __future__ import annotations
 

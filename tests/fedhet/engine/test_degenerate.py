@@ -1,4 +1,4 @@
-"""Where two schedules are one: the same weights, bit for bit, through the whole engine."""
+"""Parameters with which two schedules are equal: the same weights, bit for bit, through the full engine."""
 
 from __future__ import annotations
 

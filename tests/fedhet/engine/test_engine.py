@@ -1,4 +1,4 @@
-"""The engine as a whole, on worlds with a known answer and on digits: equalities, bit for bit."""
+"""The full engine, on worlds with a known result and on digits: equalities, bit for bit."""
 
 import json
 import os

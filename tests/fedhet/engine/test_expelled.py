@@ -1,4 +1,4 @@
-"""Clients that lose their place: all at once, and as the run ends."""
+"""Clients that lose their membership: all at once, and at the end of the run."""
 
 from dataclasses import dataclass, field
 

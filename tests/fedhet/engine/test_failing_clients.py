@@ -1,4 +1,4 @@
-"""A client whose every job fails is named with its reason, and the same error of everybody ends the run soon."""
+"""A client that fails every job is reported with its reason, and an error common to all clients ends the run."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""One client sends what it should not, in every job of a whole run: the exact code, and no trace in the model.
+"""One client sends a faulty update in every job of a run: the error code, and no effect on the model.
 
 Faults are put between a client and the server, so that devices, messages, gate and engine are the real ones. The model
 must be the one of the same run without that client, bit for bit.

@@ -1,4 +1,4 @@
-"""Golden traces: who is combined when, on a fleet small enough to work out by hand."""
+"""Golden traces: the cohorts of every version, for a fleet small enough to compute by hand."""
 
 import pytest
 

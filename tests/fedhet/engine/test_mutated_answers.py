@@ -1,4 +1,4 @@
-"""Ten thousand answers, each spoilt in its own way, through decode and gate: no crash, nothing not finite, no memory.
+"""Ten thousand mutated answers through decoding and the gate: no crash, no value that is not finite, no memory growth.
 
 Mutations are drawn by counter-based streams: number 1234 is the same on every machine and can be looked at alone.
 """

@@ -1,4 +1,4 @@
-"""Nothing a client sends gets past the gate unchecked: every fault has its code, and the run does not feel it."""
+"""The gate checks every field of an update: each fault has its code, and does not affect the run."""
 
 import json
 import math

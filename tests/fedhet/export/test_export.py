@@ -1,4 +1,4 @@
-"""Exported models: adapters that peft loads and that give the run's outputs, whole weights, cards, and refusals."""
+"""Exported models: adapters that peft loads with the run's outputs, full weights, model cards, and refusals."""
 
 from __future__ import annotations
 

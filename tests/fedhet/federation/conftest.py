@@ -1,4 +1,4 @@
-"""A real federation behind real TLS on loopback, whose clock the tests turn."""
+"""A real federation behind real TLS on loopback, with a clock that tests can set."""
 
 import contextlib
 import socket

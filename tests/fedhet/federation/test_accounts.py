@@ -1,4 +1,4 @@
-"""Other accounts of the server's machine: what they can reach of a federation. A second uid tries it."""
+"""Other accounts of the server's machine: what a second uid can reach of a federation."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""The commands, as a person or a script uses them."""
+"""The federation commands, as a person or a script uses them."""
 
 import contextlib
 import json

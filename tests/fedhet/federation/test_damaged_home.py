@@ -1,4 +1,4 @@
-"""A federation's and a device's files that are empty or altered: each is named, with a code and a remedy."""
+"""Empty or altered files of a federation or a device: each error has the file, a code and a remedy."""
 
 from __future__ import annotations
 

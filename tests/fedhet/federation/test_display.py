@@ -1,4 +1,4 @@
-"""What a device says reaches no terminal, log or page as anything but visible characters."""
+"""Text from a device is shown in terminals, logs and pages with visible characters only."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or limited: every command says so, a revocation holds all the same, devices rest."""
+"""Full, read-only or limited disks: every command reports it, revocations take effect, devices pause."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""The short form of experiments/reliability: a live federation is hit, and its ledger is whole."""
+"""The short form of experiments/reliability: processes of a live federation are killed, and no update is lost."""
 
 import random
 import socket

@@ -1,4 +1,4 @@
-"""The whole of it with Flower's own processes: serve, join, approve, a SuperNode online; revoked, and gone."""
+"""A federation with Flower's own processes, from start to end: serve, join, approve, SuperNode online, revoke."""
 
 import contextlib
 import importlib.util

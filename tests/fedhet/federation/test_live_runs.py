@@ -1,5 +1,5 @@
-"""Three enrolled clients with TLS on loopback: one is frozen as a run begins that is stopped later; FedAvg; FedCompass,
-and one is revoked."""
+"""Three enrolled clients with TLS on loopback: a stopped run with a frozen client, FedAvg, and FedCompass with a
+revocation."""
 
 import contextlib
 import importlib.util

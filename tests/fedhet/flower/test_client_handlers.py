@@ -1,4 +1,4 @@
-"""A device behind the worker pool answers the same, called with a message or told its job in brief."""
+"""A device in the worker pool gives the same reply to a full message and to a compact job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes to many is encoded once: payloads that are the same parts of the same tensors. What comes late is told."""
+"""A payload for many clients is encoded once, and late replies are reported."""
 
 from __future__ import annotations
 

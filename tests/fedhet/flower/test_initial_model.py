@@ -1,4 +1,4 @@
-"""A model's tensors as a Flower app gives and takes them."""
+"""A model's tensors in the format of a Flower app."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Who a run begins with: those who answer in time and run the code that the method needs."""
+"""The nodes of a run: those that answer in time and have the code that the method needs."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""Rules that compare updates, carried out on columns in other processes: flat aggregation's bits, whatever happens."""
+"""Rules that compare updates, by coordinate shards in other processes: the bits of flat aggregation, also after
+faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of hierarchical aggregation: placement on declared hosts, groups that only grow, processes for a queue."""
+"""Plans of hierarchical aggregation: placement on declared hosts, growing groups, processes for a queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that die, stop or are hard to tell from living ones, each at the moment at which that is worst."""
+"""Aggregator processes that die, stop or hang, each at the worst moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums formed piece by piece in other processes: right, of equal bits however they came about, refused where wrong."""
+"""Partial sums in other processes: correct, with the same bits for every order, refused for bad input."""
 
 from __future__ import annotations
 

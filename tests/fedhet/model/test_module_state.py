@@ -1,4 +1,4 @@
-"""One module object serves many clients: whatever it changes beside what travels stays with the job that changed it."""
+"""One module object serves many clients: state that is not sent does not leak from one job to the next."""
 
 import random
 

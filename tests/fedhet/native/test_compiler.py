@@ -1,4 +1,4 @@
-"""The folder of compiled functions: whole and this user's alone, or torch."""
+"""The cache of compiled functions: complete files, private to the user, or torch instead."""
 
 from __future__ import annotations
 

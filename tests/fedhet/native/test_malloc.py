@@ -1,4 +1,4 @@
-"""Freed memory that stays: blocks that come and go cost fresh pages once."""
+"""Freed memory stays with the process: repeated allocations cause page faults once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients trained side by side get the bits they get alone; what cannot be is done one by one."""
+"""Clients trained in one batch get the bits they get alone; other jobs run one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gradient by hand is autograd's, bit for bit; what is not a plain perceptron is left to autograd."""
+"""An explicit gradient equals autograd's, bit for bit; other modules are left to autograd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled steps of small perceptrons: those of float64 to rounding, and the same bits however they are asked for."""
+"""Compiled steps of small perceptrons: float64's result to rounding, with the same bits for every way to call them."""
 
 from __future__ import annotations
 

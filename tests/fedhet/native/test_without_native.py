@@ -1,4 +1,4 @@
-"""Everything runs without the fast paths: with no compiler, with their modules removed, and with them switched off.
+"""Everything runs without compiled code: with no compiler, without its modules, and with it switched off.
 
 Plain steps of a small perceptron agree to rounding then, and everything else to the bit: here steps with momentum and
 sums that are large enough to be compiled.

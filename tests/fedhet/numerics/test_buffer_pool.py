@@ -1,4 +1,4 @@
-"""Large results lie in memory that is used again, and never while somebody can still see them."""
+"""Large results are in reused memory, which is never reused while there is a reference to it."""
 
 from __future__ import annotations
 

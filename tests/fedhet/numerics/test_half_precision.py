@@ -1,4 +1,4 @@
-"""Sums of half precision are kept in float32 and rounded once: the mean of n ones is one for every n."""
+"""Sums of half precision are accumulated in float32 and rounded once: the mean of n ones is one for every n."""
 
 from __future__ import annotations
 

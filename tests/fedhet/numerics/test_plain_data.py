@@ -1,4 +1,4 @@
-"""Plain data survives being saved, and nothing else can be smuggled in."""
+"""Plain data are saved and loaded exactly, and other objects are refused."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A stream is numpy's Philox with the name's hash as its key; names do not meet, and equal names give equal draws."""
+"""A stream is numpy's Philox with the hash of its name as key; different names give different streams."""
 
 from __future__ import annotations
 

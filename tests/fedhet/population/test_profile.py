@@ -1,4 +1,4 @@
-"""What a profile promises: exact nanoseconds, units in every error, and time that only availability can stretch."""
+"""Profiles: exact nanoseconds, units in every error, and durations that only availability extends."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A million clients cost what their columns cost; idle ones are drawn fairly, without looking at all of them."""
+"""A roster of a million clients: memory of its columns only, and uniform sampling of idle ones in constant time."""
 
 import sys
 import tracemalloc

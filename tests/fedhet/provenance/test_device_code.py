@@ -1,4 +1,4 @@
-"""What server and device must have alike: the code that trains and packs an update, and none of its comments."""
+"""The code that must be equal on server and device: training and packing of an update, without comments."""
 
 import ast
 import json

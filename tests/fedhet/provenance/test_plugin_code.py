@@ -1,4 +1,4 @@
-"""Which modules from outside a run depends on, and that it goes on with no others."""
+"""The plug-in modules that a run depends on; it continues with no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages in a real browser: drawn without an error, and their script does what its buttons say."""
+"""The pages in a real browser: no errors, and the buttons work."""
 
 import html
 import json

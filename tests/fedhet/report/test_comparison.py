@@ -1,4 +1,4 @@
-"""Comparisons: means and spreads against the statistics module, and honesty about runs that never got there."""
+"""Comparisons: means and spreads against the statistics module, and runs that did not reach the target."""
 
 import io
 import json

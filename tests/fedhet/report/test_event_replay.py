@@ -1,4 +1,4 @@
-"""The event log folded: every job ends in one account, and a log that cannot be is refused with its line."""
+"""Replay of the event log: every job has one outcome, and an inconsistent log is refused with its line."""
 
 import itertools
 import json

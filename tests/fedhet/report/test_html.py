@@ -1,4 +1,4 @@
-"""Text cannot become markup."""
+"""Text is escaped and cannot become markup."""
 
 from html.parser import HTMLParser
 

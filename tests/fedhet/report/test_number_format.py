@@ -1,4 +1,4 @@
-"""Numbers for people and scales: what is shown is what is meant, for any number."""
+"""Formatting of numbers and axes, for any number."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The page of one run: it is one safe file, and it shows what the record says."""
+"""The page of one run: one safe file with the content of the event log."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Names of the runs of a comparison, and options that changed nothing."""
+"""Labels of the runs of a comparison, and overrides without effect."""
 
 from __future__ import annotations
 

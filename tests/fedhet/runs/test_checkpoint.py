@@ -1,4 +1,4 @@
-"""A server that was saved and loaded between two instants does what the one that went on does."""
+"""A server restored from a checkpoint continues exactly as the original."""
 
 from __future__ import annotations
 

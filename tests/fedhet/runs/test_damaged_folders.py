@@ -1,4 +1,4 @@
-"""A run folder whose files were altered, cut or deleted: it goes on to the same bits, or says what is wrong with it."""
+"""Run folders with altered, truncated or deleted files: the same bits, or an error that names the file."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The record: what is kept is exactly what was written, and half a line is never read."""
+"""The event log: exactly what was written, without partial lines."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""A run whose disk is full says so and how to go on, and leaves no empty folder."""
+"""A run on a full disk reports it with a remedy, and leaves no empty folder."""
 
 from __future__ import annotations
 

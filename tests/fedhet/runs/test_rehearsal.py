@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything is written: exit code 2, one sentence, no folder."""
+"""Errors found before a run: exit code 2, one sentence, no folder."""
 
 import random
 import time

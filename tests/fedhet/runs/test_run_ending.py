@@ -1,4 +1,4 @@
-"""A live run writes down how it ended, last of all; one that was killed, or lost its SuperLink, writes nothing."""
+"""A live run records its end last; a killed run, or one that lost its SuperLink, does not."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Run folders: who gets which, one process in each, and users without a home folder."""
+"""Run folders: their names, one process per folder, and users without a home folder."""
 
 from __future__ import annotations
 

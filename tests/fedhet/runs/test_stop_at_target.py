@@ -1,4 +1,4 @@
-"""`stop.target`: the first evaluation that reaches it ends the run; the most accurate version is kept."""
+"""`stop.target`: the first evaluation that reaches it ends the run, and the most accurate version is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A live run is killed at any moment, even between a word to the server and its effect, and goes on where it was."""
+"""A live run that is killed at any moment continues where it was."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""A Flower app of the old kind: `server_fn` and strategies of `flwr.server`, `client_fn` and NumPyClient."""
+"""A Flower app of the legacy API: `server_fn` and strategies of `flwr.server`, `client_fn` and NumPyClient."""
 
 import concurrent.futures
 

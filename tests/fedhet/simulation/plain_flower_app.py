@@ -1,4 +1,4 @@
-"""A Flower app written against Flower alone: each client pulls the model half way to its own number."""
+"""A Flower app that uses Flower alone: each client moves the model half way to its own number."""
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict

@@ -1,4 +1,4 @@
-"""Any unchanged Flower app on the virtual grid: Flower's own strategies, our fleets, our clock."""
+"""Unchanged Flower apps on the virtual grid, with Flower's strategies and fedhet's fleets."""
 
 import json
 import logging

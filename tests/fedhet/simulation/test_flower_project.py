@@ -1,4 +1,4 @@
-"""A Flower app where it lies: its neighbours, its project and its run configuration, as Flower sees them."""
+"""A Flower app in its project folder: its other modules, its pyproject.toml and its run configuration."""
 
 import math
 import sys

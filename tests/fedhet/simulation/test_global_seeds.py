@@ -1,4 +1,4 @@
-"""One seed is the whole chance of a simulated Flower app: Python's, NumPy's and PyTorch's, on both sides."""
+"""One seed determines all random numbers of a simulated Flower app: Python's, NumPy's and PyTorch's."""
 
 import random
 

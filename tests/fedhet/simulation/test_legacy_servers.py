@@ -1,4 +1,4 @@
-"""Flower's servers of old, which send from one thread for each client, in virtual time."""
+"""Flower's legacy servers, which send from one thread per client, in virtual time."""
 
 import json
 import logging

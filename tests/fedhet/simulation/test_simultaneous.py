@@ -1,4 +1,4 @@
-"""Threads on a grid, one at a time, in an order that nothing but the tasks and the virtual clock decides."""
+"""Threads on a grid, one at a time, in an order that depends on tasks and the virtual clock alone."""
 
 import threading
 from types import SimpleNamespace

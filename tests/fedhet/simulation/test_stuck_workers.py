@@ -1,4 +1,4 @@
-"""Workers that die, stop or are hard to tell from living ones, each at the moment at which that is worst."""
+"""Workers that die, stop or hang, each at the worst moment."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Worker processes: the same replies for any number of them, and a dead one is a failed task with a name."""
+"""Worker processes: the same replies for any number of them, and a named error for a dead one."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The helpers for tests do what they say."""
+"""The test helpers on quadratic clients are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of devices."""
+"""Speed levels."""
 
 from __future__ import annotations
 

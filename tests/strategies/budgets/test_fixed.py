@@ -1,4 +1,4 @@
-"""The same budget for everybody."""
+"""The same budget for all clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest rank a client affords: hand-computed figures, limits that hold and are used up, monotone in each."""
+"""The largest rank that fits a client: values computed by hand, limits that are reached, monotone in each."""
 
 from __future__ import annotations
 

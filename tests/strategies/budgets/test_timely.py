@@ -1,4 +1,4 @@
-"""Epochs and width for a time: who is fast trains more, who is slow trains less, and all are done in time."""
+"""TimelyFL's epochs and widths: all clients finish in time."""
 
 from __future__ import annotations
 

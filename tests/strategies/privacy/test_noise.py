@@ -1,4 +1,4 @@
-"""Noise of the size asked for, of one draw per job, and in the delta alone."""
+"""Noise of the requested size, one draw per job, in the delta alone."""
 
 from __future__ import annotations
 

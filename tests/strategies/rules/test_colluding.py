@@ -1,4 +1,4 @@
-"""Attackers with full sight, in simulation: their updates are replaced, nobody else's."""
+"""Omniscient attackers in simulation: only their updates are replaced."""
 
 from __future__ import annotations
 

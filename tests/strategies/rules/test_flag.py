@@ -1,4 +1,4 @@
-"""The Flag Aggregator against a dense singular value decomposition, and what it does and does not promise."""
+"""The Flag Aggregator against a dense singular value decomposition, and its robustness by parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that decide on inner products: each against its definition on dense float64 rows, and their symmetries."""
+"""Rules on inner products: each against its definition on dense float64 rows, and their symmetries."""
 
 from __future__ import annotations
 

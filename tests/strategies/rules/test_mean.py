@@ -1,4 +1,4 @@
-"""The mean in its three denominators."""
+"""The mean with its three denominators."""
 
 from __future__ import annotations
 

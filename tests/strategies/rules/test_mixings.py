@@ -1,4 +1,4 @@
-"""Mixtures in front of rules: the same as forming the mixed rows and combining those."""
+"""Mixings before rules: the same result as computing the mixed rows and combining those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same numbers as byzfl, where it is installed and defines a rule as we do."""
+"""The same results as byzfl, where it is installed and has the same definition of a rule."""
 
 from __future__ import annotations
 

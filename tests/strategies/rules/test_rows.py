@@ -1,4 +1,4 @@
-"""The engine below the rules: inner products in float64, whatever the updates are made of."""
+"""The inner products that rules use: float64, for updates of any dtype."""
 
 from __future__ import annotations
 

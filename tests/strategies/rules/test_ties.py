@@ -1,4 +1,4 @@
-"""Where numbers are equal in exact arithmetic rounding chooses nothing: the same answer from any order of sums."""
+"""Numbers equal in exact arithmetic: the same result for any order of summation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules on low-rank updates of unequal rank are the rules on the matrices they stand for; nothing is multiplied out."""
+"""Rules on low-rank updates of unequal rank equal those on the full matrices, which are not computed."""
 
 from __future__ import annotations
 

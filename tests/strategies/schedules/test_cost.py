@@ -1,4 +1,4 @@
-"""What a schedule spends on one answer does not grow with the fleet."""
+"""The time of a schedule per answer does not grow with the fleet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiers of similar speed."""
+"""FedAT: tiers of similar speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffered asynchronous combination: sizes, slots, staleness, duplicates, loss."""
+"""FedBuff: buffer sizes, slots, staleness, duplicates, lost jobs."""
 
 from __future__ import annotations
 

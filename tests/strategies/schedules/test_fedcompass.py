@@ -1,4 +1,4 @@
-"""Arrival groups: the published timeline, its variants, degenerate cases and invariants."""
+"""FedCompass: the published timeline, its variants, degenerate cases and invariants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Combinations at fixed times."""
+"""FedFix: combinations at fixed times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining and founding arrival groups, against the plain search over all of them."""
+"""Joining and creating arrival groups, against a linear search over all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronous rounds: cohorts, deadlines, over-selection, loss."""
+"""Synchronous rounds: cohorts, deadlines, over-selection, lost jobs."""
 
 from __future__ import annotations
 

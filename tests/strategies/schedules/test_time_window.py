@@ -1,4 +1,4 @@
-"""Rounds by the clock."""
+"""Time windows."""
 
 from __future__ import annotations
 

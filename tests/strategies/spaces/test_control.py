@@ -1,4 +1,4 @@
-"""A model with control variates: twice the leaves, two ways to combine."""
+"""A model with control variates: two parts with different aggregation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The full model as one vector: nothing is aliased, nothing is lost."""
+"""The full model as one vector, without aliasing or loss."""
 
 from __future__ import annotations
 

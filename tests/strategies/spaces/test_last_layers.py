@@ -1,4 +1,4 @@
-"""Partial training: what is frozen stays and is not sent, what was trained is averaged over those who trained it."""
+"""Partial training: frozen layers are not sent, trained ones are averaged over the clients that trained them."""
 
 from __future__ import annotations
 

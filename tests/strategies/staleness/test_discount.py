@@ -1,4 +1,4 @@
-"""Discounts of every form, and their sign."""
+"""Staleness discounts of every form, and their sign."""
 
 from __future__ import annotations
 

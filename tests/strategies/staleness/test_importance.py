@@ -1,4 +1,4 @@
-"""Weights that undo unequal speeds: the table, and quadratics whose optimum they recover."""
+"""Importance weights against bias by speed: the table, and quadratics whose optimum they recover."""
 
 from __future__ import annotations
 

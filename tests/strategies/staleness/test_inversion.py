@@ -1,4 +1,4 @@
-"""The layer: real data in place of found ones give the real fresh update, and everything else stays as it was."""
+"""Gradient inversion: with real data in place of reconstructions the estimate is the real fresh update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of gradient inversion: exact derivatives, a search that never loses ground, who is unique, when it ends."""
+"""The parts of gradient inversion: exact derivatives, a monotone search, the uniqueness test, the switch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient inversion in whole runs: said plainly, noted in the record, and the same after an interruption."""
+"""Gradient inversion in full runs: its notice, its notes in the event log, and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights by age and direction."""
+"""Port: weights by staleness and direction."""
 
 from __future__ import annotations
 

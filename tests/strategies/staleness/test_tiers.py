@@ -1,4 +1,4 @@
-"""The mixture of tier models."""
+"""FedAT's weighted sum of tier models."""
 
 from __future__ import annotations
 

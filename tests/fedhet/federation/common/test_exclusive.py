@@ -1,4 +1,4 @@
-"""One `fedhet serve` a home and one `fedhet client run` a state folder; intervals do not follow the time of day."""
+"""One `fedhet serve` per home and one `fedhet client run` per state folder; intervals use the monotonic clock."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A device at work: restarts, renewals, and when it gives up. Real processes; Flower's are replaced by small ones."""
+"""The device agent: restarts, renewals, and when it gives up. Real processes, with small ones in place of Flower's."""
 
 import contextlib
 import json

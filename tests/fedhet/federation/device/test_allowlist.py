@@ -1,4 +1,4 @@
-"""What a device builds of a configuration from outside: plug-ins and what its owner named, or nothing at all."""
+"""What a device builds of a received configuration: fedhet's options and what its owner allowed, nothing else."""
 
 import copy
 import json

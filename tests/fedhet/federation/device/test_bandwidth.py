@@ -1,4 +1,4 @@
-"""A device's link, measured against the enrolment service."""
+"""A device's bandwidth, measured against the enrolment service."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The warm node: what it answers, what it keeps, how often it asks."""
+"""The device's node process: its replies, its stored state, and its polling."""
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict

@@ -1,4 +1,4 @@
-"""Joining, over real TLS: who gets in, who does not and with which code."""
+"""Joining over real TLS: accepted and refused devices, with the error codes."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Keys, certificates, tokens, signatures: what is made, what is refused and with which code."""
+"""Keys, certificates, tokens and signatures: what is created, and what is refused with which code."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Keys are replaced while the federation goes on: a device's, the root's; and what one owner or node may have of it."""
+"""Keys of a device and of the root are replaced while the federation runs; access of owners and nodes to keys."""
 
 import contextlib
 import shutil

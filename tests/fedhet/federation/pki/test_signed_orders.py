@@ -1,4 +1,4 @@
-"""What an operator signed, what a device takes for it, and how devices follow to another key."""
+"""Signed orders: what the operator signs, what a device accepts, and the change to another operator key."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Clients and their certificates: renewal, suspension, revocation, leaving, and requests that lie."""
+"""Clients and their certificates: renewal, suspension, revocation, leaving, and false requests."""
 
 import json
 

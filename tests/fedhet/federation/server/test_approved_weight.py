@@ -1,4 +1,4 @@
-"""How much a client's updates count: what the operator approved, whatever it declares afterwards."""
+"""A client's aggregation weight is the one the operator approved, whatever it declares afterwards."""
 
 import importlib.util
 import sqlite3

@@ -1,4 +1,4 @@
-"""Attacks on the public door that have no better place: each is refused, with a code of its own."""
+"""Attacks on the public port that no other file covers: each is refused with its own code."""
 
 import json
 import socket

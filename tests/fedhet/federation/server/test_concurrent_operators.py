@@ -1,4 +1,4 @@
-"""Two operators at once, and a server whose keeper fails."""
+"""Two operators at the same time, and a server whose supervising process fails."""
 
 import importlib.util
 import ssl

@@ -1,4 +1,4 @@
-"""Connections of nobody in particular: however many there are and however slow, enrolled devices are served."""
+"""Connections of unenrolled peers: however many and however slow, enrolled devices are served."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""A live run in a federation: the registry's word on who may take part reaches it at the next moment."""
+"""A live run follows the registry: membership changes take effect at once."""
 
 import importlib.util
 from pathlib import Path

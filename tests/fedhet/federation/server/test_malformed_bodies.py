@@ -1,4 +1,4 @@
-"""Bodies that no device of ours sends: whatever they hold, the answer is a refusal with a code and never an error."""
+"""Malformed request bodies: the answer is always a refusal with a code, never an internal error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a ServerApp sees of the federation while it changes."""
+"""The view of a ServerApp on a changing federation."""
 
 import pytest
 

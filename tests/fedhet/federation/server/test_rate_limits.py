@@ -1,4 +1,5 @@
-"""Who is counted for what: addresses of strangers, clients by themselves, and whose word on an address is taken."""
+"""Rate limits: by address for unenrolled peers, by client for enrolled ones, and which proxy's addresses are
+trusted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The registry against the audit log: an edit is named by its client and field, and a broken-off change is none."""
+"""The registry against the audit log: an edit is named by client and field; an interrupted change is no edit."""
 
 import contextlib
 import json

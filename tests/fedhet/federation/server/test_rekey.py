@@ -1,4 +1,4 @@
-"""An audit log whose key is lost or damaged: the key's file is named, and the log goes on with a new key."""
+"""An audit log whose key is lost or damaged: the error names the key file, and the log continues with a new key."""
 
 import json
 import sqlite3

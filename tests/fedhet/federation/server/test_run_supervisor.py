@@ -1,4 +1,4 @@
-"""A run whose process was killed is started again by the server, once, and one that is over is not."""
+"""The server restarts a run whose process was killed, once, and no finished run."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Methods on a live federation: what is checked before and how a run is followed. Real ones: test_live_runs."""
+"""`fedhet submit`: checks before a run, and following it. With real devices: test_live_runs."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""The public door: what passes to the SuperLink, what does not, and from which client."""
+"""The public port: what is forwarded to the SuperLink, what is not, and the client's identity."""
 
 import contextlib
 import socket

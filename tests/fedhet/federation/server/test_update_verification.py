@@ -1,4 +1,4 @@
-"""An enrolled client's update counts if its client may take part at that moment and signed this very update."""
+"""An update counts if its client is a member at that time and signed this update."""
 
 from dataclasses import replace
 

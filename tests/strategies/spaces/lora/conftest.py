@@ -1,4 +1,4 @@
-"""A small federation of clients of unequal rank: the real server, gate and wire, and devices that remember."""
+"""A small federation of clients of unequal rank: the real server, gate and wire format, and devices with state."""
 
 from __future__ import annotations
 

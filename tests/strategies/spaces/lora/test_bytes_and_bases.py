@@ -1,4 +1,4 @@
-"""What crosses the wire, number by number, and the base weights of server and clients, bit by bit."""
+"""The number of values sent, and the base weights of server and clients, bit by bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published methods by name, on our own models, through the whole platform."""
+"""Published methods by name, on fedhet's models, through the full platform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each method of the family computes, against dense float64 sums of what its clients did."""
+"""The result of each LoRA method against dense float64 sums of its clients' updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device's half: adapters of peft around a module that serves clients of any rank, one after the other."""
+"""Adapters on a device: peft around a module that serves clients of any rank, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers are chosen by name; a name that means nothing is told its neighbours."""
+"""Layers are selected by name; an unknown name gets suggestions."""
 
 from __future__ import annotations
 

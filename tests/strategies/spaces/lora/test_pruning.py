@@ -1,4 +1,4 @@
-"""Ranks that clients of padded adapters give up themselves: only down, only where rows shrank, zeros in the mean."""
+"""HetLoRA's rank pruning: ranks only decrease, only where rows shrank, with zeros in the mean."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Rows that are chosen while they are trained: as many as the rank at any time, exact sums, nothing moves
-unseen."""
+"""Row sampling: as many active rows as the rank, exact sums, and inactive rows that do not change."""
 
 from __future__ import annotations
 
