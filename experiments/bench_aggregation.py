@@ -1,10 +1,10 @@
-"""What does it cost to combine updates? Against reading them once, and against Flower, in one run.
+"""Benchmark of aggregation: a weighted mean of updates, compared with reading them once and with Flower.
 
     python experiments/bench_aggregation.py [--repeats 9] [--threads 2] [--quick] [--out experiments/results]
 
-A weighted mean of K float32 updates that lie in memory as answers do, each in a buffer of its own: K = 100 of 1.66
-million numbers (the McMahan CNN) and K = 16 of 25 million (ResNet-50). The floor is one `torch.sum` over each update.
-Then a payload of 100 MB is opened. Systems take turns; ratios are taken within a turn; medians are printed.
+A weighted mean of K float32 updates in memory, each in a buffer of its own: K = 100 of 1.66 million numbers (the
+McMahan CNN) and K = 16 of 25 million (ResNet-50). The lower bound is one `torch.sum` over each update. Then a payload
+of 100 MB is decoded. Systems take turns; ratios are within a turn; medians are printed.
 """
 
 from __future__ import annotations

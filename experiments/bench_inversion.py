@@ -1,13 +1,13 @@
 # ruff: noqa: E402  # threads are fixed and the checkout is found before anything is imported
-"""What one iteration of a gradient inversion costs: derivatives written out against a loop differentiated twice.
+"""Benchmark of one iteration of gradient inversion: explicit derivatives against double automatic differentiation.
 
     python experiments/bench_inversion.py [--images 24 60 128] [--repeats 15] [--table FILE]
 
 LeNet with 21,840 parameters and a perceptron of 784-64-10 on 28 x 28, five full-batch steps, the L1 loss on all
-coordinates: the gradient by images and label logits. "plain" is the loop everybody writes: unrolled steps with
-create_graph=True, one backward pass. "by steps" runs the adjoint with automatic second derivatives, "written out" no
-graph. One thread, all in turns, least and median of processor time. Where the time of "written out" goes: its matrix
-products alone, on memory as scattered as in a path, and its calls alone, which is what one image costs.
+coordinates: the gradient by images and label logits. "plain" is the usual loop: unrolled steps with create_graph=True,
+one backward pass. "by steps" runs the adjoint with automatic second derivatives, "written out" has explicit ones. One
+thread, in turns, minimum and median of processor time. The time of "written out" is broken down: its matrix products
+alone, with the same memory layout as in a path, and its calls alone, which is the time for one image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a round costs on a live federation of three nodes when the work itself takes no time.
+"""Benchmark of the latency of a round on a live federation of three nodes, with local work that takes no time.
 
     python experiments/bench_latency.py [--turns 3] [--rounds 3] [--out experiments/results]
 
@@ -7,8 +7,8 @@ flower   Flower as it ships: SuperLink and SuperNodes by their own commands and 
 fedhet   `fedhet serve`, three enrolled clients with `fedhet client run`, and `fedhet submit` of FedAvg with one step of
          a model of the same size; measurements of the clients travel in their training replies, so a round is one phase
 
-Both stand side by side on one machine for the whole time and take turns, so that other load meets both. A round's time
-is read from inside each ServerApp; the first round of every run, in which apps are loaded, is told apart.
+Both federations are up on one machine all the time and take turns, so that other load affects both. A round's time is
+measured inside each ServerApp; the first round of every run, in which apps are loaded, is reported separately.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 # ruff: noqa: E402  # threads are fixed and the checkout is found before anything is imported
-"""What the sum of adapters of unequal rank costs as a stack, against forming dense products and reading the inputs.
+"""Benchmark of summing LoRA adapters of unequal rank: stacking, dense products, and reading the inputs.
 
     python experiments/bench_lora.py [--layers 64] [--dense-layers 64] [--side 4096] [--repeats 5] [--table FILE]
 
-Ten clients of ranks 64, 32, 16, 16, 8, 8, 4, 4, 4, 4 bring updates of a Llama-7B-shaped set of query and value layers:
-32 blocks, two matrices of 4096 x 4096 each. The stack is what the server does with `space=stacked_lora`; the dense way
-sums c_i B_i A_i into one matrix a layer, in place. The floor is a sum over every input; a copy of every input stands
-beside it, as a stack is new numbers in the order in which they are sent down. The server's whole step adds the
-merge into its float32 weights, whose old version lives on, and the hash of the new ones. One thread; medians of
-processor time, which on a shared machine says more than the clock. Memory is the peak of the first call above the
-inputs; the C library is told to keep freed memory, so that later calls do not pay for the kernel's fresh pages again,
-and the time of that first call is given as well.
+Ten clients of ranks 64, 32, 16, 16, 8, 8, 4, 4, 4, 4 send updates of a Llama-7B-shaped set of query and value layers:
+32 blocks, two matrices of 4096 x 4096 each. Stacking is what the server does with `space=stacked_lora`; the dense
+method sums c_i B_i A_i into one matrix per layer, in place. The lower bound is a sum over every input; a copy of every
+input is measured as well, as a stack is a copy in the order in which it is sent. The server's full step adds the merge
+into its float32 weights, whose old version is kept, and the hash of the new ones. One thread; medians of processor
+time, which is less affected by other load than wall time. Memory is the peak of the first call above the inputs; the C
+library keeps freed memory, so that later calls have no page faults, and the time of the first call is given as well.
 """
 
 from __future__ import annotations

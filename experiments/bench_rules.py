@@ -1,11 +1,11 @@
 # ruff: noqa: E402  # threads are fixed and the checkout is found before anything is imported
-"""What combination rules cost: processor time and extra memory, against reading the inputs, Flower and byzfl.
+"""Benchmark of aggregation rules: processor time and extra memory, against reading the inputs, Flower and byzfl.
 
     python experiments/bench_rules.py [--quick] [--only RULE ...] [--repeats 5] [--no-rivals]
 
-One thread. Inputs are n float32 updates of d numbers, f = n / 5. The floor is one pass over them (a sum per update).
-Times are medians of processor time, which on a shared machine says more than the clock. Reading, the Gram matrix and a
-rule take turns, and ratios are taken within a turn. Memory is the peak above what the inputs hold, the answer included.
+One thread. Inputs are n float32 updates of d numbers, f = n / 5. The lower bound is one pass over them (a sum per
+update). Times are medians of processor time, which is less affected by other load than wall time. Reading, the Gram
+matrix and a rule take turns, and ratios are within a turn. Memory is the peak above the inputs, with the result.
 Flower's times include unpacking its messages, as its strategies do; byzfl gets one (n, d) matrix. byzfl is compared if
 it can be imported.
 """

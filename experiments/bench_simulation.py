@@ -1,8 +1,8 @@
-"""How fast is a simulated client task? Against a hand-written torch loop and Flower's Ray simulation, in one run.
+"""Benchmark of simulated client tasks, against a hand-written torch loop and Flower's Ray simulation.
 
     python experiments/bench_simulation.py [--repeats 5] [--quick] [--no-ray] [--out experiments/results]
 
-W1: perceptron 784-200-200-10, 100 clients of 100 samples, 10 a round, one epoch in batches of 10, SGD.
+W1: perceptron 784-200-200-10, 100 clients of 100 samples, 10 per round, one epoch in batches of 10, SGD.
 W2: the same with McMahan's convolutional network of 1.66 million parameters.
 W3: softmax regression on 784 inputs, one step of one task, 100 sampled of N registered clients (1,000 and 100,000).
 All systems do the same steps on the same data. They take turns; ratios are taken within a turn; medians are printed.

@@ -1,4 +1,4 @@
-"""Do `torch.func.vmap`'s steps of small perceptrons come near to the compiled ones of `fedhet.native`?
+"""Benchmark of steps of small perceptrons: `torch.func.vmap` against the compiled code of `fedhet.native`.
 
     OMP_NUM_THREADS=1 python experiments/bench_vmap.py [--turns 9] [--seconds 0.3] [--load W1] [--out FILE]
 

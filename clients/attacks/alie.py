@@ -18,7 +18,7 @@ from clients.attacks.collusion import AbstractCollusion, Defence, damage, strong
 
 
 def quantile(honest: int, count: int) -> float:
-    """The published z for that many honest clients and attackers, kept within the quantiles 1/2 and 0.9999."""
+    """The published z for these numbers of honest clients and attackers, clipped to the quantiles 1/2 and 0.9999."""
     needed = max(1, (honest + count) // 2 + 1 - count)
     return NormalDist().inv_cdf(min(max((honest - needed) / honest, 0.5), 0.9999))
 

@@ -25,7 +25,7 @@ OWNED = {1: (10, 10), 2: (7, 8), 3: (6, 8), 4: (5, 7), 5: (5, 6), 6: (4, 6), 7: 
 class Shards:
     """Sort by label, split into clients * per_client equal shards, assign `per_client` random ones to each.
 
-    Shard sizes differ by at most one and nothing is left over, so a shard can lie across the border of two classes.
+    Shard sizes differ by at most one and all samples are used, so a shard can contain samples of two classes.
     """
 
     per_client: int = 2

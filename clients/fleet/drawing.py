@@ -57,7 +57,7 @@ def picture(clients: Clients) -> str:
 
 
 def _head(shown: int, clients: Clients) -> str:
-    """What holds for all clients, drawn or not."""
+    """The heading, with statistics of all clients."""
     count, slow = len(clients), slownesses(clients)
     head = f"{shown} of {count:,} clients" if shown < count else number_format.plural(count, "client")
     if len(slow) > 1:

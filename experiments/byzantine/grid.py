@@ -1,4 +1,4 @@
-"""What is compared: rules, attacks and settings as command-line words, and the order in which runs are made."""
+"""The compared rules, attacks and settings as overrides of the command line, and the order of runs."""
 
 from __future__ import annotations
 

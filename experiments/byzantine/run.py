@@ -1,10 +1,10 @@
-"""What do robust rules stand, and what does it cost, when clients are alike and when they are not?
+"""Robust rules under attack, with homogeneous and heterogeneous clients: accuracy, and the loss without an attack.
 
     python experiments/byzantine/run.py --data DIR [--seeds 0 1 2] [--parts small fewer ...] [--out runs/byzantine]
 
-DIR holds the parquet files of MNIST or a part of it. First every rule gets a step size per data mix (the better worst
-case over two attacks, on a seed of its own). A finished run is not repeated: start again after a cut, or
-with more seeds. `table.py` writes the results from whatever is finished.
+DIR has the parquet files of MNIST or a part of it. First every rule gets a step size per partition (the better worst
+case over two attacks, on a separate seed). Finished runs are not repeated: start again after an interruption, or with
+more seeds. `table.py` writes the results from the finished runs.
 """
 
 from __future__ import annotations

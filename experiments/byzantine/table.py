@@ -1,8 +1,8 @@
-"""The results of the study from whatever runs are finished: tables, a heat map, and what follows from them.
+"""The results of the study from the finished runs: tables, a heat map, and conclusions.
 
     python experiments/byzantine/table.py [--runs runs/byzantine] [--out experiments/results]
 
-`claims.md` beside this file is what a person reads out of the numbers; it is copied into the results.
+The conclusions are in `claims.md` in this folder; it is copied into the results.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""When does choosing steps by speed pay? FedCompass and its rivals over the grid of its paper.
+"""FedCompass against other schedules, over the grid of its paper: on which fleets it is faster.
 
     python experiments/fedcompass/run.py PART ... --data DIR [--seeds 0 1 2] [--clients 5 10 20]
                                         [--out runs/fedcompass] [--until HH:MM]
 
 PART is `search` (a learning rate per method, on 5 clients of exponential speeds and a seed of its own), `grid` (all
-18 cells), `variants` (FedCompass composed otherwise, on the exponential cells), `cifar10` (a perceptron, 10 clients),
+18 cells), `variants` (FedCompass with other options, on the exponential cells), `cifar10` (a perceptron, 10 clients),
 `cnn` (the paper's network with its Adam and 0.003, on the exponential cells), or `whole:NAME,NAME` (methods or variants
-on all cells). DIR holds the folders mnist-10k and cifar10. A finished run is kept and not repeated; seeds
-are in the outer loop, so that whatever is there when the run is stopped is an even table; `table.py` writes it.
+on all cells). DIR has the folders mnist-10k and cifar10. Finished runs are not repeated; seeds are in the outer loop,
+so that an interrupted study has the same number of runs in all cells; `table.py` writes the table.
 """
 
 from __future__ import annotations

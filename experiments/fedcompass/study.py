@@ -1,7 +1,7 @@
 """The cells, methods and variants of the study, and one run of it as a small record.
 
-A cell is a number of clients, a law of speeds and a partition. Every method gets the same cell, drawn from the same
-seed: data, speeds, jitter and mini-batches are equal, only the decisions differ.
+A cell is a number of clients, a distribution of speeds and a partition. Every method gets the same cell from the same
+seed: data, speeds, jitter and mini-batches are equal.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Do weights that undo unequal speeds find the right optimum, and are fixed windows the steadier way to it?
+"""FedFix: whether importance weights remove the bias by speed, and whether fixed windows converge more steadily.
 
     python experiments/fedfix/run.py --data DIR [--seeds 0 1 2] [--out runs/fedfix]
                                      [--table experiments/results/fedfix.md]
 
-Ten clients of speeds F-80: from 1 s to 0.2 s a task. First on quadratics whose optimum is known, then on MNIST with one
-class per client and softmax regression, where a client that is heard less often is a class that is known less well. DIR
-holds the folder mnist-10k. Finished runs are kept and not repeated; the table is written anew after every run.
+Ten clients of speeds F-80: from 1 s to 0.2 s per task. First on quadratics whose optimum is known, then on MNIST with
+one class per client and softmax regression, where bias against a client shows as low accuracy of its class. DIR has the
+folder mnist-10k. Finished runs are not repeated; the table is written again after every run.
 """
 
 from __future__ import annotations

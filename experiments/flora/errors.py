@@ -1,11 +1,11 @@
-"""How far what the server adds is from the exact mean of what clients learnt, by method and local steps.
+"""The error of the server's step relative to the exact mean of the clients' updates, by method and local steps.
 
     python experiments/flora/errors.py [--out runs/flora] [--rounds 2]
 
 Relative Frobenius error over all adapted layers, || server's change - sum_i p_i (end_i - start_i) || / || sum ||, where
 start_i and end_i are a client's effective weights, its adapter included. Shifted digits, label skew, the equal and the
 unequal ranks of the study; in the first round, when all adapters are new, and in the last of a few. Every round trains
-8 clients from the state before it; what errors.json beside the runs has already is not measured again.
+8 clients from the state before it; measurements that are in errors.json already are not repeated.
 """
 
 from __future__ import annotations

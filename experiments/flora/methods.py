@@ -1,4 +1,4 @@
-"""The methods of the study: which parts each is made of, and the learning rates it may choose from."""
+"""The methods of the study: their options, and the candidate learning rates."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Adapters of equal and unequal rank, combined in every way there is: the runs, resumable.
+"""Comparison of methods for LoRA adapters of equal and unequal rank: the runs, resumable.
 
     python experiments/flora/run.py digits [--seeds 0 1 2] [--out runs/flora]
     python experiments/flora/run.py text --data DIR [--seeds 0 1 2] [--out runs/flora]
 
-DIR holds train-*.parquet and test-*.parquet of Shakespeare with the columns text and character_id. A method with more
-than one learning rate chooses on held-back data with a seed of its own. A finished run is not repeated: start again to
-go on, and add seeds or methods at any time. `table.py` writes the tables from what there is.
+DIR has train-*.parquet and test-*.parquet of Shakespeare with the columns text and character_id. A method with more
+than one learning rate selects it on validation data with a separate seed. Finished runs are not repeated: start again
+to continue, and add seeds or methods at any time. `table.py` writes the tables from the finished runs.
 """
 
 from __future__ import annotations

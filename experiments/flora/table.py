@@ -1,4 +1,4 @@
-"""Tables and a figure from the runs there are.
+"""Tables and a figure from the finished runs.
 
 python experiments/flora/table.py [--out runs/flora] [--table experiments/results/flora.md]
                                   [--figure experiments/results/flora.png]

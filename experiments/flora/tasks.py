@@ -1,4 +1,4 @@
-"""What the study's clients hold and may do: shifted digits, ciphered Shakespeare, ranks that clients declare."""
+"""The clients of the study: shifted digits, ciphered Shakespeare, and the ranks that clients declare."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The three systems on a cluster that does not exist: a virtual clock, and costs measured on this machine.
+"""The three systems on a simulated cluster, with a virtual clock and costs measured on this machine.
 
-Five hosts of eight processors and a 10 Gbit/s port each. N updates are on their way at second 0; a host's port takes
-them in one after the other, then processors work on them, the one that is free first. A hop is a message received,
-copied and unpickled by another process; what changes hosts passes the sender's port. Placement, groups and capacities
-are those of `fedhet.hierarchy.plan`.
+Five hosts of eight processors and a 10 Gbit/s port each. N updates are sent at second 0; a host's port receives them
+one after the other, then the first free processor works on each. A hop is a message received, copied and unpickled by
+another process; a message between hosts also uses the sender's port. Placement, groups and capacities are those of
+`fedhet.hierarchy.plan`.
 """
 
 from __future__ import annotations

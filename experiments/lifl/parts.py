@@ -1,11 +1,10 @@
-"""The processes of the two rivals, which move updates as messages: aggregators always on, functions behind a broker.
+"""The processes of the two baselines, which send updates as messages: permanent aggregators, functions with a broker.
 
     python parts.py ROLE ...        roles: aggregator, broker, sidecar, function
 
-Messages are pickled numpy arrays, as with an RPC that copies: the way of the rivals, between processes of this
-experiment on a Unix socket of its own, and no way for what comes from elsewhere. An aggregator answers a listening
-socket; a function gets its messages through its sidecar, the sidecar from the broker, which stores and forwards them by
-topic.
+Messages are pickled numpy arrays, as with an RPC that copies. They are only sent between processes of this experiment,
+on a Unix socket of its own; never unpickle data from elsewhere. An aggregator has a listening socket; a function gets
+its messages through its sidecar, and the sidecar from the broker, which stores and forwards them by topic.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Combining N concurrent updates: a server that is always on, functions behind a broker, and a tree in shared memory.
+"""Aggregation of N concurrent updates: permanent aggregators, functions with a broker, a tree in shared memory.
 
     python experiments/lifl/run.py [--repeats 3] [--quick] [--out experiments/results]
 
 Real processes on this machine, then the same three on a virtual cluster (`cluster.py`) with the costs measured here.
-The comparison is that of LIFL (Qi et al., arXiv:2405.10968) in its shape; see README.md.
+The comparison follows LIFL (Qi et al., arXiv:2405.10968); see README.md.
 """
 
 from __future__ import annotations

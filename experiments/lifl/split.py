@@ -1,10 +1,10 @@
-"""Robust rules split by columns against flat aggregation, and planned against fixed fan-ins of the tree.
+"""Robust rules by coordinate shards against flat aggregation, and planned against fixed fan-ins of the tree.
 
     python experiments/lifl/split.py [--repeats 3] [--updates 40] [--only multi_krum|median|nnm|fan-in ...] [--quick]
 
-Updates of ResNet-18 size (47 MB) that lie where they were received. For rules: flat aggregation on one and on two
-threads, and by columns in one and in two processes that are there already; arrivals (copying into shared memory) apart
-from the combination. For the tree: fan-ins by what is left after the last arrival, when arrivals come `--gap` apart.
+Updates of ResNet-18 size (47 MB) in the memory where they were received. For rules: flat aggregation on one and on two
+threads, and by shards in one and in two running processes; arrivals (copying into shared memory) are measured apart
+from the combination. For the tree: the time left after the last arrival for each fan-in, with arrivals `--gap` apart.
 Every measurement is in a process of its own, the second of two equal combinations; systems take turns.
 """
 

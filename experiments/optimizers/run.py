@@ -1,11 +1,11 @@
-"""How much do control variates, server momentum and dynamic regularisation gain when every client has two classes?
+"""Control variates, server momentum and dynamic regularisation with two classes per client.
 
     python experiments/optimizers/run.py [--seeds 0 1 2] [--rounds 150] [--out runs/optimizers]
                                          [--table experiments/results/optimizers.md]
 
 Five methods on the digits, 20 clients of two classes each, a perceptron 64-128-64-10, 20 local steps of SGD; once with
-5 clients a round and once with all 20. A finished run is not repeated: add seeds and start again. The table is written
-anew after every run, from all finished ones.
+5 clients per round and once with all 20. Finished runs are not repeated: add seeds and start again. The table is
+written again after every run, from all finished ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ledger of a finished live run, held together from three sides: journal, event log, result."""
+"""Audit of a finished live run: the updates in write-ahead log, event log and result must agree."""
 
 from __future__ import annotations
 

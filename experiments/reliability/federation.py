@@ -1,4 +1,4 @@
-"""A federation of real processes on this machine, to be hit: served, enrolled, at work behind a relay."""
+"""A federation of real processes on this machine, with clients behind a TCP relay, for fault injection."""
 
 from __future__ import annotations
 

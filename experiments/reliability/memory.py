@@ -1,7 +1,7 @@
-"""Whether a client's memory went on from where it was on its disk when its process was killed.
+"""Check that a client's state continues from its disk after its process was killed.
 
-FedDyn's client keeps g, which each job moves by what it sends. Both stand in the file that the device keeps of a run,
-so two such files in a row tell whether the second grew out of the first:
+FedDyn's client stores g, which each job changes by the update it sends. Both are in the file that the device stores per
+run, so two such files in a row show whether the second continues from the first:
 
     g_after = g_before - alpha * sent
 """

@@ -1,4 +1,4 @@
-"""A TCP relay on loopback that can be cut: what a network does between a device and its server."""
+"""A TCP relay on loopback that can be interrupted, as the network between a device and its server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a live federation lose or double an update when its processes are killed? See README.md beside this file.
+"""Soak test: kill processes of a live federation, and check that no update is lost or counted twice. See README.md.
 
 python experiments/reliability/soak.py [--kills 30] [--seed 0] [--clients 3] [--out runs/reliability]
                                        [--table experiments/results/reliability.md]

@@ -1,12 +1,12 @@
-"""How much of a client's data shows in what the server reconstructs, with all coordinates, with few, and with noise.
+"""Privacy leakage of the server's reconstructions, with all coordinates, with few, and with noise.
 
     python experiments/staleness/privacy.py --data DIR [--seeds 0 1 2] [--round 50]
 
-For clients that hold one class each the server's reconstruction is read in three ways: labels, the share of its images
+For clients of one class each the server's reconstruction is measured in three ways: labels, the share of its images
 whose most likely label is one the client has; likeness, the mean over the client's images of the correlation with the
-most similar reconstructed image, against the same for images of other clients (what chance gives); classified, the
-share of reconstructed images that a network trained on the test images takes for a class of the client's. Beside them
-stand what the inversion is for: the errors of the late update and of the estimate.
+most similar reconstructed image, against the same for images of other clients (the chance level); classified, the share
+of reconstructed images that a network trained on the test images assigns to a class of the client's. The errors of the
+late update and of the estimate are given as well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What late updates are worth when slow clients hold a class of their own, and what each way of taking them in does.
+"""Methods for late updates when slow clients have a class of their own.
 
     python experiments/staleness/run.py --data DIR [--stale 40 20 10] [--seeds 0 1 2] [--rounds 100] [--out DIR]
 
-DIR holds MNIST as Parquet files. One JSON file a run under --out; a finished run is not repeated. `table.py` makes the
-results page of them. See README.md for the setting.
+DIR has MNIST as Parquet files. One JSON file per run under --out; finished runs are not repeated. `table.py` writes the
+results page from them. See README.md for the setting.
 """
 
 from __future__ import annotations

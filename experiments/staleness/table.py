@@ -2,8 +2,8 @@
 
     python experiments/staleness/table.py [--runs DIR] [--page experiments/results/staleness.md]
 
-Accuracies are means over the last ten evaluated rounds, one cycle of the ten blocks: between rounds the affected class
-swings with the block that was combined last.
+Accuracies are means over the last ten evaluated rounds, one cycle of the ten blocks: between rounds the accuracy of the
+affected class varies with the block that was combined last.
 """
 
 from __future__ import annotations

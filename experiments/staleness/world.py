@@ -1,8 +1,8 @@
-"""Clients that are slow and hold what nobody else has: single-class clients, those of one class `stale` rounds late.
+"""Slow clients with unique data: single-class clients, of which those of one class are `stale` rounds late.
 
-100 clients of equal numbers of images, sorted by class, so that almost every client has one class; ten clients a round,
-in ten fixed blocks. From round `delay` on the clients whose first image is of class `affected` send what they made of
-the model of `stale` rounds before. Rounds are carried out with the project's work, rule and layers and no clock.
+100 clients of equal numbers of images, sorted by class, so that almost every client has one class; ten clients per
+round, in ten fixed blocks. From round `delay` on the clients whose first image is of class `affected` send updates from
+the model of `stale` rounds before. Rounds use fedhet's work, rule and transforms, without a clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For tests of plug-ins: the checks of every axis for anybody's (`conformance`), and a world with a known answer.
+"""Tests of plug-ins: the checks of every axis (`conformance`), and quadratic clients with a known optimum.
 Tests themselves are under tests/."""
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all checks of plug-ins share: how a broken promise is told, and fedhet's plain parts to put around a plug-in."""
+"""Helpers of the checks: running them, assertion messages, and fedhet's own options to combine with a plug-in."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from fedhet.config import composition
 
 Check: TypeAlias = Callable[[Any], None]
-"""Takes a plug-in; raises AssertionError, whose message has the value, if it breaks a promise."""
+"""A function of a plug-in that raises AssertionError, with the value in its message, if a requirement is not met."""
 
 
 def run_checks(axis: str, plugin: Any, checks: Mapping[str, Check], without: Mapping[str, str]) -> None:
-    """Run every check but those in `without` (name to reason). An exception of the plug-in's own breaks a promise, too.
+    """Run every check except those in `without` (name to reason). An exception of the plug-in fails the check.
 
-    Raises AssertionError naming the plug-in and every check that it does not pass, ValueError for a name in `without`
-    that is no check's.
+    Raises AssertionError with the plug-in and every failed check, and ValueError for a name in `without` that is not a
+    check.
     """
     for name in without:
         if name not in checks:
@@ -43,13 +43,13 @@ def run_checks(axis: str, plugin: Any, checks: Mapping[str, Check], without: Map
 
 
 def ensure(holds: bool, message: str) -> None:
-    """Raises AssertionError with this message; as `assert`, also where Python leaves those out."""
+    """Raise AssertionError with this message unless the condition holds, also under `python -O`."""
     if not holds:
         raise AssertionError(message)
 
 
 def close(found: Any, expected: Any, what: str, rtol: float = 1e-7, atol: float = 0.0) -> None:
-    """Raises AssertionError with both values unless they are near to each other."""
+    """Raise AssertionError with both values unless they are equal within the tolerances."""
     found, expected = np.asarray(found), np.asarray(expected)
     if found.shape == expected.shape and np.allclose(found, expected, rtol=rtol, atol=atol):
         return
@@ -62,5 +62,5 @@ def _told(value: np.ndarray) -> str:
 
 @cache
 def option(axis: str, name: str) -> Any:
-    """One of fedhet's own parts, as its configuration file describes it. Only parts that keep nothing are asked for."""
+    """One of fedhet's own options, built from its configuration file; it must have no state."""
     return composition.instantiate(composition.resolved(composition.compose([f"{axis}={name}"]))[axis], axis)

@@ -1,4 +1,4 @@
-"""Payloads as a broken or hostile client sends them: extreme ones of an announced form, and such of no such form."""
+"""Payloads of a faulty or malicious client: extreme values in the expected format, and malformed ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedhet.numerics.tree import Leaf, Schema
 from fedhet.types import Tree
 
 LONGEST = 1e14
-"""A length that passes the gate's limit (max_norm)."""
+"""A norm below the gate's limit (max_norm)."""
 
 
 def fitting(schema: Schema) -> Iterator[tuple[str, Tree]]:
-    """(what it is, a tree of exactly this schema) with values that pass the gate and that nobody means well with."""
+    """(description, tree of exactly this schema), with extreme values that pass the gate."""
     rng = np.random.default_rng(0)
 
     def filled(kind: str) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def _leaf(leaf: Leaf, kind: str, rng: np.random.Generator, size: int) -> Tensor:
 
 
 def misfitting(delta: Tree) -> Iterator[tuple[str, bytes]]:
-    """(what it is, payload) made of an honest delta, none of which may pass as one."""
+    """(description, payload) made from an honest delta, all of which must be rejected."""
     honest = {name: leaf.clone() for name, leaf in delta.items()}
     first = next(name for name, leaf in honest.items() if leaf.dtype.is_floating_point and leaf.numel())
 

@@ -1,9 +1,9 @@
-"""A world with a known answer, for tests of plug-ins: quadratic clients, exact gradients, no data set.
+"""Quadratic clients with a known optimum, for tests of plug-ins: exact gradients, no data set.
 
 Client i minimises f_i(x) = a_i/2 * ||x - b_i||^2 in float64, so the optimum of sum_i p_i f_i is
-sum p_i a_i b_i / sum p_i a_i, and every local step is known in closed form. `Experiment` runs such a world on the whole
-engine; `Rounds` runs a work, a space and a rule in synchronous rounds with nothing around them, and `FakeView` is what
-a rule, a layer or a policy reads when there is no server.
+sum p_i a_i b_i / sum p_i a_i, and every local step has a closed form. `Experiment` runs such a world on the full
+engine; `Rounds` runs a work, a space and a rule in synchronous rounds without an engine, and `FakeView` is the view for
+a rule, a transform or a budget policy without a server.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ class QuadraticWorld:
 
 
 def equal_clients(world: QuadraticWorld, **profile: Any) -> Clients:
-    """A fleet without jitter or network for a world; `profile` overrides fields of everybody."""
+    """A fleet without jitter or network for a world; `profile` overrides fields of all clients."""
     given = {"sec_per_step": 1.0, **profile}
     return Clients.from_columns(world.clients, given).with_examples(world.examples())
 
 
 @dataclass
 class Watched:
-    """What a server would have seen of a client."""
+    """The server's observations of a client."""
 
     finished: int = 0
     failed: int = 0
@@ -119,8 +119,8 @@ class Watched:
 
 @dataclass
 class FakeView:
-    """A `View` whose every answer is a field to be set. `roster` is real, `bases` and `watched` are looked up by
-    version and client, and `rng` counts its streams as the server does."""
+    """A `View` whose values are fields. `roster` is real, `bases` and `watched` are looked up by version and client,
+    and `rng` counts its streams as the server does."""
 
     roster: Clients
     space: Space
@@ -164,7 +164,7 @@ class FakeView:
 
 
 class TrainingWorld(Protocol):
-    """What `Rounds` asks of a world."""
+    """The interface of a world for `Rounds`."""
 
     @property
     def clients(self) -> int: ...
@@ -174,9 +174,9 @@ class TrainingWorld(Protocol):
 
 
 class Rounds:
-    """Synchronous rounds without an engine: offer, install, run, extract, combine, finish, merge, and nothing else.
+    """Synchronous rounds without an engine: offer, install, run, extract, combine, finish, merge.
 
-    `steps` is one number for everybody or one per client. One model serves all clients, as on a worker. `view.state`
+    `steps` is one number for all clients or one per client. One model serves all clients, as on a worker. `view.state`
     is the model now, `memories` each client's memory of the work, `layer_memory` those of the server's `layers`, whose
     `finish` runs in the order given; their other hooks are not part of this loop.
     """
@@ -206,7 +206,7 @@ class Rounds:
         self._turns = [0] * world.clients
 
     def run(self, rounds: int = 1, cohort: Sequence[ClientId] | None = None) -> Tree:
-        """So many rounds with these clients, or all of them; returns the state after the last."""
+        """Run `rounds` rounds with these clients, or with all; returns the state after the last."""
         for _ in range(rounds):
             self._round(sorted(range(self.world.clients) if cohort is None else cohort))
         return self.view.state

@@ -1,4 +1,4 @@
-"""What every rule promises, whatever it is made of: on updates of known length, weight and scale."""
+"""The checks of a rule, on updates of known norm, weight and scale."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What every schedule owes the engine, on a fleet that is unequal, loses jobs and goes offline.
+"""The checks of a schedule, on a heterogeneous fleet with lost jobs and offline times.
 
-Each check runs a small federation in virtual time: eight clients whose target is known, no data set.
+Each check runs a small federation in virtual time: eight quadratic clients, no data set.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TASKS = Limits(tasks=150)
 
 @dataclass(frozen=True)
 class Shaky:
-    """Training that raises now and then."""
+    """Local training that raises an exception at times."""
 
     inner: Work
     needs: frozenset[str] = frozenset()
@@ -52,7 +52,7 @@ class Shaky:
 
 @dataclass
 class Reborn:
-    """A schedule that is written out as text and read into a new one after every event."""
+    """A schedule that is saved as text and loaded into a new object after every event."""
 
     inner: Any
     fresh: Callable[[], Any]
@@ -66,7 +66,7 @@ class Reborn:
 
 @dataclass
 class Gatekeeper:
-    """Expels now and then a client with an undecided update, or one with a job, and lets it back in later."""
+    """Revokes at times a client with an undecided update or with a job, and admits it again later."""
 
     inner: Any
     events: int = 0
@@ -90,7 +90,7 @@ class Gatekeeper:
 
 
 def lossy_fleet(world: QuadraticWorld) -> Clients:
-    """Clients of unequal speed; every third loses a quarter of its jobs, every fourth sleeps."""
+    """Clients of unequal speed; every third loses a quarter of its jobs, every fourth is offline at times."""
     profiles = [
         Profile(
             sec_per_step=0.02 * (1 + i) ** 1.5,
@@ -119,7 +119,7 @@ class Played:
 
 
 def run(schedule: Schedule, limits: Limits, workers: int = 0) -> Played:
-    """A federation under this schedule, to these limits. A schedule that was used before is none to begin with."""
+    """Run a federation with this schedule, which must be in its initial state, to these limits."""
     rng = np.random.default_rng(0)
     world = QuadraticWorld(
         rng.uniform(0.5, 2, COUNT).tolist(), rng.normal(size=(COUNT, 5)), rng.integers(5, 30, COUNT).tolist()
@@ -136,7 +136,7 @@ def run(schedule: Schedule, limits: Limits, workers: int = 0) -> Played:
 
 
 def limits(schedule: Schedule) -> None:
-    """A run reaches its limit and no other."""
+    """A run ends at its limit, and at no other."""
     for limit in LIMITS:
         row = run(copy.deepcopy(schedule), limit).row
         for name, key in (("versions", "versions"), ("seconds", "virtual_seconds"), ("tasks", "client_tasks")):
@@ -147,7 +147,7 @@ def limits(schedule: Schedule) -> None:
 
 
 def accounts(schedule: Schedule) -> None:
-    """Every job is in one place, every update is combined at most once, and none waits for ever."""
+    """Every job has one outcome, every update is combined at most once, and none waits for ever."""
     played = run(copy.deepcopy(schedule), TASKS)
     u, versions = played.row["updates"], played.row["versions"]
     ensure(u["failed"].get("client error", 0) > 0, f"on a fleet that loses jobs none failed: {u['failed']}")
@@ -172,7 +172,7 @@ def _balanced(u: Mapping[str, Any]) -> None:
 
 
 def failures(schedule: Schedule) -> None:
-    """Nobody has two jobs, and failures do not end a client's part."""
+    """No client has two jobs, and a client gets jobs again after failures."""
     busy: dict[int, int] = {}
     failed: set[int] = set()
     back: set[int] = set()
@@ -196,7 +196,7 @@ def workers(schedule: Schedule) -> None:
 
 
 def saved(schedule: Schedule) -> None:
-    """A schedule that is saved and loaded after every event does the same: its fields are all its state."""
+    """A schedule that is saved and loaded after every event gives the same run: its fields are its full state."""
     straight = run(copy.deepcopy(schedule), Limits(tasks=120)).row
     reborn = Reborn(copy.deepcopy(schedule), lambda: copy.deepcopy(schedule))
     other = run(reborn, Limits(tasks=120)).row
@@ -206,7 +206,7 @@ def saved(schedule: Schedule) -> None:
 
 
 def expelled(schedule: Schedule) -> None:
-    """Undecided updates of an expelled client are left out, and the run goes on."""
+    """Undecided updates of a revoked client are left out, and the run continues."""
     keeper = Gatekeeper(copy.deepcopy(schedule))
     played = run(keeper, TASKS)
     u, combined = played.row["updates"], played.jobs("combined")

@@ -1,4 +1,4 @@
-"""What every space promises: what is sent, trained, brought back, combined and merged is what ends in the model."""
+"""The checks of a space: sending, training, combining and merging give the expected model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNT = 4
 PROBES = torch.from_numpy(np.random.default_rng(9).normal(size=(20, 6)))
 """Inputs on which two models are compared: more of them than any layer has inputs."""
 WORKS = ("sgd", "scaffold", "feddyn")
-"""Works that a space may need beside it: the first that it gives everything, and the most, to is used."""
+"""Works to combine with a space: the first whose needs the space meets, with the most of them, is used."""
 
 
 def fresh_model(seed: int = 0) -> Model:
@@ -67,24 +67,24 @@ class Federation:
         self.space, self.work, self.state = space, work, space.begin(fresh_model())
 
     def dense(self, state: Tree) -> np.ndarray:
-        """A state as the whole model's numbers."""
+        """The parameters of a state's full model."""
         model = fresh_model(1)
         self.space.restore(model, state)
         return model.flat.numpy().copy()
 
     def outputs(self, state: Tree) -> np.ndarray:
-        """What the whole model of a state says to the probes."""
+        """The outputs of a state's full model for the probes."""
         model = fresh_model(1)
         self.space.restore(model, state)
         return model.predict(PROBES).numpy()
 
     def moved(self, delta: Tree) -> np.ndarray:
-        """What merging a delta does to the model."""
+        """The change of the model by merging a delta."""
         step: np.ndarray = self.dense(self.space.merge(self.state, delta)) - self.dense(self.state)
         return step
 
     def sent(self, client: int) -> tuple[Model, Job, Tree]:
-        """A device after its job, and what it sends."""
+        """A device's model after its job, the job, and the update it sends."""
         job = Job(client, client, 0, 0, Budget(steps=3), 0.0)
         device, payload = fresh_model(2 + client), self.space.offer(self.state, job)
         self.space.install(device, payload, job)
@@ -95,7 +95,7 @@ class Federation:
         return device, job, delta
 
     def trained(self, client: int) -> tuple[Model, Tree]:
-        """A device after its job, and its delta as it takes part in a combination."""
+        """A device's model after its job, and its delta as it enters a combination."""
         device, job, delta = self.sent(client)
         return device, self.space.decode_delta(self.state, job, delta)
 
@@ -104,7 +104,7 @@ class Federation:
 
 
 def begin(space: Space) -> None:
-    """Beginning and restoring is the model itself."""
+    """The first state restores the initial model."""
     federation = Federation(space)
     same = np.array_equal(federation.dense(federation.state), fresh_model().flat.numpy())
     ensure(same, "a model that `begin` made a state of and `restore` took it from has other numbers")
@@ -147,7 +147,7 @@ def gram(space: Space) -> None:
 
 
 def wire(space: Space) -> None:
-    """A delta that crossed the wire combines to the same bits."""
+    """A delta that was encoded and decoded combines to the same bits."""
     deltas, c = Federation(space).deltas(), [0.25] * COUNT
     crossed = [wire_format.open_tree(bytearray(wire_format.encode(d))) for d in deltas]
     same = wire_format.encode(space.combine(crossed, c)) == wire_format.encode(space.combine(deltas, c))
@@ -155,7 +155,7 @@ def wire(space: Space) -> None:
 
 
 def _judged(federation: Federation, job: Job, payload: bytes | memoryview) -> Update | Rejected:
-    """What the gate says to a payload as the answer to a job."""
+    """The gate's decision on a payload as the update of a job."""
     answer = Answer(job.id, job.client, job.version, 10.0, {"loss": 1.0}, payload, "", "")
     roster = Clients.from_columns(COUNT, {"sec_per_step": 1.0}).with_examples(np.full(COUNT, 10))
     expected = federation.space.expects(federation.state, job)
@@ -163,7 +163,7 @@ def _judged(federation: Federation, job: Job, payload: bytes | memoryview) -> Up
 
 
 def hostile(space: Space) -> None:
-    """What does not have the form that `expects` names is rejected, and what has it gives a finite model."""
+    """Payloads that do not match `expects` are rejected, and those that do give a finite model."""
     federation = Federation(space)
     _, job, delta = federation.sent(0)
     honest = _judged(federation, job, wire_format.encode(delta))

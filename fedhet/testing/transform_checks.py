@@ -1,6 +1,6 @@
-"""What every transform promises around the wire, over several combinations with late answers among them.
+"""The checks of a transform, over several combinations with late updates among them.
 
-Several transforms of one slot are checked as one, in the order of `send`.
+Several transforms of one axis are checked together, in the order of `send`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def random_tree(seed: int) -> FlatTree:
 
 
 def through_the_wire(memory: Memory) -> Memory:
-    """As a checkpoint keeps it."""
+    """A memory as it is after saving and loading a checkpoint."""
     return dict(wire_format.open_tree(bytearray(wire_format.encode(memory))))
 
 
 @dataclass
 class Play:
-    """Transforms over `VERSIONS` combinations, each of other clients, answers of several `AGES`; `keep` is what happens
-    to a memory between two uses, `crossing` to an update on the wire, `delta` what a job with this number brings."""
+    """Transforms over `VERSIONS` combinations of different clients, with updates of several `AGES`.
+
+    `keep` is applied to a memory between two uses, `crossing` to an update on the wire; `delta` gives a job's update.
+    """
 
     transforms: Sequence[Transform]
     keep: Callable[[Memory], Memory] = lambda memory: memory
@@ -46,7 +48,7 @@ class Play:
     server: dict[int, Memory] = field(default_factory=dict)
     device: dict[tuple[int, int], Memory] = field(default_factory=dict)
     seen: list[tuple[Tree, bytes]] = field(default_factory=list)
-    """Trees with their bits at the moment they came about."""
+    """Trees with their bits at the time of their creation."""
 
     def __post_init__(self) -> None:
         roster = equal_clients(QuadraticWorld([1.0] * COUNT, np.zeros(COUNT)))
@@ -55,11 +57,11 @@ class Play:
         self.remember(self.view.state)
 
     def remember(self, *trees: Tree) -> None:
-        """Keep what these trees are now."""
+        """Store the present bits of these trees."""
         self.seen += [(tree, bytes(wire_format.encode(tree))) for tree in trees]
 
     def rounds(self) -> Iterator[tuple[list[Update], list[Update], Tree]]:
-        """(updates as sent, updates as they came in, the step) of every version."""
+        """(updates as sent, updates as received, the step) of every version."""
         view = self.view
         for version in range(VERSIONS):
             cohort = [(5 * version + i) % COUNT for i in range(5)]
@@ -99,7 +101,7 @@ class Play:
 
 
 def announced(transforms: Sequence[Transform]) -> Schema:
-    """What `wire` says of an update on the wire."""
+    """The schema of an update on the wire, by `wire`."""
     schema = SCHEMA
     for transform in transforms:
         schema = transform.wire(schema)
@@ -107,7 +109,7 @@ def announced(transforms: Sequence[Transform]) -> Schema:
 
 
 def wire(transforms: Sequence[Transform]) -> None:
-    """What is sent looks as announced, and comes in as it was."""
+    """Sent updates match the schema of `wire`, and are received unchanged."""
     expected = announced(transforms)
     for sent, came, step in Play(transforms).rounds():
         for what, schema, trees in (
@@ -125,7 +127,7 @@ def wire(transforms: Sequence[Transform]) -> None:
 
 
 def finite(transforms: Sequence[Transform]) -> None:
-    """Numbers stay finite, and who sent what stays known."""
+    """Values are finite, and every update has its job."""
     for sent, came, step in Play(transforms).rounds():
         ensure([u.job for u in came] == [u.job for u in sent], "an update comes in as that of another job")
         for update in came:
@@ -142,7 +144,7 @@ def _sound(update: Update, what: str) -> None:
 
 
 def memory(transforms: Sequence[Transform]) -> None:
-    """A memory that was on disk works like one that was not."""
+    """A memory that was saved and loaded gives the same results."""
     both = zip(Play(transforms).rounds(), Play(transforms, through_the_wire).rounds(), strict=True)
     for version, ((_, _, kept), (_, _, stored)) in enumerate(both):
         same = wire_format.encode(kept) == wire_format.encode(stored)
@@ -150,7 +152,7 @@ def memory(transforms: Sequence[Transform]) -> None:
 
 
 def repeat(transforms: Sequence[Transform]) -> None:
-    """An earlier answer or model is never written to."""
+    """Earlier updates and models are never modified."""
     play = Play(transforms)
     for version, (sent, came, step) in enumerate(play.rounds()):
         play.remember(*(u.delta for u in sent), *(u.delta for u in came), step)
@@ -159,7 +161,7 @@ def repeat(transforms: Sequence[Transform]) -> None:
 
 
 def nothing(transforms: Sequence[Transform]) -> None:
-    """Nothing comes of nothing: updates of zeros on a fresh memory are a step of zeros."""
+    """Zero updates with an empty memory give a zero step."""
     play = Play(transforms, delta=lambda job: FlatTree(SCHEMA, torch.zeros(SCHEMA.size)))
     for version, (_, _, step) in enumerate(play.rounds()):
         for name, leaf in step.items():
@@ -168,7 +170,7 @@ def nothing(transforms: Sequence[Transform]) -> None:
 
 
 def hostile(transforms: Sequence[Transform]) -> None:
-    """Whatever has the announced form comes in finite: a client can send it, and an error ends the run."""
+    """Every payload that matches the schema is received with finite values, as an error would end the run."""
     expected = announced(transforms)
     for what, made in fitting(expected):
         play = Play(transforms, crossing=lambda update, made=made: replace(update, delta=made))  # type: ignore[misc]
@@ -185,7 +187,7 @@ def hostile(transforms: Sequence[Transform]) -> None:
 
 
 def effect(transforms: Sequence[Transform]) -> None:
-    """A step with it differs from the step without it."""
+    """The step with the transform differs from the one without it."""
     both = zip(Play(transforms).rounds(), Play([AbstractTransform()]).rounds(), strict=True)
     same = all(wire_format.encode(a[2]) == wire_format.encode(b[2]) for a, b in both)
     ensure(not same, f"in {VERSIONS} versions it changes no step")

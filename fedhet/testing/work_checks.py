@@ -1,4 +1,4 @@
-"""What every work promises: honest metrics, training in place, equal bits for equal jobs, a memory to be stored."""
+"""The checks of a work: correct metrics, training in place, equal bits for equal jobs, storable memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedhet.types import Budget, Job, Memory, Tree
 
 CLASSES, SAMPLES = 3, 20
 SPACES = ("full", "control")
-"""The first that gives what a work needs is used."""
+"""Spaces to combine with a work: the first that gives what it needs is used."""
 
 
 class Device:
-    """A device's whole life: `turn(memory)` is its next job, from a model the server has moved on since."""
+    """A device over several jobs: `turn(memory)` is its next job, from a newer model of the server."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -35,7 +35,7 @@ class Device:
         self.turns = 0
 
     def fresh(self) -> Model:
-        """The model that everybody begins with."""
+        """The initial model of all clients."""
         vision: Any = import_module("clients.models.vision")
         build: Any = import_module("clients.models.build").build
         model: Model = build(lambda **given: vision.mlp(hidden=[8], **given), (1, 3, 3), CLASSES, 0)
@@ -56,7 +56,7 @@ class Device:
 
 
 def metrics(work: Work) -> None:
-    """Metrics are finite numbers, with a loss that falls."""
+    """Metrics are finite, and the loss decreases."""
     life, memory = Device(work), dict[str, torch.Tensor]()
     first, *_, last = (life.turn(memory)[2] for _ in range(30))
     for one in (first, last):
@@ -87,7 +87,7 @@ def repeat(work: Work) -> None:
 
 
 def steps(work: Work) -> None:
-    """More steps go further."""
+    """More steps give a larger displacement."""
     one, two = (wire_format.encode(Device(work).turn({}, steps=n)[1]) for n in (1, 2))
     ensure(one != two, "one step and two steps give the same delta")
 
@@ -106,7 +106,7 @@ def memory(work: Work) -> None:
 
 
 def no_view(work: Work) -> None:
-    """What is remembered is not a view of the model."""
+    """Stored values are not views of the model."""
     remembered: Memory = {}
     model, _, _ = Device(work).turn(remembered)
     before = {name: leaf.clone() for name, leaf in remembered.items()}

@@ -41,15 +41,15 @@ class Caf(tolerance.Tolerant, AbstractLinearRule):
         n, f = len(gram), tolerance.count(self.f, len(gram))
         tolerance.within(self, f, n, 2 * f + 1)
         c = np.ones(n)
-        best, kept = np.inf, c
+        best, best_weights = np.inf, c
         while c.sum() > n - 2 * f:
             value, extents = principal(gram, c / c.sum())
             if value < best * (1.0 - LEVEL):
-                best, kept = value, c
+                best, best_weights = value, c
             alive = c > ALIVE
             widest = float(extents[alive].max())
             if value <= 0.0 or widest <= 0.0:
                 break
             c = np.where(alive, c * np.clip(1.0 - extents / widest, 0.0, 1.0), 0.0)
-        result: np.ndarray = kept / kept.sum()
+        result: np.ndarray = best_weights / best_weights.sum()
         return result

@@ -52,6 +52,6 @@ class CentredClipping(AbstractLinearRule):
         for _ in range(self.iterations):
             r = distances_to(gram, c)
             radius = float(np.median(r)) if self.radius is None else self.radius
-            kept = np.where(r > radius, radius / np.where(r > 0.0, r, 1.0), 1.0)
-            c = c * (1.0 - kept.mean()) + kept / n
+            factors = np.where(r > radius, radius / np.where(r > 0.0, r, 1.0), 1.0)
+            c = c * (1.0 - factors.mean()) + factors / n
         return c

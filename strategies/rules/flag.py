@@ -128,6 +128,6 @@ def _pair_values(z: np.ndarray, s: np.ndarray, squared: np.ndarray, pairs: str) 
 
 
 def _share(values: np.ndarray) -> np.ndarray:
-    """Shares from 0 to 1, and 1 where rounding alone keeps one from it: roots of what is left are taken."""
+    """Clip shares to [0, 1], and set those within rounding of 1 to 1, as the square root of 1 - share is taken."""
     result: np.ndarray = np.where(values >= 1.0 - LEVEL, 1.0, np.maximum(values, 0.0))
     return result

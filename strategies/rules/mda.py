@@ -1,4 +1,4 @@
-"""Minimum-diameter averaging: the mean of the n - f updates that lie closest together.
+"""MDA, minimum-diameter averaging: the mean of the n - f updates with the smallest diameter.
 
 S = argmin over |S| = n - f of max_{i,j in S} |x_i - x_j|, answer = mean of S. Valid for n > 2f.
 El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely Distributed Byzantine Machine Learning", arXiv:1905.03853;

@@ -10,7 +10,7 @@ from fedhet.engine.aggregator import Shortage
 from fedhet.types import ClientId
 
 Tolerance = int | float
-"""A whole number of updates, or a share in [0, 0.5) of the updates of each combination, rounded down."""
+"""A number of updates, or a share in [0, 0.5) of the updates of each combination, rounded down."""
 
 
 def check(f: Tolerance, name: str = "f") -> None:

@@ -143,8 +143,8 @@ class Inversion(AbstractTransform):
         job, late, loss = update.job, view.version - update.job.version, float(found["loss"])
         share = self.switch.share(view.version, memory)
         used = loss <= self.accept and share > 0.0
-        told = {"client": job.client, "job": job.id, "late": late, "miss": loss, "share": share if used else 0.0}
-        view.note("inversion", {**told, "iterations": int(found["tried"])})
+        details = {"client": job.client, "job": job.id, "late": late, "miss": loss, "share": share if used else 0.0}
+        view.note("inversion", {**details, "iterations": int(found["tried"])})
         if not math.isfinite(loss):
             return self._plain(update, late, memory)
         self.store.write(job.client, Entry(found["x"], found["z"], flat(update.delta).clone()), memory)

@@ -128,5 +128,5 @@ def unfit(module: nn.Module) -> str:
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             return f"{name} takes whole numbers, which have no gradient"
         if any(True for _ in part.buffers(recurse=False)):
-            return f"{name} keeps statistics beside its parameters"
+            return f"{name} has statistics in addition to its parameters"
     return ""

@@ -3,7 +3,7 @@
     weight_i <- n_i * ( similarity * (1 + cos(delta_i, w_now - w_previous)) / 2 + freshness * B / (B + u_i) )
 
 normalised by the mean over the cohort. w_now - w_previous is the last step of the global model; before there is one the
-first term is left out for everybody.
+first term is left out for all updates.
 Su, Li, "How Asynchronous can Federated Learning Be?", IEEE/ACM IWQoS 2022. The paper's bound on staleness,
 beyond which clients are waited for or asked to upload early, is not part of this transform.
 """

@@ -116,7 +116,8 @@ def _kept(s: Tensor, energy: float, rank: int | None, floor: float) -> int:
 
 
 def incompressible(pair: Pair) -> bool:
-    """A sufficient test, at a tenth of the cost of `compress`, that it would keep every column; False is no statement.
+    """A sufficient test, at a tenth of the cost of `compress`, that it would retain every column; False is no
+    statement.
 
     The squares of the product's singular values are the eigenvalues of (left^T left) (right right^T). Columns are first
     brought to length one, with their lengths on the other side.

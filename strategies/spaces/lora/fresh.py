@@ -43,7 +43,7 @@ class AbstractFresh(AbstractProducts):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.explore <= 1:
-            raise ValueError(f"explore={self.explore} must be a share of the kept rows, in [0, 1]")
+            raise ValueError(f"explore={self.explore} must be a share of the active rows, in [0, 1]")
 
     @abstractmethod
     def merge(self, state: Tree, delta: Tree) -> Tree: ...
@@ -89,8 +89,8 @@ class AbstractFresh(AbstractProducts):
         for (name, factor), s in zip(panel.factors.items(), panel.kind.scalings, strict=True):
             a, b = factor[A].detach().flatten(1), factor[B].detach().flatten(1)
             if sampler is not None:
-                kept = sampler.kept(name)
-                a, b = a[kept], b[:, kept]
+                active = sampler.active(name)
+                a, b = a[active], b[:, active]
             factors[f"{name}.{A}"], factors[f"{name}.{B}"] = a * s, b.clone(memory_format=torch.contiguous_format)
         return factors
 

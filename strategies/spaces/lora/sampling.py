@@ -1,8 +1,8 @@
 """Row sampling: a pool of more adapter rows than a client sends; the most important ones are trained and sent.
 
 Zhan, Wu and Zhang, "Efficient and Scalable Fine-Tune of Language Models for Genome Understanding" (Lingo),
-arXiv:2402.08075: the rows of an adapter are pruned by their importance for the loss, and some are kept or dropped at
-random. Here a job of rank r has `pool` * r rows of A and columns of B, and r of them are active:
+arXiv:2402.08075: the rows of an adapter are pruned by their importance for the loss, and some are retained or dropped
+at random. Here a job of rank r has `pool` * r rows of A and columns of B, and r of them are active:
 
     I_j      |b_j . g(b_j)| + mean |a_j * g(a_j)| + mean |b_j * g(b_j)|, a running mean over the steps j was active
     active   the r - q of the greatest I, and q = round(explore * r) of the others, drawn with probability ~ I + mean I
@@ -47,13 +47,13 @@ class Plan:
     draws: Callable[[int, int], np.random.Generator]
 
 
-class UpdateMatrix(NamedTuple):
-    """One layer: its live factors, which rows are kept, and of each row I, over how many steps, and what was set
-    aside when it was dropped."""
+class AdapterRows(NamedTuple):
+    """One layer: its factors (views), a mask of the active rows, and per row I, its number of steps, and a copy from
+    when it was last dropped."""
 
     a: Tensor
     b: Tensor
-    kept: Tensor
+    active: Tensor
     weight: Tensor
     steps: Tensor
     aside_a: Tensor
@@ -74,9 +74,9 @@ class Sampler:
             for letter, factor in panel.factors[name].items()
         ]
 
-    def kept(self, name: str) -> Tensor:
+    def active(self, name: str) -> Tensor:
         """The indices of a layer's active rows, ascending."""
-        return self.layers[name].kept.nonzero()[:, 0]
+        return self.layers[name].active.nonzero()[:, 0]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -107,33 +107,33 @@ class Sampler:
             return None
         felt = rows.b * gradient.flatten(1)
         self._now[name] += felt.sum(0).abs() + felt.abs().mean(0)
-        return gradient * rows.kept.view(1, -1, *[1] * (gradient.dim() - 2))
+        return gradient * rows.active.view(1, -1, *[1] * (gradient.dim() - 2))
 
     def _weigh(self) -> None:
         for name, rows in self.layers.items():
             now = self._now[name]
-            rows.weight[rows.kept] = torch.lerp(now, rows.weight, SMOOTH)[rows.kept]
-            rows.steps[rows.kept] += 1
+            rows.weight[rows.active] = torch.lerp(now, rows.weight, SMOOTH)[rows.active]
+            rows.steps[rows.active] += 1
             now.zero_()
 
-    def _choose(self, rows: UpdateMatrix, draws: np.random.Generator) -> None:
-        count = int(rows.kept.sum())
-        tried = min(round(self.plan.explore * count), len(rows.kept) - count)
+    def _choose(self, rows: AdapterRows, draws: np.random.Generator) -> None:
+        count = int(rows.active.sum())
+        tried = min(round(self.plan.explore * count), len(rows.active) - count)
         if self._done >= (1 - SETTLED) * self.plan.steps:
             tried = 0
         self._swap(rows, chosen(_score(rows), count, tried, draws))
 
-    def _swap(self, rows: UpdateMatrix, kept: Tensor) -> None:
+    def _swap(self, rows: AdapterRows, active: Tensor) -> None:
         """Store the rows that are no longer active and restore those that become active."""
-        dropped, back = rows.kept & ~kept, kept & ~rows.kept
+        dropped, back = rows.active & ~active, active & ~rows.active
         rows.aside_a[dropped], rows.aside_b[:, dropped] = rows.a[dropped], rows.b[:, dropped]
         rows.a[back], rows.b[:, back] = rows.aside_a[back], rows.aside_b[:, back]
-        rows.kept.copy_(kept)
+        rows.active.copy_(active)
 
     def _hold(self) -> None:
         """Reset dropped rows, which an optimizer with momentum changes without a gradient."""
         for rows in self.layers.values():
-            out = ~rows.kept
+            out = ~rows.active
             rows.a[out] = rows.aside_a[out]
             rows.b[:, out] = 0.0
 
@@ -141,22 +141,22 @@ class Sampler:
 def chosen(score: Tensor, count: int, tried: int, draws: np.random.Generator) -> Tensor:
     """The `count` active rows: all but `tried` of them by their score, ties to the lower index."""
     order = torch.argsort(score, descending=True, stable=True)
-    kept = torch.zeros(len(score), dtype=torch.bool)
-    kept[order[: count - tried]] = True
+    active = torch.zeros(len(score), dtype=torch.bool)
+    active[order[: count - tried]] = True
     if tried:
         rest = order[count - tried :]
         odds = (score[rest] + score.mean()).double().numpy() if bool(score.any()) else np.ones(len(rest))
-        kept[rest[torch.from_numpy(draws.choice(len(rest), tried, replace=False, p=odds / odds.sum()))]] = True
-    return kept
+        active[rest[torch.from_numpy(draws.choice(len(rest), tried, replace=False, p=odds / odds.sum()))]] = True
+    return active
 
 
-def _score(rows: UpdateMatrix) -> Tensor:
+def _score(rows: AdapterRows) -> Tensor:
     """I of every row, zero if it was never active; corrected for the running mean's start at zero, by 1 - SMOOTH^n."""
     return rows.weight / (1 - SMOOTH ** rows.steps.clamp(min=1.0))
 
 
-def _rows(panel: Panel, name: str, rank: int) -> UpdateMatrix:
-    """A layer whose first rows are kept, the others as they lie there, with B zero."""
+def _rows(panel: Panel, name: str, rank: int) -> AdapterRows:
+    """A layer whose first rows are active; the others have their initial values, with B zero."""
     a, b = (panel.factors[name][letter].data.flatten(1) for letter in (A, B))
-    kept = torch.arange(len(a)) < rank
-    return UpdateMatrix(a, b, kept, a.new_zeros(len(a)), a.new_zeros(len(a)), a.clone(), b.clone())
+    active = torch.arange(len(a)) < rank
+    return AdapterRows(a, b, active, a.new_zeros(len(a)), a.new_zeros(len(a)), a.clone(), b.clone())

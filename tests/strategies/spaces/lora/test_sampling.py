@@ -44,7 +44,7 @@ class Watch:
     def _note(self, part: Any, given: Any) -> None:
         if part.training and self.panel.follower is not None:
             for name, rows in self.panel.follower.layers.items():
-                self.seen.append((name, rows.kept.clone(), rows.a.clone(), rows.b.clone()))
+                self.seen.append((name, rows.active.clone(), rows.a.clone(), rows.b.clone()))
 
 
 def watched(space: Any, world: Any, work: Any, rank: int, steps: int) -> tuple[Any, Watch]:
@@ -92,7 +92,7 @@ def test_as_many_rows_as_the_rank_take_part_and_the_others_neither_add_nor_move(
             changes, back = changes + int((kept != was).any()), back + int((kept & ~was).sum())
     assert changes > 2 and back > 2, "something is meant to be chosen"
     for name, factor in device.module.panel.factors.items():
-        grad, kept = factor["lora_B"].grad, device.module.panel.follower.layers[name].kept
+        grad, kept = factor["lora_B"].grad, device.module.panel.follower.layers[name].active
         assert grad[:, kept].any() and not grad[:, ~kept].any()
 
 
@@ -139,10 +139,10 @@ def test_choices_are_the_seed_s_and_differ_between_clients(small_world: Any) -> 
     first, again, other = (
         trained(space, small_world(4), WORK["adam"], client=c)[0].module.panel.follower for c in (1, 1, 2)
     )
-    kept = [[s.kept(n).tolist() for n in s.layers] for s in (first, again, other)]
+    kept = [[s.active(n).tolist() for n in s.layers] for s in (first, again, other)]
     assert kept[0] == kept[1] != kept[2]
     settled = trained(StackedLora(rank=2, pool=3, every=2, explore=0.0), small_world(4), WORK["adam"])[0]
-    assert all(settled.module.panel.follower.kept(n).tolist() == [0, 1] for n in settled.module.panel.follower.layers)
+    assert all(settled.module.panel.follower.active(n).tolist() == [0, 1] for n in settled.module.panel.follower.layers)
 
 
 def test_the_best_stay_and_the_tried_are_drawn_from_the_rest() -> None:
