@@ -133,7 +133,7 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
     while True:
         try:
             with Bar(str(cfg["strategy"])) as show:
-                made.follow(show, limits, hear=lambda show=show: show.say(news()))  # type: ignore[misc]
+                made.follow(show, limits, on_step=lambda show=show: show.say(news()))  # type: ignore[misc]
             return _end(made.folder, as_json)
         except KeyboardInterrupt:
             choice = _asked() if on_interrupt == "ask" else on_interrupt
@@ -146,10 +146,10 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
         except EnrollError as error:
             if error.data.get("killed"):
                 print("the run's process was killed; the server starts it again from its journal", file=sys.stderr)
-                if (next_life := made.again()) is not None:
+                if (next_life := made.restarted()) is not None:
                     made = next_life
                     continue
-                error = made.over() if made.ended is not None else error
+                error = made.end_error() if made.ended is not None else error
             if not as_json and "log" in error.data:
                 print(shown_lines(error.data["log"]), file=sys.stderr)
             raise error from None

@@ -68,7 +68,9 @@ def live(
     if members is not None:
         session.gate.verify_signature = Registered(members, loop.run_id)
         roster = session.server.roster
-        session.gate.enrolled(members.claims, lambda: [roster.examples(c) for c in members.now() if c in roster])
+        session.gate.enrolled(
+            members.declared_examples, lambda: [roster.examples(c) for c in members.now() if c in roster]
+        )
     monitor = MembershipMonitor(session, nodes, clock, members, Notices(folder))
     if session.started:
         clock.start(session.server.now)

@@ -1,9 +1,9 @@
-"""`fedhet client run`: keeps a device's node running, its certificate young, and stops when it is not wanted.
+"""`fedhet client run`: keeps a device's node running and its certificate renewed until the client is revoked or leaves.
 
-A node that ended starts again soon; one that was killed takes its earlier life offline first
-(fedhet/deployment/device_node.py). Flower's own SuperNode, for other apps than fedhet's, cannot do that: it is refused
-for up to 60 seconds, until the SuperLink has noticed, so the next one starts 65 s after. The device asks its server
-first, and a client that was revoked or left does not try again.
+A node that ended is restarted. After a kill it first unregisters the killed process (fedhet/deployment/device_node.py).
+Flower's own SuperNode, for apps other than fedhet's, cannot do that: the SuperLink refuses it for up to 60 s, until it
+has noticed the end of the old one, so it is restarted after 65 s. Before each start the agent asks the server for the
+client's state.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ from fedhet.flower import socket_files
 
 log = logging.getLogger("fedhet.federation")
 REFUSAL_S = 65.0
-"""Seconds after its end at which a SuperNode of Flower's is admitted again."""
+"""Seconds from the end of a Flower SuperNode to its restart; the SuperLink refuses it before."""
 LOCK = "client.lock"
-"""In the state folder: held by the process that works for this client."""
-CHECK_S = 60.0
-"""How often the certificate's age is looked at."""
-REFRESH_S = 600.0
-"""How often the server is asked, by a device at work too, whether its issuing key is still to be believed."""
+"""Lock file in the state folder, locked by the process that runs this client."""
+CHECK_INTERVAL_S = 60.0
+"""Seconds between checks of the certificate's age."""
+REFRESH_INTERVAL_S = 600.0
+"""Seconds between requests to the server for new roots and revocations."""
 FINAL = frozenset({"E109", "E202", "E209", "E212"})
-"""Answers after which this client has no future."""
-AT_HOME = frozenset({"E305", "E306", "E316"})
-"""Faults of the state folder, which waiting does not mend."""
+"""Error codes that end this client for good."""
+FOLDER_FAULTS = frozenset({"E305", "E306", "E316"})
+"""Error codes of a faulty state folder, for which retrying is useless."""
 
 
 @dataclass
 class Agent:
-    """One device at work. `run` blocks until `stop` is set, or raises the EnrollError that ends the client."""
+    """Runs one device. `run` blocks until `stop` is set, or raises the EnrollError that ends the client.
+
+    `flower` runs Flower's SuperNode instead of fedhet's node; `delay_s` is the pause before that is restarted.
+    """
 
     device: Device
     flower: bool = False
@@ -53,42 +56,43 @@ class Agent:
     nap: Callable[[threading.Event, float], bool] = threading.Event.wait
     ticks: Callable[[], float] = time.monotonic
     supervisor: Supervisor = field(init=False)
-    _full: bool = False
+    _disk_full: bool = False
 
     def __post_init__(self) -> None:
         self.work = self.device.folder / "work"
         self.supervisor = Supervisor(())
 
     def run(self) -> None:
-        """Work until told otherwise. Must stay in one thread. Raises EnrollError E320 if another process works here."""
-        _ = self.device.about  # a folder without a client is named as one
+        """Run until `stop` is set. Must stay in one thread. Raises EnrollError E316, E320 if another process runs this
+        client, and a code in `FINAL` or `FOLDER_FAULTS`."""
+        _ = self.device.about  # raises E316 for a folder without a client
         with alone(self.device.folder / LOCK, "works for this client"):
             self._run()
 
     def _run(self) -> None:
-        self._admitted()
+        self._wait_for_admission()
         private_files.private_folder(self.work)
         if self.flower:
-            self._after_a_crash()
+            self._wait_after_crash()
         self._measure_link()
         self.supervisor = Supervisor(self.programs())
-        looked = refreshed = self.ticks()
+        checked = refreshed = self.ticks()
         trusted = self.device.trust.file.read_bytes()
         try:
             while not self.stop.is_set():
                 for name in self.supervisor.step():
                     log.warning("%s ended with %s", name, self.supervisor.codes[name])
                     if name == "supernode":
-                        self._admitted()
-                self._mark()
-                if self.ticks() > looked + CHECK_S:
-                    looked = self.ticks()
-                    if looked > refreshed + REFRESH_S:
-                        refreshed = looked
+                        self._wait_for_admission()
+                self._write_alive()
+                if self.ticks() > checked + CHECK_INTERVAL_S:
+                    checked = self.ticks()
+                    if checked > refreshed + REFRESH_INTERVAL_S:
+                        refreshed = checked
                         self._refresh()
                     self.renew_if_due()
                     if trusted != (trusted := self.device.trust.file.read_bytes()):
-                        log.warning("whom this device trusts has changed; its node starts again")
+                        log.warning("the trust anchors of this device have changed; its node is restarted")
                         self.supervisor.end("supernode")
                 self.nap(self.stop, 1.0)
         except FileNotFoundError:
@@ -97,12 +101,12 @@ class Agent:
             raise EnrollError("E212", f"{self.device.folder} is gone") from None
         finally:
             self.supervisor.stop()
-            with contextlib.suppress(OSError):  # read-only: the next life waits for a minute in vain, if it asks
+            with contextlib.suppress(OSError):  # read-only: the next agent then waits a minute
                 (self.work / "alive").unlink(missing_ok=True)
 
     def programs(self) -> list[Program]:
-        """The node; or with `flower` SuperNode and SuperExec, which runs the client's tasks: they speak over a socket
-        file, with a secret."""
+        """The programs to run: fedhet's node, or with `flower` SuperNode and SuperExec, connected by a socket file and
+        authenticated with a secret."""
         folder, work = self.device.folder.resolve(), self.work.resolve()
         private_files.private_folder(work / "home")
         private_files.write_file(work / "node.toml", node_config(self.device))
@@ -127,8 +131,9 @@ class Agent:
         ]
 
     def renew_if_due(self) -> bool:
-        """Renew the certificate at two thirds of its life, or if its issuing key was revoked; whether it was. A server
-        out of reach is tried again."""
+        """Renew the certificate at two thirds of its lifetime, or if its issuing key is revoked; returns whether it was
+        renewed. If the server is out of reach, the next call tries again. Raises an EnrollError with a code in
+        `FINAL`."""
         if self.device.clock() < self.device.leaf().renew_at and not self.device.superseded():
             return False
         try:
@@ -141,25 +146,25 @@ class Agent:
             return False
         return True
 
-    def _mark(self) -> None:
-        """Say that this life goes on; on a disk that takes nothing it goes on all the same, and says so in the log."""
+    def _write_alive(self) -> None:
+        """Store the time in the file `alive`. If the disk cannot be written, the agent continues and logs a warning."""
         try:
             private_files.write_file(self.work / "alive", str(int(self.device.clock())))
-            self._full = False
+            self._disk_full = False
         except OSError as error:
             full = unwritable(error)
             if full is None:
                 raise
-            if not self._full:
+            if not self._disk_full:
                 log.warning("%s", full.line)
-            self._full = True
+            self._disk_full = True
 
-    def _admitted(self) -> None:
-        """Wait until the server lets this client work. Raises the EnrollError that says that it never will."""
+    def _wait_for_admission(self) -> None:
+        """Wait until the server admits this client. Raises an EnrollError with a code in `FINAL` or `FOLDER_FAULTS`."""
         while not self.stop.is_set():
             try:
                 if (self.device.folder / "next").exists():
-                    self.device.finish_rotation()  # it was interrupted
+                    self.device.finish_rotation()  # an interrupted rotation
                 if not (self.device.folder / "client.pem").exists() and self.device.about["state"] == "pending":
                     joining.poll(self.device)
                 if self.device.clock() > self.device.leaf().not_after:
@@ -168,7 +173,7 @@ class Agent:
                 self.device.note(state=answer["state"])
                 return
             except EnrollError as error:
-                if error.code in AT_HOME:
+                if error.code in FOLDER_FAULTS:
                     raise
                 self.device.note(refused=error.code)
                 if error.code in FINAL:
@@ -177,7 +182,7 @@ class Agent:
             self.nap(self.stop, 10.0)
 
     def _refresh(self) -> None:
-        """Hear what the server has to say of its keys. Raises the EnrollError that ends this client."""
+        """Fetch new roots and revocations with the server's answer. Raises an EnrollError with a code in `FINAL`."""
         try:
             self.device.ask("whoami")
         except EnrollError as error:
@@ -186,21 +191,22 @@ class Agent:
             log.warning("%s", error.line)
 
     def _measure_link(self) -> None:
-        """A device that measured itself but could not reach the server at the time measures its link now, once."""
+        """Measure the link to the server once, if the device was benchmarked before the server could be reached."""
         known = joining.measured(self.device)
         if self.stop.is_set() or "step_us" not in known or "uplink_bytes_per_s" in known:
             return
         try:
-            joining.tell(self.device, bandwidth.measure(self.device))
+            joining.update_profile(self.device, bandwidth.measure(self.device))
         except EnrollError as error:
             log.warning("the link was not measured: %s", error.line)
 
-    def _after_a_crash(self) -> None:
-        """An earlier agent that left its mark died without saying goodbye: wait until its SuperNode is forgotten."""
-        mark = self.work / "alive"
-        if mark.exists():
-            # the mark is of another process's life: only the time of day joins the two, and it may have been set since
-            rest = min(int(mark.read_text() or 0) + self.delay_s - self.device.clock(), self.delay_s)
-            if rest > 0:
-                log.warning("the last run ended without notice; waiting %d s", rest)
-                self.nap(self.stop, rest)
+    def _wait_after_crash(self) -> None:
+        """If an earlier agent was killed (its file `alive` is left), wait until the SuperLink has dropped its
+        SuperNode."""
+        alive = self.work / "alive"
+        if alive.exists():
+            # Only the time of day is common to two processes, and it may have been set in between.
+            remaining_s = min(int(alive.read_text() or 0) + self.delay_s - self.device.clock(), self.delay_s)
+            if remaining_s > 0:
+                log.warning("the previous agent was killed; waiting %d s", remaining_s)
+                self.nap(self.stop, remaining_s)

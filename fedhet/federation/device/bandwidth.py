@@ -1,7 +1,7 @@
-"""How fast a device's link to its server is, by bytes sent and fetched over the enrolment service.
+"""Bandwidth of a device's link to its server, measured by sending and fetching bytes over the enrolment API.
 
-Blocks grow by four until one takes long enough to be told from the delay of the line, which is measured first and
-taken off:
+Blocks grow by a factor of four until one takes long enough compared with the latency, which is measured first and
+subtracted:
 
     bytes per second = block / (seconds of the block - seconds of an empty request)
 """
@@ -16,21 +16,21 @@ from collections.abc import Callable
 from fedhet.federation.device.state import Device
 
 SIZES = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
-"""Bytes of the blocks. The server refuses larger ones."""
+"""Sizes of the blocks, in bytes. The server refuses larger ones."""
 ENOUGH_S = 0.4
-"""A block that takes so long is the last one."""
-LEAST_S = 1e-3
+"""Seconds: a block that takes as long is the last one."""
+MIN_S = 1e-3
 
 
 def measure(device: Device, clock: Callable[[], float] = time.perf_counter) -> dict[str, int]:
-    """Bytes per second each way and microseconds of delay. Raises EnrollError.
+    """Measure bytes per second each way, and the round-trip time in microseconds. Raises EnrollError.
 
-    Never more than 11 MB, and about two seconds each way on any link.
+    Transfers at most 11 MB, for about two seconds each way on any link.
     """
     with device.link() as link:
 
         def timed(up: int, down: int) -> float:
-            body = os.urandom(up)  # nothing on the way can make it smaller
+            body = os.urandom(up)  # incompressible
             path = f"/v1/enroll/speed/{down}"
             headers = device.sealed("POST", path, body)
             begun = clock()
@@ -41,11 +41,11 @@ def measure(device: Device, clock: Callable[[], float] = time.perf_counter) -> d
         delay = statistics.median(timed(0, 0) for _ in range(3))
 
         def rate(up: int, down: int) -> int:
-            took = timed(up, down)
+            seconds = timed(up, down)
             size = max(up, down)
-            if took < ENOUGH_S and size < SIZES[-1]:
+            if seconds < ENOUGH_S and size < SIZES[-1]:
                 return rate(4 * up, 4 * down)
-            return max(1, round(size / max(LEAST_S, took - delay)))
+            return max(1, round(size / max(MIN_S, seconds - delay)))
 
         return {
             "uplink_bytes_per_s": rate(SIZES[0], 0),

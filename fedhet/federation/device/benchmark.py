@@ -1,7 +1,7 @@
-"""How fast this machine trains: one small step, repeated, as median and spread.
+"""Training speed of this machine: one small optimiser step, repeated; median and interquartile range.
 
-A single probe is worthless on a machine that does other things. When the interquartile range is more than a fifth of
-the median, the figure is marked noisy and the server waits for observation.
+A single measurement is unreliable on a busy machine. If the interquartile range exceeds a fifth of the median, the
+measurement is marked noisy, and the server prefers its own observations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def measure(
     step: Callable[[], object], *, seconds: float = 3.0, least: int = 5, most: int = 1000,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:  # fmt: skip
-    """Seconds of each repetition, after two that do not count, until `seconds` are over and `least` are done."""
+    """Seconds of each repetition, after two warm-up steps; until `seconds` are over, at least `least` and at most
+    `most` repetitions."""
     step(), step()
     taken: list[float] = []
     begin = clock()
@@ -33,9 +34,9 @@ def measure(
 
 
 def summary(taken: Sequence[float], batch: int = BATCH) -> dict[str, int]:
-    """The measured column of a profile, in whole microseconds. Raises ValueError for fewer than five repetitions."""
+    """The measured column of a profile, in integer microseconds. Raises ValueError for fewer than five repetitions."""
     if len(taken) < 5:
-        raise ValueError(f"{len(taken)} repetitions say nothing about the spread: give at least 5")
+        raise ValueError(f"{len(taken)} repetitions are too few to estimate the spread: give at least 5")
     low, median, high = (float(q) for q in np.percentile(np.asarray(taken) * 1e6, [25, 50, 75]))
     noisy = high - low > NOISY * median
     return {
@@ -70,7 +71,7 @@ def run(seconds: float = 3.0) -> dict[str, int]:
 
 
 def hardware() -> dict[str, int | str]:
-    """What this machine has, in units of a profile."""
+    """CPU cores, memory, GPU and software of this machine, in the units of a profile."""
     import torch
 
     import fedhet

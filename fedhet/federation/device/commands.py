@@ -1,4 +1,5 @@
-"""The device's commands."""
+"""The device's commands: `fedhet join` and `fedhet client ...`. Each raises typer.Exit with the code of an
+EnrollError."""
 
 from __future__ import annotations
 
@@ -34,21 +35,21 @@ def join(
     """Join with a token."""
     with spoken(as_json):
         line = sys.stdin.readline() if token == "-" else token
-        told = joining.begin(state, line, _data(declared), name=name, measured=_measured(seconds))
-        if told["state"] == "pending" and wait > 0:
+        result = joining.begin(state, line, _data(declared), name=name, measured=_measured(seconds))
+        if result["state"] == "pending" and wait > 0:
             if not as_json:
-                print(shown(f"{told['name']} ({told['node'][:12]}) waits for approval"), file=sys.stderr)
-            told = joining.wait(Device(state), wait)
-        if told["state"] == "active" and seconds > 0:
-            joining.tell(Device(state), bandwidth.measure(Device(state)))
-        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+                print(shown(f"{result['name']} ({result['node'][:12]}) waits for approval"), file=sys.stderr)
+            result = joining.wait(Device(state), wait)
+        if result["state"] == "active" and seconds > 0:
+            joining.update_profile(Device(state), bandwidth.measure(Device(state)))
+        say(as_json, result, f"{result['name']} is {result['state']}", *_next(result["state"]))
 
 
 def poll(state: Path, as_json: bool) -> None:
     """Ask what became of the application."""
     with spoken(as_json):
-        told = joining.poll(Device(state))
-        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+        result = joining.poll(Device(state))
+        say(as_json, result, f"{result['name']} is {result['state']}", *_next(result["state"]))
 
 
 def run(state: Path, flower: bool, allowed: Allowed, as_json: bool) -> None:
@@ -58,25 +59,25 @@ def run(state: Path, flower: bool, allowed: Allowed, as_json: bool) -> None:
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda *_: worker.stop.set())
     with spoken(as_json):
-        settle(worker.device, allowed)
+        store_allowed(worker.device, allowed)
         worker.run()
         say(as_json, {"state": "stopped"}, "stopped")
 
 
-def settle(device: Device, allowed: Allowed) -> None:
-    """Keep what the owner allows jobs to use. Raises EnrollError E316, or E319 for what is not there."""
+def store_allowed(device: Device, allowed: Allowed) -> None:
+    """Store what the owner allows jobs to use. Raises EnrollError E316, or E319 for what does not exist."""
     packages, folders, hubs = ([name for name in names or () if name] for names in allowed)
     folders = [str(_absolute(name)) for name in folders]
     Allowlist(tuple(packages), tuple(folders)).check()
     named = zip(("allow", "folders", "hubs"), (packages, folders, hubs), allowed, strict=True)
     changes = {key: found for key, found, given in named if given is not None}
     if changes:
-        _ = device.about  # one that never joined has no settings
+        _ = device.about  # raises E316 for a device that never joined
         device.note(**changes)
 
 
 def doctor(state: Path, as_json: bool) -> None:
-    """The doctor's table; exit code 1 if something is wrong."""
+    """Check this device and print a table; exit code 1 if a check fails."""
     checks = examine(Device(state))
     if as_json:
         say(True, [check.to_dict() for check in checks])
@@ -90,12 +91,12 @@ def doctor(state: Path, as_json: bool) -> None:
 
 
 def profile(state: Path, seconds: float, send: bool, as_json: bool) -> None:
-    """Measure again."""
+    """Measure this machine, and with `send` its link, again; store and send the profile."""
     with spoken(as_json):
         device = Device(state)
-        joining.measured(device)  # a device that never joined need not be measured
+        joining.measured(device)  # raises E316 before measuring for a device that never joined
         found = {**_measured(seconds), **(bandwidth.measure(device) if send else {})}
-        claim = joining.tell(device, found, send=send)
+        claim = joining.update_profile(device, found, send=send)
         lines = [f"{key:14} {value}" for key, value in {**claim["declared"], **claim["measured"]}.items()]
         say(as_json, claim, *lines)
 
@@ -111,23 +112,23 @@ def renew(state: Path, as_json: bool) -> None:
 
 
 def rotate(state: Path, as_json: bool) -> None:
-    """New keys."""
+    """Replace all keys of this client."""
     with spoken(as_json):
         device = Device(state)
         leaf = device.rotate()
-        told = {"node": leaf.node, "serial": leaf.serial}
-        say(as_json, told, f"new keys: this client is node {leaf.node[:12]} now; the old keys are worth nothing")
+        result = {"node": leaf.node, "serial": leaf.serial}
+        say(as_json, result, f"new keys: this client is node {leaf.node[:12]} now; the old keys are revoked")
 
 
 def leave(state: Path, purge: bool, as_json: bool) -> None:
-    """Leave, and forget."""
+    """Leave the federation; with `purge`, delete the state folder."""
     with spoken(as_json):
         device = Device(state)
         name = device.about.get("name")
         try:
             device.ask("leave")
         except EnrollError as error:
-            if error.code not in ("E202", "E212"):  # then there is nothing to leave any more
+            if error.code not in ("E202", "E212"):  # revoked or left already
                 raise
         device.note(state="left")
         if purge:
@@ -135,7 +136,7 @@ def leave(state: Path, purge: bool, as_json: bool) -> None:
         say(
             as_json,
             {"name": name, "state": "left", "purged": purge},
-            f"{name} has left" + (", its keys are gone" if purge else ""),
+            f"{name} has left" + (", its keys are deleted" if purge else ""),
         )
 
 
@@ -144,21 +145,21 @@ def request(state: Path, out: Path, name: str, declared: Declared, seconds: floa
     with spoken(as_json):
         measured = _measured(seconds)
         device = offline_join.request(state, out, _data(declared), name=name, measured=measured, clock=time.time)
-        told = {"file": str(out), "node": device.identity.node_id}
-        say(as_json, told, f"carry {out} to the operator, who runs: fedhet enroll sign {out.name} -o answer.zip")
+        result = {"file": str(out), "node": device.identity.node_id}
+        say(as_json, result, f"carry {out} to the operator, who runs: fedhet enroll sign {out.name} -o answer.zip")
 
 
 def import_(state: Path, answer: Path, fingerprint: str, as_json: bool) -> None:
-    """Take an answer file."""
+    """Import an answer file."""
     with spoken(as_json):
-        told = offline_join.accept(Device(state), answer, fingerprint)
-        say(as_json, told, f"{told['name']} is {told['state']}", *_next(told["state"]))
+        result = offline_join.accept(Device(state), answer, fingerprint)
+        say(as_json, result, f"{result['name']} is {result['state']}", *_next(result["state"]))
 
 
 def service(state: Path, as_json: bool) -> None:
     """Print a systemd unit."""
     with spoken(as_json):
-        _ = Device(state).about  # a unit for a device that never joined would only fail
+        _ = Device(state).about  # raises E316 for a device that never joined
         text = node_settings.systemd_unit(state, shutil.which("fedhet") or f"{sys.executable} -m fedhet")
         say(as_json, {"unit": text}, *text.splitlines())
 
@@ -174,7 +175,7 @@ def _data(declared: Declared) -> joining.Data:
 
 
 def _absolute(path: str) -> Path:
-    """A path as it was meant where it was given: the node works in another folder."""
+    """An absolute path: the node runs in another working directory."""
     return Path(path).expanduser().absolute()
 
 

@@ -1,4 +1,4 @@
-"""What could keep this device from working: each check with its problem and its remedy."""
+"""`fedhet client doctor`: checks of what this device needs, each with its finding and its remedy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.device.state import Device
 from fedhet.federation.pki.certificates import DAY
 
-DISK_BYTES = 1 << 30
-MEMORY_BYTES = 1 << 30
+MIN_DISK_BYTES = 1 << 30
+MIN_MEMORY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `found` is what was seen; `fix` is empty if all is well."""
+    """The result of one check. `found` is the finding; `fix` is the remedy, empty if the check passed."""
 
     name: str
     ok: bool
@@ -31,12 +31,12 @@ class Check:
     fix: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The fields, for `--json`."""
         return asdict(self)
 
 
 def examine(device: Device) -> list[Check]:
-    """All checks, in the order in which they build on one another. Never raises for what it finds."""
+    """Run all checks, each after those that it depends on. A failed check does not raise."""
     return list(_checks(device))
 
 
@@ -47,12 +47,14 @@ def _checks(device: Device) -> Iterator[Check]:
         ("server", lambda: _server(device)),
         ("certificate", lambda: _certificate(device)),
     ):
-        if (device.folder / "client.json").exists():  # or there is nothing to check
+        if (device.folder / "client.json").exists():  # without it there is nothing to check
             yield _try(name, check)
     free = shutil.disk_usage(device.folder if device.folder.exists() else Path.home()).free
-    yield Check("disk", free > DISK_BYTES, f"{free / 1e9:.1f} GB free", "" if free > DISK_BYTES else "free 1 GB")
+    yield Check(
+        "disk", free > MIN_DISK_BYTES, f"{free / 1e9:.1f} GB free", "" if free > MIN_DISK_BYTES else "free 1 GB"
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    enough = memory > MEMORY_BYTES
+    enough = memory > MIN_MEMORY_BYTES
     yield Check("memory", enough, f"{memory / 1e9:.1f} GB", "" if enough else "training needs 1 GB")
     torch = importlib.util.find_spec("torch") is not None
     yield Check("torch", torch, "installed" if torch else "missing", "" if torch else "pip install torch")
@@ -73,7 +75,7 @@ def _try(name: str, check: Callable[[], str]) -> Check:
 
 
 def _folder(device: Device) -> str:
-    about = device.about  # before the folder is made: looking leaves nothing behind
+    about = device.about  # raises before a missing folder is created
     private_files.private_folder(device.folder)
     return f"{device.folder}: client {about.get('name', '?')}, {device.identity.node_id[:12]}"
 

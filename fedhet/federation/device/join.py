@@ -1,4 +1,4 @@
-"""Becoming a client: verify the server, make the keys, measure, ask, wait for the operator."""
+"""Enrolment of a device: verify the server, generate keys, measure, apply, wait for the operator's approval."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedhet.federation.pki.tls import trusting
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What a device says of its data. `path` stays on the device; `labels` counts examples by label, or is empty."""
+    """A device's declaration of its data. `path` is not sent; `labels` counts examples by label, or is empty."""
 
     path: str = ""
     examples: int = 0
@@ -43,20 +43,20 @@ class Data:
             raise ValueError(f"labels count {sum(self.labels.values())} examples, examples={self.examples}")
 
     def declared(self) -> dict[str, Any]:
-        """The part that is told to the server."""
-        told: dict[str, Any] = {"examples": self.examples or sum(self.labels.values())}
+        """The part that is sent to the server."""
+        declared: dict[str, Any] = {"examples": self.examples or sum(self.labels.values())}
         if self.partition is not None:
-            told |= {"partition": self.partition, "partitions": self.partitions}
-        return {**told, "labels": dict(self.labels)} if self.labels else told
+            declared |= {"partition": self.partition, "partitions": self.partitions}
+        return {**declared, "labels": dict(self.labels)} if self.labels else declared
 
 
 def begin(
     folder: Path, line: str, data: Data | None = None, *, name: str = "", seconds: float = 3.0,
     measured: Mapping[str, int] | None = None, clock: Callable[[], float] = time.time,
 ) -> dict[str, Any]:  # fmt: skip
-    """Show the token; the state the server answers. `seconds` is how long the benchmark runs.
+    """Apply with a token; returns the server's answer. `seconds` is the duration of the benchmark.
 
-    A device that lost the answer may begin again with the same token and folder. Raises EnrollError; E103 before
+    A device that lost the answer can repeat this with the same token and folder. Raises EnrollError; E103 before
     anything secret is sent.
     """
     token = Token.parse(line)
@@ -70,11 +70,11 @@ def begin(
     with Link(token.url, trusting(device.trust.file)) as link:
         answer = link.call("POST", "/v1/enroll/join", json.dumps(body).encode())
     device.note(endpoint=token.endpoint)
-    return take(device, answer)
+    return store_answer(device, answer)
 
 
 def prepare(folder: Path, data: Data, *, clock: Callable[[], float] = time.time) -> Device:
-    """A folder with keys and the data declaration. Raises EnrollError E306 if it belongs to a client already."""
+    """Create a state folder with keys and data declaration. Raises EnrollError E306 if a client uses it already."""
     device = Device(folder, clock)
     if (folder / "client.pem").exists():
         raise EnrollError("E306", f"{folder} is the client {device.about.get('name')!r} already")
@@ -85,7 +85,7 @@ def prepare(folder: Path, data: Data, *, clock: Callable[[], float] = time.time)
 
 
 def application(device: Device, *, name: str, measured: Mapping[str, int]) -> dict[str, Any]:
-    """Keys, request and claim of a device, unsigned and without token."""
+    """An application without token and signature: public keys, certificate request, profile claim, version."""
     own = device.identity
     claim = profile_claim.make(own, {**benchmark.hardware(), **device.about["declared"]}, measured, device.clock())
     private_files.write_file(device.folder / "profile.json", json.dumps(claim, indent=1, sort_keys=True) + "\n")
@@ -93,8 +93,8 @@ def application(device: Device, *, name: str, measured: Mapping[str, int]) -> di
     return {**keys, "name": name, "profile": claim, "version": fedhet.__version__}
 
 
-def tell(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict[str, Any]:
-    """Make a new claim from what was measured now over what was measured before, and tell the server."""
+def update_profile(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict[str, Any]:
+    """Create a claim from new measurements over earlier ones, send it unless `send` is false, and store it."""
     declared = {**benchmark.hardware(), **device.about["declared"]}
     claim = profile_claim.make(device.identity, declared, {**measured(device), **found}, device.clock())
     if send:
@@ -104,13 +104,13 @@ def tell(device: Device, found: Mapping[str, int], *, send: bool = True) -> dict
 
 
 def measured(device: Device) -> Mapping[str, int]:
-    """What this device's last claim says was measured. Raises EnrollError E316 if it never joined."""
+    """The measured values of this device's last claim. Raises EnrollError E316 if it never joined."""
     _ = device.about
     return dict(json.loads(private_files.read_private(device.folder / "profile.json"))["measured"])
 
 
-def take(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Note what the server answered, and its certificate if there is one."""
+def store_answer(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Store the server's answer, and the certificate if it contains one."""
     device.learn(answer)
     device.note(**{key: answer[key] for key in ("name", "node", "number", "state") if key in answer})
     if "chain" in answer and (device.folder / "pending.csr").exists():
@@ -119,17 +119,17 @@ def take(device: Device, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def poll(device: Device) -> dict[str, Any]:
-    """Ask what became of the application. Raises EnrollError E109 if it was rejected."""
+    """Poll for the state of the application. Raises EnrollError E109 if it was rejected."""
     body = signed_requests.sign_body(device.identity, "poll", {"node": device.identity.node_id}, device.clock())
     with device.link() as link:
-        return take(device, link.call("POST", "/v1/enroll/poll", json.dumps(body).encode()))
+        return store_answer(device, link.call("POST", "/v1/enroll/poll", json.dumps(body).encode()))
 
 
 def wait(
     device: Device, seconds: float, nap: Callable[[float], None] = time.sleep,
     ticks: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:  # fmt: skip
-    """Ask until the operator has decided; a server out of reach is waited for. Raises E105 after `seconds`."""
+    """Poll until the operator has decided, also while the server is out of reach. Raises E105 after `seconds`."""
     end = ticks() + seconds
     while True:
         pause = 5.0

@@ -11,11 +11,11 @@ from fedhet.federation.common import private_files
 from fedhet.federation.device.state import Device
 
 RESTART_S = 3.0
-"""Seconds between the end of our node, or of a helper of Flower's, and its next start."""
+"""Seconds between the end of fedhet's node, or of Flower's SuperExec, and its restart."""
 
 
 def node_config(device: Device) -> str:
-    """What Flower gives a client's app: its number as `partition-id`, and what it measured and declared, as TOML.
+    """The node configuration that Flower passes to a client's app, as TOML: number, measured and declared values.
 
     `partition-id` is the declared partition, else the client's number. `data` and `state` are paths on this device.
     """

@@ -1,7 +1,7 @@
-"""Joining without a path to the operator: a request in a zip file goes one way, a signed answer comes back.
+"""Enrolment without a network: the device writes a request file (zip) and imports the operator's signed answer.
 
-The device signs its request as it would a request by network. The answer is signed by the federation's server key, and
-the device believes it only if that key's certificate leads to the root whose hash the operator told it by another way.
+The request is signed as a request over the network is. The answer is signed with the federation's server key, and the
+device accepts it only if that key's certificate chains to the root whose hash the operator gave over another channel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Clock: TypeAlias = Callable[[], float]
 
 
 def request(folder: Path, out: Path, data: Data, *, name: str, measured: Mapping[str, int], clock: Clock) -> Device:
-    """Make the keys and write a request. Raises EnrollError E306 if the folder belongs to a client already."""
+    """Generate keys and write a request file. Raises EnrollError E306 if a client uses the folder already."""
     device = join.prepare(folder, data, clock=clock)
     body = signed_requests.sign_body(
         device.identity, "enrol", join.application(device, name=name, measured=measured), clock()
@@ -41,26 +41,27 @@ def request(folder: Path, out: Path, data: Data, *, name: str, measured: Mapping
 
 
 def accept(device: Device, archive: Path, fingerprint: str) -> dict[str, Any]:
-    """Take an answer. Raises EnrollError E103 unless its root has this SHA-256, E311 if it is not for this device."""
+    """Import an answer file. Raises EnrollError E103 unless its root has this SHA-256, E311 if it is for another
+    device."""
     chain = x509.load_pem_x509_certificates(read(archive, "chain.pem"))
     root, wanted = chain[-1], fingerprint.replace(":", "").lower()
     if not hmac.compare_digest(certificates.fingerprint(root), wanted):
         raise EnrollError("E103", f"expected {wanted[:16]}…, found {certificates.fingerprint(root)[:16]}…")
     reply = read(archive, "answer.json")
     _check_signature(chain, reply, read(archive, "answer.sig"), device.clock())
-    told = json.loads(reply)
-    if told.get("node") != device.identity.node_id:
+    answer = json.loads(reply)
+    if answer.get("node") != device.identity.node_id:
         raise EnrollError("E311", "the answer is for another device")
     device.trust.check(chain)
     device.trust.write([root])
-    device.note(endpoint=told["endpoint"])
-    return join.take(device, told)
+    device.note(endpoint=answer["endpoint"])
+    return join.store_answer(device, answer)
 
 
 def _check_signature(chain: list[x509.Certificate], reply: bytes, signature: bytes, now: float) -> None:
     for child, parent in pairwise(chain):
         if not certificates.issued_by(child, parent) or now > child.not_valid_after_utc.timestamp():
-            raise EnrollError("E103", "the answer's signer does not lead to the root")
+            raise EnrollError("E103", "the certificate of the answer's signer does not chain to the root")
     purposes = chain[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     key = chain[0].public_key()
     serves = len(chain) > 1 and ExtendedKeyUsageOID.SERVER_AUTH in purposes

@@ -32,48 +32,48 @@ from fedhet.federation.pki.operator_key import Succession
 from fedhet.federation.pki.tls import trusting
 
 LOCK = "keys.lock"
-"""In the state folder: held while its keys or its certificate change."""
-CHANGE_S = 60.0
-"""Seconds that one who changes them waits for another who does."""
+"""Lock file in the state folder, locked while keys or certificate change."""
+LOCK_WAIT_S = 60.0
+"""Seconds to wait for another process that changes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device(DeviceFiles):
-    """The state folder of one client."""
+    """One client: its state folder (see `DeviceFiles`), and requests to its server."""
 
     def link(self) -> Link:
-        """A connection that trusts the federation's root alone, and no issuing key that it revoked."""
+        """A connection that trusts only the federation's roots, less revoked issuing keys."""
         return Link(self.url, trusting(self.trust.file))
 
     # Certificate
 
     def renew(self) -> Leaf:
-        """A new certificate for a new key. Raises what the server refuses with."""
-        with self._changing():
+        """Get a certificate for a new TLS key. Raises the server's EnrollError, E307 or E320."""
+        with self._keys_locked():
             body = signed_requests.sign_body(self.identity, "renew", {"csr": self.request().decode()}, self.clock())
             return self.accept(str(self.ask("renew", body)["chain"]).encode())
 
     def rotate(self) -> Leaf:
-        """New keys of every kind; those it had are worth nothing afterwards. Raises what the server refuses with.
+        """Replace all keys; the server revokes the old ones. Raises the server's EnrollError, E307 or E320.
 
-        Safe to repeat after any interruption: if the server knows the new keys already, they are used.
+        It can be repeated after any interruption: if the server has the new keys already, they are used.
         """
-        with self._changing():
+        with self._keys_locked():
             return self._rotate()
 
     def finish_rotation(self) -> None:
-        """Rotate if a change of keys was begun and nobody is at it; raises what `rotate` raises."""
-        with self._changing():
+        """Complete an interrupted rotation, if there is one. Raises what `rotate` raises."""
+        with self._keys_locked():
             if (self.folder / "next").exists():
                 self._rotate()
 
-    def _changing(self) -> AbstractContextManager[None]:
-        """One process at a time changes keys and certificate: a command does while `fedhet client run` works on."""
-        _ = self.about  # a folder without a client is named as one
-        return alone(self.folder / LOCK, "changes its keys", CHANGE_S)
+    def _keys_locked(self) -> AbstractContextManager[None]:
+        """Lock keys and certificate: a command may change them while `fedhet client run` is running."""
+        _ = self.about  # raises E316 for a folder without a client
+        return alone(self.folder / LOCK, "changes its keys", LOCK_WAIT_S)
 
     def _rotate(self) -> Leaf:
-        self.settle_keys()
+        self.install_new_keys()
         own, _ = self.identity, self.leaf()
         after = Device(self.folder / "next", self.clock)
         if not (after.folder / "identity.key").exists():
@@ -87,19 +87,21 @@ class Device(DeviceFiles):
         try:
             answer = self.ask("rotate", signed_requests.sign_body(own, "rotate", keys, self.clock()))
         except EnrollError as error:
-            if error.code != "E208":  # the old keys are not known any more: an answer was lost on its way
+            if error.code != "E208":  # the old keys are gone: an earlier answer was lost
                 raise
             poll = json.dumps(signed_requests.sign_body(new, "poll", {"node": new.node_id}, self.clock())).encode()
             with self.link() as link:
                 answer = link.call("POST", "/v1/enroll/poll", poll)
         self.learn(answer)
         after.trust.write(self.trust.roots())
-        leaf = after.accept(str(answer["chain"]).encode())  # client.pem is there: from now on there is no way back
-        self.settle_keys()
+        leaf = after.accept(
+            str(answer["chain"]).encode()
+        )  # client.pem exists: from here on the rotation can only be completed
+        self.install_new_keys()
         return leaf
 
-    def settle_keys(self) -> None:
-        """Finish a change of keys that was interrupted after the server had agreed to it."""
+    def install_new_keys(self) -> None:
+        """Move the new keys into place, if the server has accepted them."""
         after = self.folder / "next"
         if not (after / "client.pem").exists():
             return
@@ -109,9 +111,8 @@ class Device(DeviceFiles):
         shutil.rmtree(after)
 
     def learn(self, answer: Mapping[str, Any]) -> None:
-        """Trust the root that the server has now, if one that is trusted already signed it, and believe the issuing
-        keys no more that a root has revoked. The first operator key that is told is believed, as the server's answer
-        is. Raises EnrollError E103 or E311."""
+        """Store what an answer says of the federation's keys: a new root if a trusted one signed it, revoked issuing
+        keys, and the operator key (the first one is accepted unverified). Raises EnrollError E103 or E311."""
         self._learn_root(answer)
         if "revoked" in answer:
             self.trust.learn(str(answer["revoked"]).encode())
@@ -119,8 +120,8 @@ class Device(DeviceFiles):
             self.learn_operator(operator_key.read(answer["operator"]), first=True)
 
     def learn_operator(self, line: Sequence[Succession], *, first: bool = False) -> None:
-        """Believe the newest operator key of a line to which the known one, or a root, leads; `first` says that one may
-        be believed if none is known. A line that leads nowhere changes nothing."""
+        """Store the newest operator key of a chain that follows from the known one or from a root; with `first`, also
+        if none is known. A chain without such a key changes nothing."""
         known = self.operator
         newest = operator_key.follow(known, line, self.trust.roots()) if known or first else None
         if newest is not None:
@@ -144,12 +145,12 @@ class Device(DeviceFiles):
             if not above:
                 break
             key = above[0].public_key()
-        raise EnrollError("E103", "it shows a new root that no trusted one has signed")
+        raise EnrollError("E103", "it sent a new root that no trusted root has signed")
 
     # Asking
 
     def ask(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A sealed request to /v1/enroll/<what>."""
+        """Send a signed request to /v1/enroll/<what>; returns the answer, after `learn`. Raises EnrollError."""
         path, content = f"/v1/enroll/{what}", json.dumps(body or {}).encode()
         headers = self.sealed("POST", path, content)
         with self.link() as link:
@@ -158,7 +159,7 @@ class Device(DeviceFiles):
         return answer
 
     def sealed(self, method: str, path: str, body: bytes) -> dict[str, str]:
-        """The headers that make a request this client's. Raises EnrollError E316 or E105 if it has no certificate."""
+        """The headers that authenticate a request. Raises EnrollError E316, or E105 if there is no certificate."""
         if not (self.folder / "client.pem").exists():
             raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
         key = identity.load_ec_key(private_files.read_private(self.folder / "client.pem"))

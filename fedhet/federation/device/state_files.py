@@ -38,7 +38,10 @@ class DeviceFiles:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Endpoint, name, number, state and data declaration. Raises EnrollError E316 if the device never joined."""
+        """The contents of client.json: endpoint, name, number, state, data declaration, allowed names.
+
+        Raises EnrollError E316 if the device never joined, E324 for a damaged file.
+        """
         if not (self.folder / "client.json").exists():
             raise EnrollError("E316", f"nothing is in {self.folder}")
         path = self.folder / "client.json"
@@ -47,18 +50,18 @@ class DeviceFiles:
 
     @property
     def identity(self) -> Identity:
-        """Its keys. Raises EnrollError E316 if there are none."""
+        """The keys. Raises EnrollError E316 if there are none."""
         if not (self.folder / "identity.key").exists():
             raise EnrollError("E316", f"nothing is in {self.folder}")
         return Identity.load(self.folder)
 
     @property
     def url(self) -> str:
-        """Where its server listens."""
+        """The server's URL."""
         return f"https://{self.about['endpoint']}"
 
     def note(self, **changes: Any) -> None:
-        """Change client.json."""
+        """Change fields of client.json."""
         before = self.about if (self.folder / "client.json").exists() else {}
         private_files.write_file(
             self.folder / "client.json", json.dumps({**before, **changes}, indent=1, sort_keys=True) + "\n"
@@ -66,17 +69,17 @@ class DeviceFiles:
 
     @property
     def trust(self) -> Trust:
-        """Whom it trusts."""
+        """The trust anchors."""
         return Trust(self.folder)
 
     @property
     def operator(self) -> Succession | None:
-        """The operator key that it believes; None if it has not heard of one."""
+        """The operator key that it accepts; None before it has received one."""
         path = self.folder / OPERATOR
         return operator_key.read({"line": [json.loads(private_files.read_private(path))]})[0] if path.exists() else None
 
     def request(self) -> bytes:
-        """The request that waits for an answer; made, with a new key, if there is none."""
+        """The pending certificate request, PEM; created with a new key if there is none."""
         if not (self.folder / "pending.csr").exists():
             key = identity.new_tls_key()
             private_files.write_file(self.folder / "pending.key", identity.pem(key))
@@ -84,13 +87,14 @@ class DeviceFiles:
         return private_files.read_private(self.folder / "pending.csr")
 
     def accept(self, chain: bytes) -> Leaf:
-        """Take a certificate for the waiting request. Raises EnrollError E311 if it is not for this device's key."""
+        """Store the certificate for the pending request. Raises EnrollError E311 if it is not for this device's key,
+        E219 if its issuing key is revoked."""
         key = identity.load_ec_key(private_files.read_private(self.folder / "pending.key"))
         loaded = x509.load_pem_x509_certificates(chain)
         trusted = self.trust.roots()
         for child, parents in zip(loaded, [*([one] for one in loaded[1:]), trusted], strict=True):
             if not any(certificates.issued_by(child, parent) for parent in parents):
-                raise EnrollError("E311", "the certificate does not lead to the root")
+                raise EnrollError("E311", "the certificate does not chain to a trusted root")
         leaf = certificates.read_client(loaded[0], [loaded[1]] if len(loaded) > 1 else trusted)
         if leaf.node != self.identity.node_id or loaded[0].public_key() != key.public_key():
             raise EnrollError("E311", "the certificate is not for this device")
@@ -101,13 +105,13 @@ class DeviceFiles:
         return leaf
 
     def leaf(self) -> Leaf:
-        """What its certificate says. Raises EnrollError E316 or E105 if there is none."""
+        """The fields of its certificate. Raises EnrollError E316 or E105 if there is none."""
         if not (self.folder / "client.pem").exists():
             raise EnrollError("E105", f"{self.about.get('name') or 'this device'}; ask again: fedhet client poll")
         return certificates.describe(self._certificate(), self.identity.node_id)
 
     def superseded(self) -> bool:
-        """Whether its certificate is of an issuing key that was revoked."""
+        """Whether the issuing key of its certificate is revoked."""
         try:
             self.trust.check(x509.load_pem_x509_certificates(private_files.read_private(self.folder / "client.pem")))
         except EnrollError as error:

@@ -26,7 +26,7 @@ Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an authority is for: public endpoint "host:port", the server's names, the signer command or ()."""
+    """Settings of an authority: federation name, public endpoint "host:port", host names, signer command or ()."""
 
     federation: str
     endpoint: str
@@ -46,7 +46,7 @@ class AuthorityFiles:
 
     @property
     def about(self) -> About:
-        """What it is for."""
+        """Its settings (ca.json). Raises EnrollError E324."""
         path = self.folder / "ca.json"
         with private_files.sound(path):
             given = json.loads(path.read_text())
@@ -59,26 +59,27 @@ class AuthorityFiles:
 
     @property
     def fingerprint(self) -> str:
-        """The root's SHA-256, which tokens hold."""
+        """The root's SHA-256 in hexadecimal, which tokens contain."""
         return certificates.fingerprint(self.root)
 
     def crosses(self) -> list[x509.Certificate]:
-        """The present root as signed by the one before it, and so on to the first; empty if there was one alone."""
+        """The present root signed by the previous one, and so on to the first; empty if there was only one root."""
         path = self.folder / "cross.pem"
         return read_certificates(path) if path.exists() else []
 
     def roots(self) -> list[x509.Certificate]:
-        """Every root there was, the present one first: an invitation may hold the hash of an earlier one."""
+        """All roots, the present one first: an invitation may contain the hash of an earlier one."""
         earlier = [read_certificates(path)[0] for path in sorted(self.folder.glob("root.*.pem"))]
         return [self.root, *earlier]
 
     def issuers(self) -> list[x509.Certificate]:
-        """Every certificate that may have signed a client's: the working one, retired ones, and the root."""
+        """Every certificate that may have signed a client's: the issuing one, earlier ones, and the root, which is
+        last."""
         found = [read_certificates(path)[0] for path in sorted(self.folder.glob("issuing*.pem"))]
         return [*found, self.root]
 
     def read(self, der: bytes) -> Leaf:
-        """What a client's certificate says, if it is ours. Dates are not judged. Raises EnrollError E208."""
+        """The fields of a client's certificate (DER) that this authority issued; dates are not checked. Raises E208."""
         try:
             certificate = x509.load_der_x509_certificate(der)
         except ValueError:
@@ -86,26 +87,27 @@ class AuthorityFiles:
         return certificates.read_client(certificate, self.issuers())
 
     def left(self, now: float) -> float | None:
-        """Days until the issuing certificate expires; None if an outside authority sees to that."""
+        """Days until the issuing certificate expires; None with an outside authority."""
         path = self.folder / "issuing.pem"
         if not path.exists():
             return None
-        held = read_certificates(path)[0]
-        return (held.not_valid_after_utc.timestamp() - now) / DAY
+        issuing = read_certificates(path)[0]
+        return (issuing.not_valid_after_utc.timestamp() - now) / DAY
 
     def revoked(self) -> str:
-        """The root's list of issuing certificates that devices must not believe, and these certificates, PEM; or ""."""
+        """The root's revocation list of issuing certificates, followed by these certificates, PEM; "" if there is
+        none."""
         path = self.folder / "revoked.pem"
         return path.read_text() if path.exists() else ""
 
     @property
-    def asks(self) -> bool:
-        """Whether a passphrase is needed for what its keys do, or for a new issuing key."""
+    def needs_passphrase(self) -> bool:
+        """Whether a passphrase is needed to use the keys, or for a new issuing key."""
         root = self.folder / "root.key"
         return self.lock.exists or (root.exists() and b"BEGIN PRIVATE KEY" not in private_files.read_private(root))
 
     def server_key(self) -> ec.EllipticCurvePrivateKey:
-        """The key in server.pem."""
+        """The private key in server.pem. Raises EnrollError E306, E322 or E324."""
         path, password = self.folder / "server.pem", self.lock.password
         with private_files.sound(path):
             return identity.load_ec_key(private_files.read_private(path), password)
@@ -119,17 +121,17 @@ class AuthorityFiles:
     def root_pair(self, passphrase: str) -> Pair:
         """The root and its key, which may have a passphrase of its own. Raises EnrollError E306 or E323."""
         root = self.root
-        for name in ("root.key", "root.key.new"):  # the second if a change of the root was interrupted
+        for name in ("root.key", "root.key.new"):  # the second one is left by an interrupted rotation
             if (self.folder / name).exists():
                 data = private_files.read_private(self.folder / name)
                 data = unseal(data, passphrase) if is_sealed(data) else data
                 key = identity.load_ec_key(data, passphrase)
                 if key.public_key() == root.public_key():
                     return root, key
-        raise EnrollError("E306", f"{self.folder} does not hold the root's key: bring it back for this command")
+        raise EnrollError("E306", f"{self.folder} does not contain the root's key: put it back for this command")
 
 
 def read_certificates(path: Path) -> list[x509.Certificate]:
-    """Those in a PEM file, at least one. Raises EnrollError E324 if the file is damaged."""
+    """The certificates in a PEM file, at least one. Raises EnrollError E324 if the file is damaged."""
     with private_files.sound(path):
         return x509.load_pem_x509_certificates(path.read_bytes())

@@ -12,17 +12,17 @@ from fedhet.federation.pki import certificates
 from fedhet.federation.pki.key_encryption import check
 
 MAX_NAME_BYTES = 56
-"""Bytes of a federation's name: with " issuing" after it, as many as an X.509 common name may have."""
+"""Largest name of a federation: an X.509 common name has at most 64 bytes, and " issuing" is appended."""
 
 
 def check_new(
     folder: Path, federation: str, hosts: Sequence[str], *, passphrase: str = "", root: Path | None = None,
     command: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """What `create` needs, before anything is written. Raises EnrollError E306, E319 or E323, and OSError for a
-    root file that cannot be read."""
+    """Check the arguments of `Authority.create`. Raises EnrollError E306, E319 or E323, and OSError for a root file
+    that cannot be read."""
     if (folder / "ca.json").exists():
-        raise EnrollError("E306", f"{folder} holds an authority already")
+        raise EnrollError("E306", f"{folder} already contains an authority")
     if bool(root) != bool(command):
         raise EnrollError("E306", "a root file and a signer command go together")
     if (size := len(federation.encode())) > MAX_NAME_BYTES:
@@ -39,8 +39,8 @@ def check_new(
 
 
 def foreign_root(path: Path) -> x509.Certificate:
-    """The root certificate in a file that the operator names. Raises EnrollError E319."""
+    """The root certificate in a PEM file that the operator names. Raises EnrollError E319."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError:
-        raise EnrollError("E319", f"--root {path} holds no certificate in PEM form") from None
+        raise EnrollError("E319", f"--root {path} contains no certificate in PEM form") from None

@@ -1,10 +1,10 @@
-"""A certificate authority of the operator's own: one command that gets a request and prints a chain.
+"""A certificate authority outside of fedhet: a command of the operator that reads a request and prints a chain.
 
     stdin   the request, PEM                      stdout   the certificate and its intermediates, PEM
     environment: FEDHET_USAGE client | server, FEDHET_NODE the node id or "", FEDHET_DAYS the wanted lifetime
 
-What comes back is believed only as far as it can be checked: it must hold the request's key and names, live no longer
-than was asked, and chain to the root that the operator gave.
+The result is checked: it must have the request's key and names, be valid no longer than requested, and chain to the
+root that the operator gave.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.common.process_supervisor import without_secrets
 from fedhet.federation.pki import certificates
 
-SECONDS = 60
-"""How long a signer may take."""
+TIMEOUT_S = 60
+"""Seconds that the command may take."""
 
 
 def ask(
     command: Sequence[str], pem: bytes, root: x509.Certificate, *, usage: str, node: str, days: float, now: float
 ) -> list[x509.Certificate]:
-    """The chain that the command makes for a request, leaf first and without the root. Raises EnrollError E309."""
+    """Run the command on a request; returns its chain, leaf first and without the root. Raises EnrollError E309."""
     environment = {**without_secrets(), "FEDHET_USAGE": usage, "FEDHET_NODE": node, "FEDHET_DAYS": f"{days:g}"}
     try:
-        done = subprocess.run(command, input=pem, capture_output=True, env=environment, timeout=SECONDS, check=False)
+        result = subprocess.run(
+            command, input=pem, capture_output=True, env=environment, timeout=TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EnrollError("E309", str(error)[:160]) from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace")[-160:]
-        raise EnrollError("E309", f"{command[0]} ended with {done.returncode}: {said}")
+    if result.returncode:
+        stderr = result.stderr.decode(errors="replace")[-160:]
+        raise EnrollError("E309", f"{command[0]} ended with {result.returncode}: {stderr}")
     try:
-        chain = x509.load_pem_x509_certificates(done.stdout)
+        chain = x509.load_pem_x509_certificates(result.stdout)
     except ValueError as error:
         raise EnrollError("E309", f"{command[0]} printed no certificate: {error}"[:160]) from None
     chain = [c for c in chain if c != root]
@@ -50,12 +52,12 @@ def _check(
     if not chain or not 1 <= len(chain) <= 2:
         raise EnrollError("E309", "it must print the certificate and at most one intermediate")
     if _key(chain[0]) != _key(csr):
-        raise EnrollError("E309", "the certificate does not hold the request's key")
+        raise EnrollError("E309", "the certificate does not have the request's key")
     names = [c.extensions.get_extension_for_class(x509.SubjectAlternativeName).value for c in (chain[0], csr)]
     if names[0] != names[1]:
-        raise EnrollError("E309", "the certificate does not hold the request's names")
+        raise EnrollError("E309", "the certificate does not have the request's names")
     if chain[0].not_valid_after_utc.timestamp() > latest + certificates.DAY:
-        raise EnrollError("E309", "the certificate lives longer than was asked")
+        raise EnrollError("E309", "the certificate is valid longer than requested")
     for child, parent in zip(chain, [*chain[1:], root], strict=True):
         if not certificates.issued_by(child, parent):
             raise EnrollError("E309", "the chain does not lead to the root")

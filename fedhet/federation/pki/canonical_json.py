@@ -1,7 +1,7 @@
-"""One way to turn plain data into the bytes that are signed or hashed: JSON with sorted keys and without floats.
+"""Canonical JSON, the bytes that are signed or hashed: sorted keys, no whitespace, no floats.
 
-Floats have many spellings and NaN has no order, so quantities are integers in a fixed unit (microseconds, bytes). Every
-use names its domain, so that a signature made for one purpose never passes for another.
+Floats have many spellings and NaN equals nothing, so quantities are integers in a fixed unit (microseconds, bytes).
+Every use names a domain, so that a signature made for one purpose is invalid for another.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from binascii import Error
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DEPTH = 16
-"""How deep a text that came from outside may be nested."""
-DIGITS = 19
-"""Characters of an integer in such a text."""
+MAX_DEPTH = 16
+"""Nesting depth of a text from outside, at most."""
+MAX_INTEGER_CHARACTERS = 19
+"""Characters of an integer in a text from outside, at most."""
 
 
 def canonical(value: Any) -> bytes:
-    """Bytes of None, booleans, integers, strings, lists and string-keyed mappings. Raises TypeError for others."""
+    """Encode None, booleans, integers, strings, lists and string-keyed mappings. Raises TypeError for other types."""
     _check(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def parse(text: bytes) -> Any:
-    """A JSON text that has one meaning only: UTF-8, no key twice, no floats, no lone surrogates, at most `DEPTH` deep.
+    """Parse JSON strictly: UTF-8, no duplicate keys, no floats, no lone surrogates, at most `MAX_DEPTH` levels.
 
     Raises ValueError.
     """
     try:
         value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_once, parse_int=_integer, parse_float=_no_float,
+            text.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_integer, parse_float=_no_float,
             parse_constant=_no_float,
         )  # fmt: skip
     except UnicodeDecodeError:
@@ -41,7 +41,7 @@ def parse(text: bytes) -> Any:
         raise ValueError(f"it is not JSON: {error.msg} at {error.pos}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    _plain(value, DEPTH)
+    _check_text(value, MAX_DEPTH)
     return value
 
 
@@ -69,7 +69,7 @@ def unb64(text: Any) -> bytes:
         raise ValueError(f"not base64: {error}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a key comes twice")
@@ -77,7 +77,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > DIGITS:
+    if len(text) > MAX_INTEGER_CHARACTERS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 
@@ -86,14 +86,14 @@ def _no_float(text: str) -> float:
     raise ValueError(f"{text[:20]} is not an integer")
 
 
-def _plain(value: Any, depth: int) -> None:
+def _check_text(value: Any, depth: int) -> None:
     if isinstance(value, str):
         value.encode()  # UnicodeEncodeError, which is a ValueError, for half a surrogate pair
     elif isinstance(value, dict | list):
         if not depth:
-            raise ValueError(f"it is nested deeper than {DEPTH}")
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
         for item in value.values() if isinstance(value, dict) else value:
-            _plain(item, depth - 1)
+            _check_text(item, depth - 1)
         for key in value if isinstance(value, dict) else ():
             key.encode()
 

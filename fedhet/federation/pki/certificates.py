@@ -1,4 +1,5 @@
-"""Making and reading certificates: root, issuing, server and client, and what a request must look like."""
+"""X.509 certificates of a federation: creating and reading root, issuing, server and client certificates and
+requests."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ from fedhet.federation.common.errors import EnrollError
 URN = "urn:fedhet:node:"
 DAY = 86_400.0
 BACKDATE = 120.0
-"""Seconds before now at which a certificate begins, so that a clock slightly behind accepts it."""
+"""Seconds before now at which a certificate's validity begins, for devices whose clock is slightly behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """What a certificate says: serial in hexadecimal, the node it is for, seconds since 1970 between which it holds."""
+    """The fields of a leaf certificate: serial in hexadecimal, node id, validity in seconds since 1970, public key as
+    an uncompressed point."""
 
     serial: str
     node: str
@@ -35,8 +37,8 @@ class Leaf:
 
     @property
     def renew_at(self) -> float:
-        """Second at which to renew: two thirds of its life, give or take a tenth of it, so that a fleet enrolled in
-        one hour does not renew in one."""
+        """Time to renew, in seconds since 1970: two thirds of the lifetime, plus or minus a tenth of it, so that
+        clients that enrolled together do not renew together."""
         share = 2 / 3 + (int(self.serial[-4:], 16) / 0xFFFF - 0.5) * 0.2
         return self.not_before + share * (self.not_after - self.not_before)
 
@@ -55,7 +57,7 @@ def server_request(key: ec.EllipticCurvePrivateKey, hosts: Iterable[str]) -> byt
 
 
 def check_request(pem: bytes, node: str) -> x509.CertificateSigningRequest:
-    """A request that asks for exactly what a node may have. Raises EnrollError E110."""
+    """Parse a certificate request and check that it asks for this node's name alone, with a P-256 key. Raises E110."""
     try:
         csr = x509.load_pem_x509_csr(pem)
         names = [e.value for e in csr.extensions]
@@ -76,7 +78,7 @@ def authority(
     name: str, subject: ec.EllipticCurvePrivateKey, days: float, now: float, depth: int,
     issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
 ) -> x509.Certificate:  # fmt: skip
-    """A certificate that may sign others, `depth` authorities deep; self-signed without an issuer."""
+    """A CA certificate with path length `depth`; self-signed without an issuer."""
     title = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     made = _builder(subject.public_key(), title, issuer[0].subject if issuer else title, days, now)
@@ -103,7 +105,7 @@ def leaf(
 
 
 def read_client(certificate: x509.Certificate, issuers: Sequence[x509.Certificate]) -> Leaf:
-    """A client's certificate that one of these issuers signed. Dates are not judged. Raises EnrollError E208."""
+    """The fields of a client certificate that one of these issuers signed; dates are not checked. Raises E208."""
     if not any(issued_by(certificate, issuer) for issuer in issuers):
         raise EnrollError("E208", "none of its issuers signed it")
     try:
@@ -137,9 +139,9 @@ def revocations(
     entries: Iterable[tuple[str, float]], now: float, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
     *, days: float = 1.0, number: int | None = None,
 ) -> bytes:  # fmt: skip
-    """A signed revocation list, PEM, of (serial, second of revocation); the next one is due in so many days.
+    """A signed certificate revocation list, PEM, of (hexadecimal serial, second of revocation), valid for `days`.
 
-    A number tells a list from those before it, which are lower.
+    `number` is its CRL number, which must increase from list to list.
     """
     made = x509.CertificateRevocationListBuilder().issuer_name(issuer[0].subject)
     made = made.last_update(_when(now)).next_update(_when(now + days * DAY))
@@ -152,7 +154,7 @@ def revocations(
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 of the DER form, hexadecimal: what a token holds."""
+    """SHA-256 of the DER form, in hexadecimal, as tokens contain it."""
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
@@ -180,7 +182,7 @@ def _builder(
 
 
 def host_names(hosts: Iterable[str]) -> x509.SubjectAlternativeName:
-    """Subject names of a server."""
+    """Subject alternative names of a server: IP addresses and DNS names. Raises ValueError for a non-ASCII name."""
     names: list[x509.GeneralName] = []
     for host in hosts:
         try:

@@ -1,4 +1,4 @@
-"""The keys of a device, born on it and never leaving it; the name it bears follows from its identity key.
+"""The keys of a device, which are generated on it and never leave it; its node id is derived from its identity key.
 
 identity.key  Ed25519: signs enrolment, profiles and every update       node id = SHA-256(domain, public key)[:16]
 node.key      EC P-384 in OpenSSH form: how Flower's SuperNode authenticates itself
@@ -22,7 +22,7 @@ from fedhet.federation.pki.canonical_json import digest
 
 NODE_DOMAIN = "fedhet.node.v1"
 ROTATION = "fedhet.rotation.v1"
-"""The domain in which a new identity key signs that it follows an old one."""
+"""Signature domain in which a new identity key signs that it replaces an old one."""
 LOW_ORDER = frozenset(
     bytes.fromhex(y)
     for y in (
@@ -35,13 +35,13 @@ LOW_ORDER = frozenset(
         "ee" + "ff" * 30 + "7f",
     )
 )
-"""Encodings, without the sign bit, of the eight points whose order divides 8. As public keys they accept signatures
-that anybody can make, and OpenSSL lets them through."""
+"""Encodings, without the sign bit, of the eight points whose order divides 8. As public keys they verify forged
+signatures, and OpenSSL does not reject them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A device's keys in memory. `repr` shows the node id alone."""
+    """A device's keys in memory. `repr` shows only the node id."""
 
     signing: Ed25519PrivateKey
     node: ec.EllipticCurvePrivateKey
@@ -56,7 +56,7 @@ class Identity:
 
     @property
     def node_id(self) -> str:
-        """32 hexadecimal digits, fixed by the identity key."""
+        """The node id: 32 hexadecimal digits, derived from the identity key."""
         return node_id(self.public)
 
     @property
@@ -65,27 +65,27 @@ class Identity:
         return openssh(self.node.public_key())
 
     def sign(self, domain: str, *parts: bytes) -> bytes:
-        """64 bytes of Ed25519 signature over the digest of the parts in a domain."""
+        """Ed25519 signature, 64 bytes, over the digest of the parts in a domain."""
         return self.signing.sign(digest(domain, *parts))
 
     @classmethod
     def create(cls, folder: Path) -> Identity:
-        """New keys in a folder of mode 0700. Raises EnrollError E306 if the folder holds keys already."""
+        """Generate keys in a folder of mode 0700. Raises EnrollError E305, or E306 if it contains keys already."""
         private_files.private_folder(folder)
         if (folder / "identity.key").exists():
-            raise EnrollError("E306", f"{folder} holds an identity already")
+            raise EnrollError("E306", f"{folder} already contains an identity")
         made = cls(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1()))
         ssh = made.node.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         private_files.write_file(folder / "node.key", ssh)
         private_files.write_file(folder / "node.pub", made.flower_public + "\n")
         private_files.write_file(
             folder / "identity.key", pem(made.signing)
-        )  # last: its presence means that all are there
+        )  # last: its presence means that all keys are there
         return made
 
     @classmethod
     def load(cls, folder: Path) -> Identity:
-        """The keys in a folder. Raises EnrollError E305 or E306."""
+        """Load the keys in a folder. Raises EnrollError E305, E306 or E324."""
         with private_files.sound(folder / "identity.key"):
             signing = serialization.load_pem_private_key(private_files.read_private(folder / "identity.key"), None)
         with private_files.sound(folder / "node.key"):
@@ -101,7 +101,7 @@ def node_id(public: bytes) -> str:
 
 
 def verify(public: bytes, signature: bytes, domain: str, *parts: bytes) -> bool:
-    """Whether this is the key's signature over the parts; False for a malformed key or signature too."""
+    """Whether this is the key's signature over the parts; False also for a malformed key or signature."""
     if public[:31] + bytes([public[31] & 0x7F] if len(public) == 32 else []) in LOW_ORDER:
         return False
     try:
@@ -117,7 +117,7 @@ def openssh(key: ec.EllipticCurvePublicKey) -> str:
 
 
 def flower_key(line: str) -> ec.EllipticCurvePublicKey:
-    """A SuperNode's public key from its OpenSSH line. Raises ValueError unless it is an EC P-384 key, and no more."""
+    """Parse a SuperNode's public key, one OpenSSH line without comment. Raises ValueError unless it is EC P-384."""
     try:
         key = serialization.load_ssh_public_key(line.encode("ascii", errors="replace"))
     except UnsupportedAlgorithm as error:
@@ -130,7 +130,7 @@ def flower_key(line: str) -> ec.EllipticCurvePublicKey:
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key for a certificate."""
+    """Generate an EC P-256 key for a certificate."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -141,8 +141,8 @@ def pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passphrase: str = "
 
 
 def load_ec_key(data: bytes, passphrase: str = "") -> ec.EllipticCurvePrivateKey:
-    """An EC private key from PEM; the passphrase is for one that is encrypted. Raises EnrollError E306 for another kind
-    or a wrong passphrase."""
+    """Load an EC private key from PEM; `passphrase` is used if it is encrypted. Raises EnrollError E306 for another
+    kind of key or a wrong passphrase."""
     given = passphrase.encode() if passphrase and b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data else None
     try:
         key = serialization.load_pem_private_key(data, given)

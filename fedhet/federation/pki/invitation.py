@@ -1,9 +1,9 @@
-"""An invitation in one line. Who holds it can join once; who reads the server's database cannot use it.
+"""Invitation tokens: one line that lets its bearer enrol one device. The server stores only a hash of its secret.
 
     fh1.<host:port>.<SHA-256 of the root certificate>.<id>.<secret>.<checksum>
 
-The root's hash lets a device recognise the server before it says anything secret. The secret has 256 random bits, so a
-plain hash of it, which is all the server keeps, cannot be searched.
+With the root's hash a device authenticates the server before it sends the secret. The secret has 256 random bits, so
+the plain hash that the server stores cannot be inverted by search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedhet.federation.pki.canonical_json import digest
 from fedhet.system import network_port
 
 PREFIX = "fh1."
-TRIES = 5
+MAX_TRIES = 5
 """Wrong secrets after which a token is locked."""
 _FORM = re.compile(r"fh1\.(?P<endpoint>[^\s/@]+:\d{1,5})\.(?P<root>[0-9a-f]{64})\.(?P<id>[0-9a-f]{16})"
                    r"\.(?P<secret>[a-z2-7]{52})\.(?P<sum>[0-9a-f]{8})")  # fmt: skip
@@ -46,25 +46,25 @@ class Token:
 
     @property
     def line(self) -> str:
-        """The text that an operator hands over."""
+        """The token as text."""
         body = f"{PREFIX}{self.endpoint}.{self.root}.{self.id}.{self.secret}"
         return f"{body}.{_checksum(body)}"
 
     @property
     def url(self) -> str:
-        """Where its server listens."""
+        """The server's URL."""
         return f"https://{self.endpoint}"
 
     @property
     def hash(self) -> bytes:
-        """What the server keeps."""
+        """The hash that the server stores."""
         return hashed(self.id, self.secret)
 
     @classmethod
     def parse(cls, line: str) -> Token:
-        """Read a pasted token, or the whole line that `fedhet enroll invite` printed.
+        """Parse a token, or the complete line that `fedhet enroll invite` prints.
 
-        Raises EnrollError E108, which never repeats the text.
+        Raises EnrollError E108, whose message does not contain the text.
         """
         text = line.strip().removeprefix("fedhet join ").strip()
         found = _FORM.fullmatch(text)
@@ -75,7 +75,7 @@ class Token:
         try:
             network_port.endpoint(found["endpoint"])
         except ValueError as error:
-            raise EnrollError("E108", f"of its address: {error}") from None
+            raise EnrollError("E108", f"its address: {error}") from None
         return cls(found["endpoint"], found["root"], found["id"], found["secret"])
 
 
@@ -85,7 +85,7 @@ def hashed(token_id: str, secret: str) -> bytes:
 
 
 def same(stored: bytes, token_id: str, secret: str) -> bool:
-    """Compare in constant time."""
+    """Whether a stored hash is that of this secret, compared in constant time."""
     return hmac.compare_digest(stored, hashed(token_id, secret))
 
 

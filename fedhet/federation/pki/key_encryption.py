@@ -1,11 +1,11 @@
-"""The authority's keys at rest: encrypted, and the passphrase that opens them.
+"""Encryption of the authority's keys at rest with a passphrase.
 
     lock.json                 a random password, sealed with the passphrase
-    issuing.key, server.pem   PEM, encrypted with that password: a new passphrase replaces one file, at once
-    root.key                  sealed with the passphrase itself, for it lies elsewhere, without the others
+    issuing.key, server.pem   PEM, encrypted with that password, so a new passphrase atomically replaces one file
+    root.key                  sealed with the passphrase itself, because it is stored elsewhere, without the others
 
-Sealed is what scrypt and AES-256-GCM make of it. A passphrase alone would not do for PEM: OpenSSL hashes it 2048 times,
-which takes a thief no time.
+Sealing derives a key with scrypt and encrypts with AES-256-GCM. PEM encryption with the passphrase would be weak:
+OpenSSL derives its key with 2048 hash iterations.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki.canonical_json import b64, unb64
 
 COST = 17
-"""Binary logarithm of scrypt's n: 128 MiB, and some tenths of a second a try."""
-MOST_COST = 22
-LEAST = 8
-"""Characters of a passphrase."""
+"""Binary logarithm of scrypt's n: 128 MiB and some tenths of a second per attempt."""
+MAX_COST = 22
+MIN_CHARACTERS = 8
+"""Shortest passphrase, in characters."""
 DOMAIN = b"fedhet.sealed.v1"
 
 
 @dataclass
 class Lock:
-    """What a folder's keys are encrypted with. `ask` is called for the passphrase, once, when a key is first needed."""
+    """The password that encrypts a folder's keys. `ask` is called for the passphrase once, when a key is first
+    needed."""
 
     folder: Path
     ask: Callable[[], str] | None = None
@@ -50,7 +51,7 @@ class Lock:
 
     @property
     def password(self) -> str:
-        """What PEM files are encrypted with; "" where nothing is. Raises EnrollError E322 or E323."""
+        """The password of the PEM files; "" if they are not encrypted. Raises EnrollError E322, E323 or E324."""
         if not self._password and self.exists:
             if self.ask is None:
                 raise EnrollError("E322", str(self.folder))
@@ -58,12 +59,12 @@ class Lock:
         return self._password
 
     def open(self, passphrase: str) -> None:
-        """Keep the password in memory. Raises EnrollError E323."""
+        """Decrypt the password and keep it in memory. Raises EnrollError E323 or E324."""
         with private_files.sound(self._file):
             self._password = unseal(private_files.read_private(self._file), passphrase).decode()
 
     def write(self, passphrase: str) -> None:
-        """Make a lock, or give the one that is open another passphrase. Raises EnrollError E323 for a short one."""
+        """Create lock.json, or seal its password with another passphrase. Raises EnrollError E323 for a short one."""
         password = self.password or secrets.token_hex(32)
         private_files.write_file(self._file, seal(password.encode(), passphrase))
         self._password = password
@@ -75,8 +76,8 @@ class Lock:
 
 def check(passphrase: str) -> None:
     """Raises EnrollError E323 for a passphrase that is too short."""
-    if len(passphrase) < LEAST:
-        raise EnrollError("E323", f"it must have at least {LEAST} characters")
+    if len(passphrase) < MIN_CHARACTERS:
+        raise EnrollError("E323", f"it must have at least {MIN_CHARACTERS} characters")
 
 
 def seal(secret: bytes, passphrase: str) -> bytes:
@@ -84,22 +85,23 @@ def seal(secret: bytes, passphrase: str) -> bytes:
     check(passphrase)
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
     box = AESGCM(_key(passphrase, salt, COST)).encrypt(nonce, secret, DOMAIN)
-    told = {"sealed": 1, "cost": COST, "salt": b64(salt), "nonce": b64(nonce), "box": b64(box)}
-    return json.dumps(told, indent=1).encode() + b"\n"
+    fields = {"sealed": 1, "cost": COST, "salt": b64(salt), "nonce": b64(nonce), "box": b64(box)}
+    return json.dumps(fields, indent=1).encode() + b"\n"
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether this is what `seal` makes."""
+    """Whether `seal` made this (PEM begins otherwise)."""
     return data.lstrip()[:1] == b"{"
 
 
 def unseal(data: bytes, passphrase: str) -> bytes:
-    """What was sealed. Raises EnrollError E323 for another passphrase or altered data, E306 for anything else."""
+    """Decrypt what `seal` made. Raises EnrollError E323 for a wrong passphrase or altered data, E306 for another
+    format."""
     try:
-        told = json.loads(data)
-        cost, salt, nonce, box = int(told["cost"]), *(unb64(told[name]) for name in ("salt", "nonce", "box"))
-        if told["sealed"] != 1 or not 1 <= cost <= MOST_COST:
-            raise ValueError(f"version {told['sealed']}, cost {cost}")
+        fields = json.loads(data)
+        cost, salt, nonce, box = int(fields["cost"]), *(unb64(fields[name]) for name in ("salt", "nonce", "box"))
+        if fields["sealed"] != 1 or not 1 <= cost <= MAX_COST:
+            raise ValueError(f"version {fields['sealed']}, cost {cost}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnrollError("E306", f"a sealed key is damaged: {error!r}"[:160]) from None
     try:

@@ -1,13 +1,13 @@
-"""The key with which an operator signs what devices build, and how devices follow from one such key to the next.
+"""The operator key, which signs the configurations that devices build, and its rotation.
 
-The SuperLink and the programs that it starts do not hold it. Its public half is in `operator.json` beside it, as a
-line of successions: the first key is believed as an enrolled device first hears of it from its authenticated server,
-every later one because a key that the device knows has signed it, or the federation's root.
+The SuperLink and the programs that it starts have no access to it. Its public half is in `operator.json` next to it, as
+a chain of successions: a device accepts the first key from its authenticated server, and every later one because a key
+that it knows, or the federation's root, has signed it.
 
     ca/operator.key   EC P-384                ca/operator.json   {"line": [succession, ...]}, the first key first
 
-A key that was stolen could name its own successors, so the root begins a new term: a later term is believed whatever
-the keys of an earlier one have signed.
+A stolen key could sign its own successors, so the root begins a new term: keys of a later term replace those of an
+earlier one, whatever the earlier ones have signed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ DOMAIN = "fedhet.operator.v1"
 KEY, NEXT, LINE = "operator.key", "operator.key.new", "operator.json"
 LOCK = "operator.lock"
 BY_ROOT = "fedhet ca rotate-operator --compromised"
-"""The command by which the root names a new key."""
-MOST = 64
-"""Successions in a line that a device reads."""
+"""The command that makes the root sign a new key."""
+MAX_SUCCESSIONS = 64
+"""Successions in a chain, at most: devices refuse longer ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Succession:
-    """A key (base64 of DER), its term, and who named it: "root", "operator" (the key before it in the line) or "first",
-    which nobody did. `signature` is base64."""
+    """A key (base64 of DER), its term, and who signed it: "root", "operator" (the key before it in the chain) or
+    "first" (unsigned). `signature` is base64."""
 
     public: str
     term: int = 0
@@ -60,82 +60,84 @@ class Succession:
         return hashlib.sha256(unb64(self.public)).hexdigest()
 
     def signed(self) -> bytes:
-        """What whoever names a key signs."""
+        """The bytes that are signed."""
         return canonical({"public": self.public, "term": self.term, "by": self.by})
 
-    def holds(self, public: ec.EllipticCurvePublicKey) -> bool:
-        """Whether this key has signed it."""
+    def signed_by(self, public: ec.EllipticCurvePublicKey) -> bool:
+        """Whether `public` signed this succession."""
         return verified(public, self.signature, DOMAIN, self.signed())
 
 
 def ensure(authority: Authority) -> tuple[Succession, ...]:
-    """The line of an authority's operator keys; of one that has none, after a first key is made.
+    """The chain of an authority's operator keys; a first key is made if there is none.
 
-    Raises EnrollError E306 if the line is there and its key is not.
+    Raises EnrollError E311 if the chain cannot be read, E320 if another process makes a key.
     """
     folder = authority.folder
     if not (folder / LINE).exists():
         with alone(folder / LOCK, "makes the operator key", 30.0):
-            if not (folder / LINE).exists():  # a key without it is an interrupted call's, and nobody has heard of it
+            if not (folder / LINE).exists():  # a key without it is left by an interrupted call and unpublished
                 key = ec.generate_private_key(ec.SECP384R1())
-                _keep(authority, key, KEY)
-                _write(folder, (Succession(public_text(key.public_key())),))
+                _write_key(authority, key, KEY)
+                _write_chain(folder, (Succession(public_text(key.public_key())),))
     return line(folder)
 
 
 def line(folder: Path) -> tuple[Succession, ...]:
-    """The line in an authority's folder; empty if it has no operator key yet. Raises EnrollError E311."""
+    """The chain in an authority's folder; empty if it has no operator key yet. Raises EnrollError E311."""
     path = folder / LINE
     return parse(path.read_text()) if path.exists() else ()
 
 
 def load(authority: Authority) -> ec.EllipticCurvePrivateKey:
-    """The key that signs now. Raises EnrollError E306 if it is not there."""
+    """The present private key. Raises EnrollError E306 if it is missing."""
     newest = ensure(authority)[-1]
-    for name in (KEY, NEXT):  # the second if a change was interrupted
+    for name in (KEY, NEXT):  # the second one is left by an interrupted change
         if (authority.folder / name).exists():
             key = identity.load_ec_key(private_files.read_private(authority.folder / name), authority.lock.password)
             if public_text(key.public_key()) == newest.public:
                 return key
     raise EnrollError(
-        "E306", f"{authority.folder} does not hold the operator key that {LINE} names: bring it back, or {BY_ROOT}"
+        "E306", f"{authority.folder} does not contain the operator key that {LINE} names: put it back, or {BY_ROOT}"
     )
 
 
 def replace(authority: Authority, root: Pair | None = None) -> tuple[Succession, ...]:
-    """A new operator key, named by the one before it; or, if that was stolen or lost, by the root, in a new term.
+    """Create a new operator key, signed by the present one or, if `root` is given because that was stolen or lost, by
+    the root in a new term.
 
-    Runs that the old key signed are refused from then on: `fedhet submit --resume` signs them again. Raises EnrollError
-    E306, also if the line is as long as devices read one: the root begins a short one.
-    """
+    Devices refuse runs that the old key signed from then on; `fedhet submit --resume` signs them again. Raises
+    EnrollError E306, also if the chain has its greatest length; the root then begins a new one."""
     ensure(authority)
     key = ec.generate_private_key(ec.SECP384R1())
     with alone(authority.folder / LOCK, "makes the operator key", 30.0):
         before = line(authority.folder)
-        if root is None and len(before) >= MOST:
-            raise EnrollError("E306", f"{LINE} has {MOST} keys, and devices read no more: {BY_ROOT} begins a new line")
+        if root is None and len(before) >= MAX_SUCCESSIONS:
+            raise EnrollError(
+                "E306", f"{LINE} has {MAX_SUCCESSIONS} keys, and devices accept no more: {BY_ROOT} begins a new chain"
+            )
         term, by = (before[-1].term, "operator") if root is None else (before[-1].term + 1, "root")
         named = Succession(public_text(key.public_key()), term, by)
         signed = replaced(named, signature=sign(load(authority) if root is None else root[1], DOMAIN, named.signed()))
-        _keep(authority, key, NEXT)
-        _write(authority.folder, (*before, signed) if root is None else (before[0], signed))
+        _write_key(authority, key, NEXT)
+        _write_chain(authority.folder, (*before, signed) if root is None else (before[0], signed))
         (authority.folder / NEXT).replace(authority.folder / KEY)
         return line(authority.folder)
 
 
 def parse(text: str) -> tuple[Succession, ...]:
-    """A line from its JSON. Raises EnrollError E311."""
+    """Parse a chain from JSON text. Raises EnrollError E311."""
     try:
         return read(json.loads(text))
     except (ValueError, RecursionError):
         raise EnrollError("E311", "its line of operator keys cannot be read") from None
 
 
-def read(told: Any) -> tuple[Succession, ...]:
-    """A line as it is written and sent. Raises EnrollError E311."""
-    rows = told.get("line") if isinstance(told, Mapping) else None
-    if not isinstance(rows, list) or not 0 < len(rows) <= MOST:
-        raise EnrollError("E311", "it tells no line of operator keys")
+def read(given: Any) -> tuple[Succession, ...]:
+    """Parse a chain from its JSON form. Raises EnrollError E311."""
+    rows = given.get("line") if isinstance(given, Mapping) else None
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_SUCCESSIONS:
+        raise EnrollError("E311", "it contains no chain of operator keys")
     found = []
     for row in rows:
         kinds = {"public": str, "term": int, "by": str, "signature": str}
@@ -146,35 +148,37 @@ def read(told: Any) -> tuple[Succession, ...]:
     return tuple(found)
 
 
-def tell(successions: Sequence[Succession]) -> dict[str, Any]:
-    """A line as JSON."""
+def to_json(successions: Sequence[Succession]) -> dict[str, Any]:
+    """The JSON form of a chain."""
     return {"line": [asdict(one) for one in successions]}
 
 
 def follow(
     known: Succession | None, successions: Sequence[Succession], roots: Sequence[Certificate]
 ) -> Succession | None:
-    """The newest key of a line that somebody who believes in `known` and in these roots believes; None if that is none
-    other. Without a known key the last of the line is believed as it is."""
+    """The newest key of a chain that follows from `known` or from one of these roots; None if no key does.
+
+    Without a known key the last key of the chain is returned, unverified.
+    """
     if known is None:
         return successions[-1]
     keys = [key for root in roots if isinstance(key := root.public_key(), ec.EllipticCurvePublicKey)]
     at, newest = known, None
     for one in successions:
-        by_root = one.by == "root" and one.term > at.term and any(one.holds(key) for key in keys)
-        by_key = one.by == "operator" and one.term == at.term and one.holds(public_key(at.public))
-        if one.public != at.public and (by_root or by_key):
+        signed_by_root = one.by == "root" and one.term > at.term and any(one.signed_by(key) for key in keys)
+        signed_by_operator = one.by == "operator" and one.term == at.term and one.signed_by(public_key(at.public))
+        if one.public != at.public and (signed_by_root or signed_by_operator):
             at = newest = one
     return newest
 
 
 def sign(key: ec.EllipticCurvePrivateKey, domain: str, *parts: bytes) -> str:
-    """Base64 of ECDSA over the digest of the parts in a domain."""
+    """ECDSA signature, base64, over the digest of the parts in a domain."""
     return b64(key.sign(digest(domain, *parts), ec.ECDSA(hashes.SHA256())))
 
 
 def verified(public: ec.EllipticCurvePublicKey, signature: str, domain: str, *parts: bytes) -> bool:
-    """Whether `sign` made this with the key; False for a malformed signature too."""
+    """Whether `sign` made this signature with the key; False also for a malformed one."""
     try:
         public.verify(unb64(signature), digest(domain, *parts), ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError):
@@ -189,7 +193,7 @@ def public_text(public: ec.EllipticCurvePublicKey) -> str:
 
 
 def public_key(text: str) -> ec.EllipticCurvePublicKey:
-    """Its inverse. Raises EnrollError E311 for anything but an EC P-384 key."""
+    """The inverse of `public_text`. Raises EnrollError E311 for anything but an EC P-384 key."""
     try:
         key = serialization.load_der_public_key(unb64(text))
     except ValueError:
@@ -199,9 +203,9 @@ def public_key(text: str) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def _keep(authority: Authority, key: ec.EllipticCurvePrivateKey, name: str) -> None:
+def _write_key(authority: Authority, key: ec.EllipticCurvePrivateKey, name: str) -> None:
     private_files.write_file(authority.folder / name, identity.pem(key, authority.lock.password))
 
 
-def _write(folder: Path, successions: Sequence[Succession]) -> None:
-    private_files.write_file(folder / LINE, json.dumps(tell(successions), indent=1) + "\n")
+def _write_chain(folder: Path, successions: Sequence[Succession]) -> None:
+    private_files.write_file(folder / LINE, json.dumps(to_json(successions), indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""Where an operator's passphrase comes from: a file, the environment, a credential of systemd's, or a terminal.
+"""Reads the operator's passphrase: from a file, the environment, a systemd credential, or the terminal.
 
-It never goes on to another program, and the memory of a process that read it is closed to others of the same account.
+It is not passed on to other programs, and other processes of the account cannot read this process's memory afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedhet.federation.common.process_supervisor import close_memory
 
 VARIABLE = "FEDHET_PASSPHRASE"
 CREDENTIAL = "fedhet-passphrase"
-"""The name of systemd's credential: LoadCredential=fedhet-passphrase:/path in the unit."""
+"""Name of the systemd credential: LoadCredential=fedhet-passphrase:/path in the unit."""
 
 
 def obtain(file: Path | None, *, what: str = "Passphrase", again: bool = False, variable: str = VARIABLE) -> str:
@@ -36,7 +36,7 @@ def obtain(file: Path | None, *, what: str = "Passphrase", again: bool = False, 
 
 def _read(file: Path) -> str:
     try:
-        private = stat.S_ISREG(file.stat().st_mode)  # a pipe is nobody else's
+        private = stat.S_ISREG(file.stat().st_mode)  # a pipe needs no check of its mode
     except FileNotFoundError:
         raise EnrollError("E306", f"{file} is missing") from None
     return _line(private_files.read_private(file) if private else file.read_bytes())
@@ -55,7 +55,7 @@ def _line(data: bytes) -> str:
 def _typed(what: str, again: bool) -> str:
     if not sys.stdin.isatty():
         raise EnrollError("E322", "there is no terminal to type it")
-    if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():  # the question would stop the process, and nobody saw it
+    if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():  # reading from the terminal would stop the process
         raise EnrollError("E322", "a process in the background cannot ask for it")
     text = getpass.getpass(f"{what}: ")
     if again and getpass.getpass("Again: ") != text:

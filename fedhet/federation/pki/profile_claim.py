@@ -1,4 +1,4 @@
-"""What a device says of itself, signed: declared and measured, in integers of fixed units."""
+"""Profile claims: what a device declares and measures about itself, signed, as integers in fixed units."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ MEASURED = frozenset({"step_us", "step_iqr_us", "repeats", "batch", "noisy", *LI
 TEXT = frozenset({"gpu", "software"})
 
 
-LABELS = 4096
+MAX_LABELS = 4096
 """Most labels a histogram may have."""
 
 
-LABEL_CHARACTERS = 100
+MAX_LABEL_CHARACTERS = 100
 
 
 def make(own: Identity, declared: Mapping[str, Any], measured: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """A signed claim. Raises EnrollError E303 for fields that a claim does not have."""
+    """Create a signed claim. Raises EnrollError E303 for an unknown field or a value of a wrong form."""
     claim = {"node": own.node_id, "declared": dict(declared), "measured": dict(measured)}
     check_fields(claim)
     return signed_requests.sign_body(own, "profile", claim, now)
 
 
 def check_fields(claim: Mapping[str, Any]) -> None:
+    """Raises EnrollError E303 for an unknown field or a value of a wrong form."""
     for name, known in (("declared", DECLARED), ("measured", MEASURED)):
         column = claim.get(name)
         if not isinstance(column, Mapping) or not set(column) <= known:
@@ -50,15 +51,15 @@ def check_fields(claim: Mapping[str, Any]) -> None:
                 _labels(value)
             elif key in TEXT:
                 if not isinstance(value, str) or len(value) > 200:
-                    raise EnrollError("E303", f"{key} must be a text of at most 200 characters")
+                    raise EnrollError("E303", f"{key} must be a string of at most 200 characters")
             elif type(value) is not int or not 0 <= value < 2**53:
                 raise EnrollError("E303", f"{key}={value!r:.40} must be an integer from 0 to 2^53")
 
 
 def _labels(value: Any) -> None:
-    if not isinstance(value, Mapping) or len(value) > LABELS:
-        raise EnrollError("E303", f"labels must be at most {LABELS} counts")
+    if not isinstance(value, Mapping) or len(value) > MAX_LABELS:
+        raise EnrollError("E303", f"labels must be at most {MAX_LABELS} counts")
     if not all(type(count) is int and 0 <= count < 2**53 for count in value.values()):
         raise EnrollError("E303", "labels must be counts")
-    if any(len(name) > LABEL_CHARACTERS for name in value):
-        raise EnrollError("E303", f"a label's name has at most {LABEL_CHARACTERS} characters")
+    if any(len(name) > MAX_LABEL_CHARACTERS for name in value):
+        raise EnrollError("E303", f"a label's name has at most {MAX_LABEL_CHARACTERS} characters")

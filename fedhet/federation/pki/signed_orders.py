@@ -1,13 +1,13 @@
-"""A run's order: the operator's signature over the configuration that devices build, which no server can forge.
+"""A run's order: the operator's signature over the configuration that devices build, which a server cannot forge.
 
-`fedhet submit` signs and the run folder keeps the order, so that a run which goes on needs no key. A device builds
-what a known operator key has signed for its federation and until the order expires; that the same order is carried out
-twice within that time is no harm that a server could not do otherwise.
+`fedhet submit` signs, and the order is stored in the run folder, so that resuming a run needs no key. A device builds a
+configuration if a known operator key signed it for the device's federation and the order has not expired. Replaying an
+order before it expires gives a server nothing that it could not do without.
 
     order  canonical JSON {"config": SHA-256 of the text, "expires", "issued": seconds, "roots": [SHA-256, ...]}
     signature  ECDSA over H(domain, order)
 
-The text is signed as it travels, byte by byte, so there are no two readings of it.
+The text is signed in the bytes that are sent, so that it cannot be parsed in two ways.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ if TYPE_CHECKING:
 
 DOMAIN = "fedhet.order.v1"
 NAME = "order.json"
-"""In a run folder: its order."""
-LONGEST = 1 << 16
-"""Characters of an order that are read."""
+"""File of a run folder that contains its order."""
+MAX_CHARACTERS = 1 << 16
+"""Longest order that a device reads, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A signed order as it travels with every job: the order's text, its signature, and the line of operator keys
-    (operator_key.py) as JSON, by which a device follows to the key that signed."""
+    """A signed order as it is sent with every job: the order's text, its signature, and the chain of operator keys
+    (operator_key.py) as JSON, through which a device verifies a key that it does not know yet."""
 
     text: str
     signature: str
     line: str
 
     @classmethod
-    def give(cls, authority: Authority, config: str, days: float, now: float) -> Order:
-        """Sign a configuration. Raises EnrollError E306."""
+    def sign(cls, authority: Authority, config: str, days: float, now: float) -> Order:
+        """Sign a configuration, valid for `days` from `now` (seconds since 1970). Raises EnrollError E306."""
         key = operator_key.load(authority)
-        told = {
+        fields = {
             "config": _digest(config),
             "issued": int(now),
             "expires": int(now + days * DAY),
             "roots": [certificates.fingerprint(root) for root in authority.roots()],
         }
-        text = canonical(told).decode()
-        line = json.dumps(operator_key.tell(operator_key.line(authority.folder)))
+        text = canonical(fields).decode()
+        line = json.dumps(operator_key.to_json(operator_key.line(authority.folder)))
         return cls(text, operator_key.sign(key, DOMAIN, text.encode()), line)
 
     @classmethod
     def of(cls, folder: Path) -> Order | None:
         """The order in a run folder; None if there is none. Raises EnrollError E306 for a damaged one."""
         try:
-            told = json.loads((folder / NAME).read_text())
-            return cls(str(told["text"]), str(told["signature"]), str(told["line"]))
+            fields = json.loads((folder / NAME).read_text())
+            return cls(str(fields["text"]), str(fields["signature"]), str(fields["line"]))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -73,89 +73,93 @@ class Order:
 
     @classmethod
     def parse(cls, sent: str) -> Order:
-        """What `sent` gives. Raises EnrollError E215."""
+        """Parse the text that `sent` returns. Raises EnrollError E215."""
         try:
-            told = json.loads(sent) if len(sent) <= LONGEST else {}
-            return cls(str(told["text"]), str(told["signature"]), str(told["line"]))
+            fields = json.loads(sent) if len(sent) <= MAX_CHARACTERS else {}
+            return cls(str(fields["text"]), str(fields["signature"]), str(fields["line"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise EnrollError("E215", "its order cannot be read") from None
 
     @property
     def sent(self) -> str:
-        """The order as it travels."""
+        """The order as JSON text, as it is sent."""
         return json.dumps(asdict(self), sort_keys=True)
 
-    def keep(self, folder: Path) -> None:
-        """Write it into a run folder."""
+    def store(self, folder: Path) -> None:
+        """Store it in a run folder."""
         private_files.write_file(folder / NAME, self.sent + "\n", 0o644)
 
     def is_for(self, config: str) -> bool:
-        """Whether it is about this configuration. Says nothing of who signed it."""
-        return bool(self.told().get("config") == _digest(config))
+        """Whether it is about this configuration; the signature is not verified. Raises EnrollError E215."""
+        return bool(self.fields().get("config") == _digest(config))
 
-    def told(self) -> dict[str, Any]:
-        """What it says. Raises EnrollError E215."""
+    def fields(self) -> dict[str, Any]:
+        """The parsed text. Raises EnrollError E215."""
         try:
-            told = json.loads(self.text)
+            fields = json.loads(self.text)
         except (ValueError, RecursionError):
-            told = None
-        if not isinstance(told, dict):
+            fields = None
+        if not isinstance(fields, dict):
             raise EnrollError("E215", "its order cannot be read")
-        return told
+        return fields
 
-    def by(self, key: operator_key.Succession) -> bool:
+    def is_signed_by(self, key: operator_key.Succession) -> bool:
         """Whether this operator key signed it."""
         public = operator_key.public_key(key.public)
         return operator_key.verified(public, self.signature, DOMAIN, self.text.encode())
 
 
 def renew(authority: Authority, folder: Path, config: str, days: float, now: float) -> bool:
-    """Give a run that is to go on an order that holds; whether it was signed anew.
+    """Make sure that a run folder has a valid order; returns whether it was signed now.
 
-    The configuration of a run folder is signed again only if the operator's key signed the same before, for whoever
-    runs the server may have written there since. Raises EnrollError E306 and E217.
+    An existing configuration is signed again only if an operator key of this term signed the same one before, because
+    the server's account may have changed the file since. Raises EnrollError E306 or E217.
     """
-    held, line = Order.of(folder), operator_key.ensure(authority)
-    if held is not None and not held.is_for(config):
+    order, line = Order.of(folder), operator_key.ensure(authority)
+    if order is not None and not order.is_for(config):
         raise EnrollError("E217", f"{folder / 'config.yaml'} is not what {folder / NAME} is about")
-    trusted = [key for key in line if key.term == line[-1].term]  # not those that the root has ended
-    if held is not None and not any(held.by(key) for key in trusted):
-        raise EnrollError("E217", f"{folder / NAME} was signed by a key that is not this federation's, or no more")
-    if held is not None and held.by(line[-1]) and now < int(held.told().get("expires", 0)) - days * DAY / 2:
+    trusted = [key for key in line if key.term == line[-1].term]  # earlier terms are revoked by the root
+    if order is not None and not any(order.is_signed_by(key) for key in trusted):
+        raise EnrollError("E217", f"{folder / NAME} was signed by a key that is not, or no longer, this federation's")
+    if (
+        order is not None
+        and order.is_signed_by(line[-1])
+        and now < int(order.fields().get("expires", 0)) - days * DAY / 2
+    ):
         return False
-    Order.give(authority, config, days, now).keep(folder)
+    Order.sign(authority, config, days, now).store(folder)
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A device's check of the orders that jobs bring."""
+    """A device's check of the orders that come with jobs."""
 
     device: Device
     clock: Callable[[], float] = time.time
 
     def check(self, config: str, sent: str) -> None:
-        """Raises EnrollError E215 unless the operator ordered this configuration for this federation, E216 if that was
-        too long ago. A key that follows the one this device knows is known from then on."""
+        """Raises EnrollError E215 unless the operator signed this configuration for this federation, E216 if the order
+        has expired. A key that follows from the one that this device knows is stored."""
         if not sent:
-            raise EnrollError("E215", "there is no order with it")
+            raise EnrollError("E215", "it comes without an order")
         order = Order.parse(sent)
         roots = self.device.trust.roots()
         known = self.device.operator
         if known is None:
-            raise EnrollError("E215", "this device has not heard of an operator key yet: start it again")
-        if not order.by(known):  # perhaps that of a key which the known one, or a root, has named since
+            raise EnrollError("E215", "this device has received no operator key yet: restart it")
+        if not order.is_signed_by(known):  # perhaps a newer key, signed by the known one or by a root
             self.device.learn_operator(operator_key.parse(order.line))
             known = self.device.operator
-        if known is None or not order.by(known):
+        if known is None or not order.is_signed_by(known):
             raise EnrollError("E215", "no operator key that this device knows has signed it")
-        told = order.told()
+        fields = order.fields()
         if not order.is_for(config):
             raise EnrollError("E215", "the order is about another configuration")
-        if not {certificates.fingerprint(root) for root in roots} & set(told["roots"]):
+        if not {certificates.fingerprint(root) for root in roots} & set(fields["roots"]):
             raise EnrollError("E215", "the order is for another federation")
-        if self.clock() > told["expires"]:
-            raise EnrollError("E216", f"{(self.clock() - told['expires']) / DAY:.1f} days ago")
+        if self.clock() > fields["expires"]:
+            raise EnrollError("E216", f"{(self.clock() - fields['expires']) / DAY:.1f} days ago")
 
 
 def _digest(config: str) -> str:

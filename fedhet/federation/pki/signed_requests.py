@@ -1,11 +1,11 @@
-"""Requests that prove who sent them, and when: signed bodies before there is a certificate, sealed headers after.
+"""Authenticated requests: signed bodies before a device has a certificate, signed headers ("sealed") afterwards.
 
-A signed body carries time, nonce and the Ed25519 signature of its canonical form. A sealed request carries its
-certificate, and a signature by the certificate's key over
+A signed body contains time, nonce and an Ed25519 signature over its canonical form. A sealed request has headers with
+its certificate and a signature by the certificate's key over
 
     H(domain, method, path, time, nonce, SHA-256(body))
 
-so it holds through a proxy that ends TLS, and neither its target nor its body can be changed or sent again.
+so it remains valid through a proxy that terminates TLS, and it can be neither altered, redirected nor replayed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fedhet.federation.pki.identity import Identity, verify
 DOMAIN = "fedhet.request.v1"
 CERTIFICATE, TIME, NONCE, SIGNATURE = (f"x-fedhet-{name}" for name in ("certificate", "time", "nonce", "signature"))
 NONCE_CHARACTERS = 32
-LATEST = 1 << 40
-"""A second that no clock shows."""
+MAX_TIME = 1 << 40
+"""Upper bound of a plausible time, in seconds since 1970."""
 _ECDSA = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The headers of a sealed request, parsed and not yet believed."""
+    """The headers of a sealed request, parsed and not yet verified."""
 
     certificate: bytes
     time: int
@@ -43,20 +43,23 @@ class Seal:
 
 
 def sign_body(own: Identity, purpose: str, body: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """The body with time, nonce and the device's signature for one purpose ("enrol", "poll", "renew", "profile")."""
+    """Add time, nonce and signature to a body, for one purpose ("enrol", "poll", "renew", "rotate", "profile")."""
     full = {**body, "time": int(now), "nonce": secrets.token_hex(16)}
     return {**full, "signature": b64(own.sign(f"fedhet.{purpose}.v1", canonical(full)))}
 
 
 def check_body(public: bytes, purpose: str, body: Mapping[str, Any], now: float, skew: float, code: str) -> str:
-    """The nonce of a body that this key signed for this purpose now. Raises EnrollError E203, E115 or `code`."""
+    """Verify a body that this key signed for this purpose within `skew` seconds of `now`; returns its nonce.
+
+    Raises EnrollError E203, E115, or `code` for a wrong signature.
+    """
     rest = {k: v for k, v in body.items() if k != "signature"}
     try:
         when, nonce, signature = body["time"], body["nonce"], unb64(body["signature"])
-        if type(when) is not int or not 0 <= when < LATEST:
+        if type(when) is not int or not 0 <= when < MAX_TIME:
             raise ValueError("time is not a number of seconds")
         if not isinstance(nonce, str) or len(nonce) != NONCE_CHARACTERS:
-            raise ValueError(f"nonce is not a text of {NONCE_CHARACTERS} characters")
+            raise ValueError(f"nonce is not a string of {NONCE_CHARACTERS} characters")
         message = canonical(rest)
     except (KeyError, TypeError, ValueError) as error:
         raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
@@ -69,14 +72,14 @@ def check_body(public: bytes, purpose: str, body: Mapping[str, Any], now: float,
 def seal(
     key: ec.EllipticCurvePrivateKey, certificate: bytes, method: str, path: str, body: bytes, now: float
 ) -> dict[str, str]:
-    """Headers for one request; `certificate` is the leaf's DER."""
+    """The headers of a sealed request; `certificate` is the leaf in DER form."""
     when, nonce = int(now), secrets.token_hex(16)
     signature = key.sign(_message(method, path, when, nonce, body), _ECDSA)
     return {CERTIFICATE: b64(certificate), TIME: str(when), NONCE: nonce, SIGNATURE: b64(signature)}
 
 
 def read(headers: Mapping[str, str]) -> Seal:
-    """The seal in a request's headers (lower-case names). Raises EnrollError E115."""
+    """Parse the headers of a sealed request (lower-case names). Raises EnrollError E115."""
     try:
         nonce = headers[NONCE]
         if len(nonce) != NONCE_CHARACTERS or len(headers[CERTIFICATE]) > 8192 or len(headers[TIME]) > 12:
@@ -87,7 +90,10 @@ def read(headers: Mapping[str, str]) -> Seal:
 
 
 def check(given: Seal, public: bytes, method: str, path: str, body: bytes, now: float, skew: float) -> None:
-    """Whether the certificate's key (an uncompressed P-256 point) sealed this request now. Raises E205 or E203."""
+    """Verify that a certificate's key (an uncompressed P-256 point) sealed this request within `skew` seconds of `now`.
+
+    Raises EnrollError E205 or E203.
+    """
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), public)
         key.verify(given.signature, _message(method, path, given.time, given.nonce, body), _ECDSA)
@@ -97,7 +103,7 @@ def check(given: Seal, public: bytes, method: str, path: str, body: bytes, now: 
 
 
 def in_time(when: float, now: float, skew: float) -> None:
-    """Raises EnrollError E203 if two clocks differ by more than `skew` seconds."""
+    """Raises EnrollError E203 if the two times differ by more than `skew` seconds."""
     if abs(now - when) > skew:
         late = int(now - when)
         raise EnrollError(

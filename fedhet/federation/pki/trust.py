@@ -1,13 +1,13 @@
-"""Whom a device trusts: the federation's roots, less the issuing keys that a root has revoked.
+"""A device's trust anchors: the federation's roots, less the issuing keys that a root has revoked.
 
-root.pem      the roots; and each revoked issuing certificate, as one that TLS must reject
-revoked.pem   what says so: the newest list that a root signed, and these certificates
+root.pem      the roots, and each revoked issuing certificate in a form that makes OpenSSL reject it
+revoked.pem   the newest revocation list that a root signed, and the certificates on it
 
-An issuing key that was stolen signs server certificates until its own certificate expires. A root's list ends it
-before: the device learns it with any answer, keeps it, and never takes an older one or believes a certificate again.
-TLS libraries do not ask for the status of intermediate certificates alone, so the list is told to OpenSSL in the file
-that it trusts: a TRUSTED CERTIFICATE with a purpose that is rejected ends every chain that leads through its name and
-key, whatever else is sent. So the list holds for all that is given that file, Flower's own programs too.
+A stolen issuing key can sign server certificates until its own certificate expires. A root's revocation list ends that
+earlier: the device receives it with any answer, stores it, and never accepts an older list or a revoked certificate.
+TLS libraries do not check the status of intermediate certificates by themselves, so the revocations are in the trust
+file: a TRUSTED CERTIFICATE with rejected purposes makes OpenSSL refuse every chain through its name and key, whatever
+else is sent. This applies to every program that is given the file, including Flower's own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trust:
 
     @property
     def file(self) -> Path:
-        """What a TLS client is given."""
+        """The trust file for TLS clients."""
         return self.folder / "root.pem"
 
     def roots(self) -> list[x509.Certificate]:
@@ -48,45 +48,45 @@ class Trust:
         return x509.load_pem_x509_certificates(private_files.read_private(self.file))
 
     def revoked(self) -> list[x509.Certificate]:
-        """The issuing certificates that are not believed any more."""
+        """The revoked issuing certificates."""
         path = self.folder / "revoked.pem"
         return _certificates(private_files.read_private(path)) if path.exists() else []
 
     def write(self, roots: Sequence[x509.Certificate]) -> None:
-        """Trust these roots; what was revoked stays so."""
+        """Trust these roots; revoked certificates stay revoked."""
         content = certificates.text(roots) + b"".join(_rejected(one) for one in self.revoked())
         if not self.file.exists() or self.file.read_bytes() != content:
             private_files.write_file(self.file, content)
 
     def learn(self, text: bytes) -> None:
-        """Take a root's list and its certificates, PEM; an older one than was known changes nothing.
+        """Store a revocation list followed by its certificates, PEM; a list older than the stored one changes nothing.
 
-        Raises EnrollError E311 unless a trusted root signed it and each certificate on it.
+        Raises EnrollError E311 unless a trusted root signed the list and each certificate on it.
         """
         roots = self.roots()
         number, serials = _read(text, roots)
-        shown = {one.serial_number: one for one in _certificates(text)}
-        if serials - set(shown):
+        by_serial = {one.serial_number: one for one in _certificates(text)}
+        if serials - set(by_serial):
             raise EnrollError("E311", "the revocation list comes without its certificates")
-        if not all(any(certificates.issued_by(shown[serial], root) for root in roots) for serial in serials):
-            raise EnrollError("E311", "the revocation list names certificates of others")
+        if not all(any(certificates.issued_by(by_serial[serial], root) for root in roots) for serial in serials):
+            raise EnrollError("E311", "the revocation list names certificates that no trusted root issued")
         path = self.folder / "revoked.pem"
         if number > self._number(roots):
-            kept = [one for one in self.revoked() if one.serial_number not in serials]
+            earlier = [one for one in self.revoked() if one.serial_number not in serials]
             begun = text[: text.index(b"-----END X509 CRL-----")] + b"-----END X509 CRL-----\n"
             private_files.write_file(
-                path, begun + certificates.text([*(shown[serial] for serial in sorted(serials)), *kept])
+                path, begun + certificates.text([*(by_serial[serial] for serial in sorted(serials)), *earlier])
             )
         self.write(roots)  # also if an earlier call was interrupted in between
 
     def check(self, chain: Sequence[x509.Certificate]) -> None:
         """Raises EnrollError E219 if a certificate of a chain, leaf first, is revoked."""
-        gone = {_name_and_key(one) for one in self.revoked()}
-        if any(_name_and_key(one) in gone for one in chain[1:]):
+        revoked_keys = {_name_and_key(one) for one in self.revoked()}
+        if any(_name_and_key(one) in revoked_keys for one in chain[1:]):
             raise EnrollError("E219")
 
     def _number(self, roots: Sequence[x509.Certificate]) -> int:
-        """The number of the list that is known; -1 without one, or if it is of another federation's."""
+        """The number of the stored list; -1 without one, or if no trusted root signed it."""
         path = self.folder / "revoked.pem"
         try:
             return _read(path.read_bytes(), roots)[0] if path.exists() else -1
@@ -117,5 +117,5 @@ def _rejected(certificate: x509.Certificate) -> bytes:
 
 
 def _name_and_key(certificate: x509.Certificate) -> tuple[x509.Name, bytes]:
-    """What makes a certificate the same issuer. Its bytes do not: an ECDSA signature has two forms."""
+    """What identifies an issuer. The certificate's bytes do not: an ECDSA signature has two valid forms."""
     return certificate.subject, certificates.public_bytes(certificate)

@@ -1,4 +1,4 @@
-"""A client's signature over its update, checked by the server's gate: a proxy that ends TLS cannot alter an update.
+"""A client's signature over its update, which the server's gate verifies: a proxy that terminates TLS cannot alter it.
 
     Ed25519 over H(domain, run, node, task, base version, schema hash, SHA-256(payload), weight, metrics)
 
@@ -22,7 +22,7 @@ DOMAIN = "fedhet.update.v1"
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What is signed. `run` and `node` are names, `schema` and `payload` SHA-256 digests of 32 bytes each."""
+    """The signed fields of an update. `schema` and `payload` are SHA-256 digests of 32 bytes each."""
 
     run: str
     node: str
@@ -46,30 +46,31 @@ class Statement:
         return (*head, _float(self.weight), str(len(self.metrics)).encode(), *metrics)
 
 
-def about(
+def statement_of(
     run: str, node: str, job: int, version: int, payload: bytes | memoryview, weight: float,
     metrics: Mapping[str, float],
 ) -> Statement:  # fmt: skip
-    """The statement about an update whose payload is of fedhet.numerics.wire_format: its header is its schema."""
+    """The statement about an update whose payload has the format of fedhet.numerics.wire_format; `schema` is the digest
+    of the payload's header."""
     length = int.from_bytes(payload[:8], "little")
     schema = hashlib.sha256(payload[: 8 + length]).digest()
     return Statement(run, node, job, version, schema, payload_digest(payload), weight, metrics)
 
 
 def payload_digest(payload: bytes | memoryview) -> bytes:
-    """SHA-256 of the bytes that travel."""
+    """SHA-256 of a payload's bytes."""
     return hashlib.sha256(payload).digest()
 
 
 def sign(own: identity.Identity, statement: Statement) -> bytes:
-    """The device's signature of 64 bytes. Raises ValueError for a statement about another node."""
+    """The device's signature, 64 bytes. Raises ValueError for a statement about another node."""
     if statement.node != own.node_id:
         raise ValueError(f"this device is {own.node_id}, the statement is about {statement.node}")
     return own.sign(DOMAIN, *statement.parts())
 
 
 def verify(public: bytes, statement: Statement, signature: bytes) -> bool:
-    """Whether the enrolled key `public` signed this statement, and whether that key is the node it names."""
+    """Whether the enrolled key `public` signed this statement and belongs to the node that it names."""
     if identity.node_id(public) != statement.node:
         return False
     return identity.verify(public, signature, DOMAIN, *statement.parts())
@@ -88,5 +89,5 @@ class Signer:
 
     def __call__(self, update: Update, payload: bytes | memoryview) -> Mapping[str, str]:
         job, node = update.job, self.own.node_id
-        told = about(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
-        return {"node": node, "signature": sign(self.own, told).hex()}
+        statement = statement_of(self.run, node, job.id, job.version, payload, update.weight, update.metrics)
+        return {"node": node, "signature": sign(self.own, statement).hex()}

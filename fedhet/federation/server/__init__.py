@@ -1,2 +1,2 @@
-"""The operator's side: registry, admission, public door, audit log, `fedhet serve` and submitted runs.
+"""The operator's side: registry, admission, public TLS proxy, audit log, `fedhet serve` and submitted runs.
 The certificate authority's keys are in `federation/pki`."""

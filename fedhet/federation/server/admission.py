@@ -1,4 +1,6 @@
-"""What a device may ask of a federation, and the checks before each answer. No network here: bodies in, bodies out."""
+"""Enrolment of devices: an application with a token, polling for approval, and the state that a device is sent.
+
+No network here: each function takes a parsed request body and returns the body of the answer."""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from fedhet.federation.server.registry_writes import Applicant
 
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")
 RETRY_S = 5
-"""How long a device that waits for approval should wait before it asks again."""
+"""Seconds after which a device that waits for approval should poll again; sent to it as `retry_s`."""
 
 
 def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict[str, Any]:
-    """A device shows its token and its keys; it is pending afterwards, or active if the policy says so.
+    """Redeem a token for a device's keys. The client is pending afterwards, or active if the policy approves its class.
 
     Raises EnrollError E101, E102, E104, E106, E107, E110, E111, E114 to E116, E203, E301 to E303.
     """
@@ -35,8 +37,10 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
         )
         if isinstance(row, EnrollError):
             who = {"token": text_field(body, "token", "")[:16], "address": address}
-            registry_check.wait(session, federation.audit, f"device:{applicant.node}", "refused", code=row.code, **who)
-            refusal: EnrollError | None = row  # raised after the commit, so that the wrong try stays counted
+            registry_check.queue_line(
+                session, federation.audit, f"device:{applicant.node}", "refused", code=row.code, **who
+            )
+            refusal: EnrollError | None = row  # raised after the commit, so that the failed attempt stays counted
         else:
             refusal = None
             if row.state == schema.INVITED:
@@ -56,8 +60,8 @@ def enrol(federation: Federation, body: Mapping[str, Any], address: str) -> dict
 def poll(
     federation: Federation, body: Mapping[str, Any], proven: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """A device asks what became of it; `proven` is told its node id once it signed. Raises what `proven` does, or E109,
-    E111, E115, E202, E203, E204, E210, E212."""
+    """The state of an application, asked for by its device. `proven` is called with the node id once the signature is
+    verified. Raises what `proven` raises, and EnrollError E109, E111, E115, E202, E203, E204, E210 or E212."""
     node = text_field(body, "node")
     client = federation.registry.by_node(node)
     if client is None or client.public is None:
@@ -71,33 +75,36 @@ def poll(
 
 
 def client_state(federation: Federation, client: Client) -> dict[str, Any]:
-    """A client's state as told to its device; with the certificate once there is one. Raises E109, E202 or E212."""
+    """A client's state as it is sent to its device, with the certificate once one is issued.
+
+    Raises EnrollError E109, E202 or E212.
+    """
     if client.number in federation.shut_out:
         raise EnrollError("E202", federation.shut_out[client.number])
     if client.state == schema.REVOKED:
         raise EnrollError("E202" if client.serials else "E109", client.reason)
     if client.state == schema.LEFT:
         raise EnrollError("E212")
-    told: dict[str, Any] = {"state": client.state, "name": client.name, "node": client.node, "number": client.number}
-    told |= {
+    answer: dict[str, Any] = {"state": client.state, "name": client.name, "node": client.node, "number": client.number}
+    answer |= {
         "server_time": int(federation.clock()),
         "retry_s": RETRY_S,
         "federation": federation.authority.about.federation,
     }
     if crosses := federation.authority.crosses():
-        told["roots"] = certificates.text([federation.authority.root, *crosses]).decode()
+        answer["roots"] = certificates.text([federation.authority.root, *crosses]).decode()
     if revoked := federation.authority.revoked():
-        told["revoked"] = revoked
+        answer["revoked"] = revoked
     if line := operator_key.line(federation.authority.folder):
-        told["operator"] = operator_key.tell(line)
+        answer["operator"] = operator_key.to_json(line)
     newest = federation.registry.newest(client.number)
-    return {**told, "chain": newest.chain.decode(), "serial": newest.serial} if newest else told
+    return {**answer, "chain": newest.chain.decode(), "serial": newest.serial} if newest else answer
 
 
 def read_application(
     federation: Federation, body: Mapping[str, Any], address: str, skew: float
 ) -> tuple[Applicant, list[str]]:
-    """An application whose signatures, keys and claim hold, and the nonces it used.
+    """Parse an application and verify its signatures, keys and profile; returns it with the nonces it used.
 
     Raises EnrollError E110, E111, E115, E203, E301 or E303.
     """
@@ -106,10 +113,10 @@ def read_application(
         public = unb64(text_field(body, "public"))
         line, csr = text_field(body, "flower_public"), text_field(body, "csr").encode()
         identity.flower_key(line)
-        version = _number(text_field(body, "version"))
+        version = version_numbers(text_field(body, "version"))
     except ValueError as error:
         raise EnrollError("E115", f"{type(error).__name__}: {error}"[:120]) from None
-    if version < _number(federation.policy.min_version):
+    if version < version_numbers(federation.policy.min_version):
         yours = ".".join(map(str, version))
         raise EnrollError("E301", f"yours {yours}, at least {federation.policy.min_version}")
     node = identity.node_id(public)
@@ -129,17 +136,17 @@ def check_memory(federation: Federation, device_class: str, declared: Mapping[st
         raise EnrollError("E302", f"memory {declared.get('memory_bytes', 0)} of {least} bytes")
 
 
-def _number(version: str) -> tuple[int, ...]:
-    """The numbers a version begins with, at most three. Raises ValueError if there is none."""
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, at most three. Raises ValueError if there is none."""
     found = VERSION.match(version)
     if found is None:
-        raise ValueError(f"{version[:40]!r} is no version")
+        raise ValueError(f"{version[:40]!r} is not a version")
     return tuple(int(part) for part in found[0].split("."))
 
 
 def text_field(body: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """A field that is a text. Raises EnrollError E115."""
+    """A string field of a request body. Raises EnrollError E115 if it is missing or of another type."""
     value = body.get(key, default)
     if not isinstance(value, str):
-        raise EnrollError("E115", f"{key} is missing" if value is None else f"{key} is not a text")
+        raise EnrollError("E115", f"{key} is missing" if value is None else f"{key} is not a string")
     return value

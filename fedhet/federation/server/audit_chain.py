@@ -21,18 +21,18 @@ START = "0" * 64
 
 
 ALTERED = "altered"
-"""The action of a line in which the log says that it was found altered."""
+"""The action of a line that records that the log was found altered."""
 
 
 REKEYED = "rekey"
-"""The action of a line from which on the log is proved by a new key."""
+"""The action of a line from which on the log is authenticated by a new key."""
 
 
 KEY_BYTES = 32
 
 
 HEAD = re.compile(r"[0-9a-f]{64}", re.ASCII)
-"""What a line's hash looks like."""
+"""The form of a line's hash: SHA-256 in hexadecimal."""
 
 
 LogLine: TypeAlias = dict[str, Any]
@@ -40,10 +40,10 @@ LogLine: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of a check: lines read, the last hash, and the first bad line (from 1) with what is wrong.
+    """The result of verifying a log: lines read, the last hash, and the first bad line (from 1) with the reason.
 
-    `torn`: bytes of an append that was broken off, for which no answer was given; the next append takes them away.
-    `unproved`: lines at the beginning that the key does not prove, for the log was keyed anew after them.
+    `torn`: bytes of an incomplete last line, left by an interrupted append; the next append removes them. `unproved`:
+    lines at the beginning that the present key does not authenticate, because the log was rekeyed after them.
     """
 
     lines: int
@@ -55,12 +55,12 @@ class Verdict:
 
 
 def number_and_hash(last: LogLine | None) -> tuple[int, str]:
-    """Number and hash of a line, of which there may be none yet."""
+    """Number and hash of the last line; 0 and `START` for an empty log."""
     return (0, START) if last is None else (last["n"], last["hash"])
 
 
 def references(tail: bytes) -> set[str]:
-    """The references of the lines in a tail; its first line may be cut."""
+    """The `ref` fields of the lines in the last bytes of a log, whose first line may be incomplete."""
     found = set()
     for line in tail.splitlines():
         try:
@@ -80,20 +80,20 @@ def head_mac(key: bytes, number: int, hashed: str) -> str:
 
 
 def mark(key: bytes, content: bytes) -> bytes:
-    """What proves that who has the key let something wait to become a line."""
+    """HMAC of a line that waits in the registry: proof that a holder of the key queued it."""
     return hmac.digest(key, b"waits" + content, "sha256")
 
 
 def complete_lines(content: bytes) -> tuple[list[bytes], int]:
-    """The whole lines of a log, and the bytes of a torn one after them."""
+    """The complete lines of a log, and the number of bytes of an incomplete one after them."""
     end = content.rfind(b"\n") + 1
     return content[:end].splitlines(), len(content) - end
 
 
 def last_rekey(lines: list[bytes]) -> int:
-    """The place, from 0, of the last line from which on the log was keyed anew; 0 if it never was."""
+    """Index, from 0, of the last `rekey` line; 0 if the log was never rekeyed."""
     for at in range(len(lines) - 1, 0, -1):
-        if REKEYED.encode() in lines[at]:  # few lines are worth parsing twice
+        if REKEYED.encode() in lines[at]:  # a cheap test: few lines are parsed twice
             try:
                 if json.loads(lines[at])["action"] == REKEYED:
                     return at
@@ -107,19 +107,21 @@ def digest_of(lines: list[bytes]) -> str:
 
 
 def line_fault(line: bytes, number: int, previous: str, key: bytes | None, keyed: bool, *, proved: bool = True) -> str:
-    """What is wrong with a line that is to be `number` and follow `previous`; `keyed`: so was the one before it;
-    `proved`: it was hashed with this key, if with any."""
+    """Why a line is not valid as number `number` after the hash `previous`; "" if it is.
+
+    `keyed`: the line before has a keyed hash. `proved`: `key` is the one that this line was hashed with, if any was.
+    """
     try:
         row = json.loads(line)
         found = row.pop("hash")
         if row["n"] != number:
             return f"it is numbered {row['n']}"
         if row["prev"] != previous:
-            return "it does not follow the line before"
+            return "it does not follow the line before it"
         if "keyed" not in row and keyed:
             return "it is not keyed, and the line before is"
         if "keyed" in row and proved and key is None:
-            return "the key that would prove it is gone"
+            return "the key that authenticates it is gone"
         if "keyed" in row and not proved:
             expected = str(found) if len(bytes.fromhex(found)) == len(START) // 2 else ""
         else:

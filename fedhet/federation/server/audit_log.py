@@ -1,20 +1,19 @@
-"""What was done to the federation, and by whom: an append-only file whose every line holds the hash of the one before.
+"""The audit log: an append-only file of every change to the federation, each line chained to the hash of the one
+before.
 
     hash(n) = HMAC-SHA256(key, digest(domain, hash(n - 1), canonical JSON of line n))
 
-A change anywhere breaks the chain at that line, and without `audit.key` no line can be made that fits. Lines cut off
-the end show against `audit.jsonl.head`, which is written after each line and signed by the same key. An append that
-finds log and head in disagreement says so in a line of its own, which stays. Lines of an earlier version, before the
-first that is keyed, hold the digest alone.
+A changed line breaks the chain there, and without `audit.key` nobody can compute a hash that fits. Lines removed from
+the end are detected by `audit.jsonl.head`, which is written after each line and authenticated with the same key. An
+append that finds log and head in disagreement records that in a line of its own, which stays. Lines of an earlier
+version, before the first keyed line, have an unkeyed digest.
 
-A log whose key is lost is keyed anew by a line (`rekey`) that is hashed with a new key and holds the SHA-256 of all
-bytes before it. The lines before are from then on not proved by a key: they are as they were when that line was
-written, in their order and with heads that follow each other, and what was altered in them until then shows only
-against a head that was kept elsewhere or in the registry.
+If the key is lost, `rekey` appends a line that is hashed with a new key and contains the SHA-256 of all bytes before
+it. The earlier lines are then no longer authenticated by a key: the new line proves their content at that time and
+their order, but an alteration made before it is detected only by a head that is stored elsewhere, or by the registry.
 
-Not covered: who can read or replace the key can write the whole anew, and who puts back earlier copies of the log, its
-head and the registry together shows nothing wrong. For both, keep a head elsewhere and hold the log to it:
-`verify(head=...)`.
+Not covered: an attacker who can read or replace the key can rewrite the log, and one who restores earlier copies of
+log, head and registry together leaves no trace. Against both, store a head elsewhere and compare: `verify(head=...)`.
 """
 
 from __future__ import annotations
@@ -38,27 +37,27 @@ class Audit(AuditFile):
     """The log in a file. Several processes may append: each holds a lock for its lines."""
 
     def append(self, actor: str, action: str, subject: str = "", **detail: Any) -> str:
-        """Add a line and return its hash; it is on the disk when this returns. `detail` must not hold secrets.
+        """Append a line and return its hash; the line is on disk when this returns. `detail` must not contain secrets.
 
-        Raises OSError, and nothing is added then, E310 if the end of the log cannot be read, E320 if it stays locked,
-        E324 if its key is gone or damaged.
-        """
+        Raises OSError (nothing is appended then), and EnrollError E310 if the end of the log cannot be parsed, E320 if
+        it stays locked, E324 if its key is missing or damaged."""
         return self.extend([self.line(actor, action, subject, **detail)])
 
     def line(self, actor: str, action: str, subject: str = "", **detail: Any) -> dict[str, Any]:
-        """A line for `extend`, of now. Its `ref` is its own: it is written once however often it is given."""
-        told = {"time": int(self.clock()), "actor": actor, "action": action, "subject": subject}
-        return {**told, "detail": _plain(detail), "ref": secrets.token_hex(8)}
+        """A line for `extend`, dated now. Its random `ref` makes `extend` idempotent: the line is written once."""
+        fields = {"time": int(self.clock()), "actor": actor, "action": action, "subject": subject}
+        return {**fields, "detail": _without_none(detail), "ref": secrets.token_hex(8)}
 
     def extend(self, lines: Iterable[Mapping[str, Any]]) -> str:
-        """Add lines that are not there yet, in their order; the last hash. Raises what `append` does."""
+        """Append those lines that are not in the log yet, in order; returns the last hash. Raises what `append`
+        raises."""
         with self.locked() as handle:
             last, before, tail = last_lines(handle)
             key = self.key_for(last)
             number, previous = audit_chain.number_and_hash(last)
             fault = self.head_fault(last, before, key)
             if number and not fault and self.read_head()[0] != number:
-                self.write_head(number, previous, key)  # so that it is never behind by more than one
+                self.write_head(number, previous, key)  # the head is never more than one line behind
             refs = audit_chain.references(tail)
             added = [self.line("audit", ALTERED, why=fault)] if fault else []
             for line in [*added, *(line for line in lines if line["ref"] not in refs)]:
@@ -67,7 +66,7 @@ class Audit(AuditFile):
         return previous
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The whole lines as they are, unchecked."""
+        """The complete lines, parsed and not verified."""
         if self.path.exists():
             with self.path.open("rb") as lines:
                 for line in lines:
@@ -75,49 +74,49 @@ class Audit(AuditFile):
                         yield json.loads(line)
 
     def verify(self, head: str = "") -> Verdict:
-        """Check every line and the end. Never raises for a damaged log: the verdict names the first bad line.
+        """Verify every line, and the end against the head. A damaged log does not raise: the verdict names the first
+        bad line.
 
-        `head` is a hash that was noted earlier: a line must have it still. Raises EnrollError E324 if the key is gone
-        or damaged, without which nothing can be said of the log.
-        """
+        `head` is a hash recorded earlier, which some line must still have. Raises EnrollError E324 if the key is
+        missing or damaged, because nothing can be verified without it."""
         if not self.path.exists():
-            return Verdict(0, START, *((1, "the log is gone, its head is there") if self.head_file.exists() else ()))
+            return Verdict(0, START, *((1, "the log is missing, its head is there") if self.head_file.exists() else ()))
         with self.path.open("rb") as file:
             lock(file.fileno(), self.path, shared=True)  # log and head belong together
             lines, torn = audit_chain.complete_lines(file.read())
             key = self.read_key()
             if key is None and any(b'"keyed":true' in line for line in lines):
                 raise self.missing_key()
-            return self._judged(lines, torn, head, key, audit_chain.last_rekey(lines))
+            return self._verdict(lines, torn, head, key, audit_chain.last_rekey(lines))
 
-    def _judged(self, lines: list[bytes], torn: int, head: str, key: bytes | None, anew: int) -> Verdict:
-        """What is to be said of whole lines of which the key proves those from `anew` on (from 0)."""
-        last, before, seen = None, None, not head
+    def _verdict(self, lines: list[bytes], torn: int, head: str, key: bytes | None, rekeyed_at: int) -> Verdict:
+        """The verdict on complete lines, of which `key` authenticates those from index `rekeyed_at` on."""
+        last, before, head_found = None, None, not head
         for at, line in enumerate(lines):
             number, previous = audit_chain.number_and_hash(last)
             after_keyed = last is not None and "keyed" in last
-            why = audit_chain.line_fault(line, number + 1, previous, key, after_keyed, proved=at >= anew)
+            why = audit_chain.line_fault(line, number + 1, previous, key, after_keyed, proved=at >= rekeyed_at)
             if (
                 not why
-                and 0 < at == anew
+                and 0 < at == rekeyed_at
                 and json.loads(line)["detail"].get("before") != audit_chain.digest_of(lines[:at])
             ):
-                why = "what is before it is not what it was when the log was keyed anew here"
+                why = "the lines before it are not those that were there when the log was rekeyed here"
             if why:
-                return Verdict(number, previous, number + 1, why, torn, min(anew, number))
+                return Verdict(number, previous, number + 1, why, torn, min(rekeyed_at, number))
             last, before = json.loads(line), last
-            seen = seen or last["hash"] == head
+            head_found = head_found or last["hash"] == head
         number, previous = audit_chain.number_and_hash(last)
-        why = self.head_fault(last, before, key, signed=anew < len(lines))
-        if not why and not seen:
-            why = "no line has the head that was given: the log was cut or written anew since"
-        return Verdict(number, previous, number + 1 if why else None, why, torn, anew)
+        why = self.head_fault(last, before, key, signed=rekeyed_at < len(lines))
+        if not why and not head_found:
+            why = "no line has the given head: the log was truncated or rewritten since"
+        return Verdict(number, previous, number + 1 if why else None, why, torn, rekeyed_at)
 
-    def unkeyed(self) -> tuple[Verdict, str]:
-        """Of a log whose key is lost: what can be said without it, and what is wrong with the key.
+    def verify_without_key(self) -> tuple[Verdict, str]:
+        """Verify a log whose key is lost, as far as that is possible; returns the verdict and what is wrong with the
+        key.
 
-        Raises EnrollError E319 if the key proves the log's last line, or the log has no line that needs one; and what
-        `append` does.
+        Raises EnrollError E319 if the key authenticates the last line, or no line is keyed; and what `append` raises.
         """
         with self.locked() as handle:
             last = last_lines(handle)[0]
@@ -129,28 +128,30 @@ class Audit(AuditFile):
                 key, why = None, damaged.detail
             else:
                 if last is None or "keyed" not in last:
-                    raise EnrollError("E319", "no line of the log needs a key: the next change makes one")
+                    raise EnrollError("E319", "no line of the log is keyed: the next change makes a key")
                 if key is not None:
                     row = {name: value for name, value in last.items() if name != "hash"}
                     if hmac.compare_digest(audit_chain.line_hash(str(row.get("prev")), row, key), str(last["hash"])):
-                        raise EnrollError("E319", f"{self.key_file} proves the log: nothing is to be keyed anew")
-                    why = f"{self.key_file.name} is another one's"
+                        raise EnrollError(
+                            "E319", f"{self.key_file} authenticates the log: there is no need to rekey it"
+                        )
+                    why = f"{self.key_file.name} does not belong to this log"
             lines, torn = audit_chain.complete_lines(self.path.read_bytes())
-            return self._judged(lines, torn, "", None, len(lines)), why
+            return self._verdict(lines, torn, "", None, len(lines)), why
 
     def rekey(self, key: bytes, actor: str, **detail: Any) -> str:
-        """Key the log anew with so many random bytes as `KEY_BYTES` says; the hash of the line that says so.
+        """Append a `rekey` line hashed with `key` (`KEY_BYTES` random bytes), then store the key; returns the line's
+        hash.
 
-        The key comes last: if this is broken off there is none, and it is to be called again. Raises what `append`
-        does.
+        If this is interrupted the key is not stored, and the call must be repeated. Raises what `append` raises.
         """
         with self.locked() as handle:
             number, previous = audit_chain.number_and_hash(last_lines(handle)[0])
             lines, _ = audit_chain.complete_lines(self.path.read_bytes())
             line = self.line(actor, REKEYED, self.key_file.name, **detail, before=audit_chain.digest_of(lines))
-            told = self.write_line(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
+            hashed = self.write_line(handle, {**line, "n": number + 1, "prev": previous, "keyed": True}, key)
             private_files.write_file(self.key_file, key)
-            return told
+            return hashed
 
     def check(self, head: str = "") -> Verdict:
         """`verify`, raising EnrollError E310 if the log was altered."""
@@ -160,16 +161,16 @@ class Audit(AuditFile):
         return verdict
 
     def sign(self, content: bytes) -> bytes:
-        """The key's mark on something that waits to become a line. Raises E324 if the key is gone or damaged."""
+        """HMAC over a line that waits in the registry. Raises EnrollError E324 if the key is missing or damaged."""
         with self.locked() as handle:
             key = self.key_for(last_lines(handle)[0])
         return audit_chain.mark(key, content)
 
-    def ready(self) -> None:
-        """Before something is done that a line is to tell of afterwards: raises what would keep the line out."""
+    def check_writable(self) -> None:
+        """Raises what `append` would raise; called before a change that is logged afterwards."""
         with self.locked() as handle:
             self.key_for(last_lines(handle)[0])
 
 
-def _plain(detail: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(detail: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in detail.items() if v is not None}

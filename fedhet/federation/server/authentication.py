@@ -16,14 +16,15 @@ from fedhet.federation.server.schema import CertificateRow
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A client that proved who it is by a certificate that holds."""
+    """A client that proved its identity with a valid certificate."""
 
     client: Client
     leaf: Leaf
 
 
 def recognise(federation: Federation, headers: Mapping[str, str]) -> tuple[Client, CertificateRow, Leaf]:
-    """Whose certificate a request shows, not proven by a signature yet. Raises EnrollError E115 or E208."""
+    """The client whose certificate a request carries, before its signature is verified. Raises EnrollError E115 or
+    E208."""
     leaf = federation.authority.read(signed_requests.read(headers).certificate)
     row = federation.registry.certificate(leaf.serial)
     client = federation.registry.by_node(leaf.node)
@@ -36,10 +37,11 @@ def authenticate(
     federation: Federation, headers: Mapping[str, str], method: str, path: str, body: bytes, *, renewing: bool = False,
     proven: Callable[[str], None] = lambda _: None,
 ) -> Caller:  # fmt: skip
-    """Who sealed this request; `proven` is told the node id once the signature is known to hold.
+    """Verify a signed request and return its sender. `proven` is called with the node id once the signature is
+    verified.
 
-    Raises EnrollError E115, E201 to E209 or E212, each of them a test, and what `proven` does.
-    """
+    `renewing` also accepts a certificate that expired within the policy's `grace_days`. Raises EnrollError E115, E201
+    to E209 or E212, and what `proven` raises."""
     given, now, policy = signed_requests.read(headers), federation.clock(), federation.policy
     client, row, leaf = recognise(federation, headers)
     signed_requests.check(given, leaf.public, method, path, body, now, policy.skew_s)
@@ -56,7 +58,10 @@ def authenticate(
 
 
 def may_act(client: Client, shut_out: Mapping[int, str] | None = None) -> None:
-    """Raises EnrollError E105, E202, E206 or E212 unless the client is active, and not shut out."""
+    """Raises EnrollError E105, E202, E206 or E212 unless the client is active and not shut out.
+
+    `shut_out` maps client numbers to reasons (see `Federation.shut_out`).
+    """
     if client.number in (shut_out or {}):
         raise EnrollError("E202", (shut_out or {})[client.number])
     if client.state == schema.ACTIVE:

@@ -16,9 +16,9 @@ from fedhet.federation.server.registry_writes import Applicant
 
 
 def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A new certificate for a new key, asked for with the old one and signed by the identity key.
+    """Issue a certificate for a new TLS key. The request is signed by the identity key.
 
-    Raises EnrollError E110, E111, E203 or E204. Asking again with the same request gives the same certificate.
+    Repeating the same request returns the same certificate. Raises EnrollError E110, E111, E203, E204 or E211.
     """
     client, now = caller.client, federation.clock()
     assert client.public is not None and client.node is not None
@@ -41,11 +41,12 @@ def renew(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> di
 
 
 def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> dict[str, Any]:
-    """New keys of every kind for the same client, asked for with the old ones; the old ones end with the answer.
+    """Replace all keys of a client: identity, SuperNode and TLS. The old certificates are revoked in the same
+    transaction.
 
-    `body` is signed by the old identity key; `proof` is the new one's signature over the old node id and the request. A
-    device whose answer was lost asks by `poll` with its new key. Raises EnrollError E110, E111, E114, E115, E203, E204.
-    """
+    `body` is signed by the old identity key; `proof` is the new key's signature over the old node id and the
+    certificate request. A device that lost the answer polls with its new key. Raises EnrollError E110, E111, E114,
+    E115, E203, E204 or E211."""
     client, now = caller.client, federation.clock()
     assert client.public is not None and client.node is not None
     nonce = signed_requests.check_body(client.public, "rotate", body, now, federation.policy.skew_s, "E111")
@@ -73,7 +74,7 @@ def rotate(federation: Federation, caller: Caller, body: Mapping[str, Any]) -> d
 
 
 def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, Any]:
-    """Replace the declared and measured columns. Raises EnrollError E203, E204 or E303."""
+    """Replace the declared and measured columns of a client's profile. Raises EnrollError E203, E204, E302 or E303."""
     client, now = caller.client, federation.clock()
     assert client.public is not None and client.node is not None
     declared, measured, nonce = client_profiles.check(client.public, client.node, body, now, federation.policy.skew_s)
@@ -84,6 +85,6 @@ def new_profile(federation: Federation, caller: Caller, body: Any) -> dict[str, 
         before, after = int(row.declared.get("examples", 0)), int(declared.get("examples", 0))
         row.declared, row.measured, row.changed = declared, measured, now
         change = {"old": before, "new": after, "approved": row.approved_examples}
-        told = {} if after == before else {"examples": change}
-        federation.note(session, row, f"client:{client.node}", "profile", **told)
+        changes = {} if after == before else {"examples": change}
+        federation.note(session, row, f"client:{client.node}", "profile", **changes)
     return client_state(federation, federation.registry.client(client.node))

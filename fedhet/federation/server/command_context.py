@@ -15,13 +15,11 @@ from fedhet.federation.server.audit_log import Audit
 from fedhet.federation.server.operator import Federation
 
 UNENCRYPTED = """NOT ENCRYPTED: the keys in %s
-  Any program of this account, a backup or a stolen disk gives them away, and who has them lets devices in and
-  poses as this server. To encrypt them: fedhet ca passphrase"""
+  Any program of this account, a backup or a stolen disk can disclose them; whoever has them can admit devices and
+  impersonate this server. To encrypt them: fedhet ca passphrase"""
 
 
-UNPROVED = (
-    "lines 1 to %d are no longer proved by the key: the log was keyed anew in line %d; they are as they were then"
-)
+UNPROVED = "lines 1 to %d are not authenticated by the key: the log was rekeyed in line %d; they are unchanged since"
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from fedhet.federation.server.superlink import SuperLink
 
 @dataclass(frozen=True, slots=True)
 class ConnectedClients:
-    """Who there is: clients that may work, those of them that are online, and how many a method must expect.
+    """Names of the active clients and of those online, and the number of clients that a run must be composed for.
 
-    `expected` is one more than the largest number a client has, for a client's number is its part of the data.
+    `expected` is the largest client number plus one, because a client's number selects its part of the data.
     """
 
     active: tuple[str, ...]
@@ -24,7 +24,7 @@ class ConnectedClients:
 
 
 def connected_clients(home: Path, link: SuperLink) -> ConnectedClients:
-    """Ask the registry and the SuperLink."""
+    """Read the registry, and ask the SuperLink which nodes are online. Raises EnrollError E308."""
     registry = Registry(home / "registry.db")
     try:
         active = registry.clients(schema.ACTIVE)
@@ -36,29 +36,34 @@ def connected_clients(home: Path, link: SuperLink) -> ConnectedClients:
     return ConnectedClients(tuple(c.name for c in active), online, 1 + max(numbers, default=-1))
 
 
-def required_clients(there: ConnectedClients, least: int | None) -> tuple[int, int]:
-    """How many clients the run waits for before it begins, and how many of them must answer. Raises EnrollError E313.
+def required_clients(clients: ConnectedClients, least: int | None) -> tuple[int, int]:
+    """The number of clients that a run waits for, and the number that must have answered when it begins.
 
-    Those that are online may answer or not: the run begins with who does, at least one. A number that was asked for is
-    waited for.
+    Without `least` the run waits for those online and begins with those that answer, at least one; a given number is
+    waited for. Raises EnrollError E313 if too few are enrolled or none is online.
     """
-    if not there.active:
+    if not clients.active:
         raise EnrollError("E313", "no client is enrolled yet: fedhet enroll invite")
-    if not there.online:
-        raise EnrollError("E313", f"none of {_named(there.active)} is")
-    if least is not None and least > len(there.active):
-        raise EnrollError("E313", f"--wait-for {least}, and {len(there.active)} are enrolled: {_named(there.active)}")
-    return (len(there.online), 1) if least is None else (least, least)
+    if not clients.online:
+        raise EnrollError("E313", f"none of {_named(clients.active)} is")
+    if least is not None and least > len(clients.active):
+        raise EnrollError(
+            "E313", f"--wait-for {least}, and {len(clients.active)} are enrolled: {_named(clients.active)}"
+        )
+    return (len(clients.online), 1) if least is None else (least, least)
 
 
-def waiting_notice(needed: int, roster: int, there: ConnectedClients) -> str:
-    """What to say of a method whose rounds open with so many clients, where the run has room for `roster`; empty if
-    enough are enrolled. Raises EnrollError E313 if more could never take part."""
+def waiting_notice(needed: int, roster: int, clients: ConnectedClients) -> str:
+    """A notice for a method whose rounds need `needed` clients, in a run of at most `roster`; "" if enough are
+    enrolled.
+
+    Raises EnrollError E313 if the run can never have that many.
+    """
     if needed > roster:
-        told = f"a round opens with {needed} clients, and this run has room for {roster}"
-        raise EnrollError("E313", f"{told}; raise fleet.clients if others are still to be enrolled")
-    if needed > len(there.active):
-        return f"a round opens with {needed} clients; {len(there.active)} are enrolled: the run waits for the others"
+        text = f"a round opens with {needed} clients, and this run has room for {roster}"
+        raise EnrollError("E313", f"{text}; raise fleet.clients if others are still to be enrolled")
+    if needed > len(clients.active):
+        return f"a round opens with {needed} clients; {len(clients.active)} are enrolled: the run waits for the others"
     return ""
 
 

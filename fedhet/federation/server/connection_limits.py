@@ -1,15 +1,15 @@
-"""Connections before anybody is known on them: how many there may be, and how long each may take to get to its point.
+"""Limits on connections, authenticated or not: how many there may be, and how long each phase of one may take.
 
-Every accepted socket is held by a `Guard`, which makes the TLS handshake itself, so that a handshake counts and ends in
-time as well. It hands the bytes to uvicorn's protocol and limits the times of a connection:
+Every accepted socket belongs to a `Guard`, which performs the TLS handshake itself, so that handshakes are counted and
+time out too. It passes the bytes to uvicorn's protocol and limits each phase:
 
-    handshake ── HANDSHAKE_S ──> silent ── SILENT_S ──> head of a request ── HEAD_S ──> request ── WHOLE_S ──> silent
+    handshake ── HANDSHAKE_S ──> idle ── SILENT_S ──> request head ── HEAD_S ──> request ── REQUEST_S ──> idle
 
-What a body may take is limited where it is read (service.py, proxy.py), a reader that takes nothing by `STALL_S`.
+The time for a body is limited where it is read (http_api.py, tls_proxy.py); a peer that stops reading by `STALL_S`.
 
-One address (an IPv6 /64) has at most `per_address` connections, all together at most `total`. Beyond that the oldest
-idle one makes room: those that never had an answer as a client first, of the address itself or, when all places are
-taken, of the address that has most. What is at work for a client is never put out.
+One address (an IPv6 /64) has at most `per_address` connections, all addresses together `total`. Beyond that the oldest
+idle connection is closed, first one that never carried a client's request: one of the same address or, if `total` is
+reached, one of the address with the most connections. A connection with a client's request in progress is not closed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fedhet.federation.server.peer_addresses import Proxies, bucket
 
 HANDSHAKE_S = 10.0
-"""Seconds for TLS."""
+"""Seconds for the TLS handshake."""
 SILENT_S = 10.0
-"""Seconds within which the first byte of a request has come, after the handshake or after the last answer."""
+"""Seconds from the handshake or the last answer to the first byte of a request."""
 HEAD_S = 10.0
-"""Seconds from the first byte of a request to the last of its head."""
-WHOLE_S = 3600.0
-"""Seconds for a request and its answer, whatever they hold."""
+"""Seconds from the first byte of a request to the end of its head."""
+REQUEST_S = 3600.0
+"""Seconds for a request and its answer."""
 STALL_S = 300.0
-"""Seconds in which a reader takes at least what lies ready for it, some 50 KB."""
+"""Seconds in which a peer must read what is buffered for it, about 50 KB."""
 HEAD_BYTES = 32 << 10
-"""Bytes of a head, or of the trailer of a body."""
+"""Largest head of a request, or trailer of a body, in bytes."""
 CONNECTION = "fedhet.connection"
-"""Where a request's scope has its Guard."""
+"""Key of a request's ASGI scope under which its Guard is stored."""
 
 
 @dataclass
 class Guards:
-    """All connections of one door. `app` is what their requests are handed to."""
+    """All connections of one public TLS proxy. `app` handles their requests."""
 
     app: ASGIApp
     tls: ssl.SSLContext | None
@@ -57,36 +57,36 @@ class Guards:
     _by_peer: dict[tuple[str, int], Guard] = field(default_factory=dict)
 
     def config(self, **given: Any) -> uvicorn.Config:
-        """Settings of a uvicorn server whose connections these are. Its log lines go where all others do."""
-        # asyncio's own loop reads nothing from a connection that is paused as it is made, which uvloop does.
+        """Configuration of the uvicorn server whose connections are limited here. It logs through the root logger."""
+        # A transport that is paused in connection_made reads nothing in asyncio's own loop; in uvloop it does.
         config = uvicorn.Config(
-            self._counted, interface="asgi3", loop="asyncio", ws="none", log_config=None, access_log=False,
+            self._count_requests, interface="asgi3", loop="asyncio", ws="none", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEAD_BYTES, **given,
         )  # fmt: skip
-        # h11 bounds heads, chunk headers and trailers; the faster parser takes them at any length.
+        # h11 limits heads, chunk headers and trailers; httptools accepts them at any length.
         config.http = cast(type[asyncio.Protocol], partial(self._protocol, H11Protocol))
         return config
 
     @property
     def count(self) -> int:
-        """Connections there are, those that still shake hands included."""
+        """Number of open connections, including those in the TLS handshake."""
         return sum(map(len, self._groups.values()))
 
     def admit(self, new: Guard) -> bool:
-        """Enter a connection, putting another out if need be; False if there is no room for it."""
+        """Register a connection, closing another if a limit is reached; False if there is no room for it."""
         group = self._groups.get(new.bucket, {})
-        if len(group) >= self.per_address and new.peer[0] not in self.proxies and not _put_out(group):
+        if len(group) >= self.per_address and new.peer[0] not in self.proxies and not _close_one(group):
             return False
         if self.count >= self.total:
-            crowded = sorted(self._groups.values(), key=len, reverse=True)
-            if not any(_put_out(each) for each in crowded):
+            largest = sorted(self._groups.values(), key=len, reverse=True)
+            if not any(_close_one(each) for each in largest):
                 return False
         self._groups.setdefault(new.bucket, {})[new] = None
         self._by_peer[new.peer] = new
         return True
 
     def forget(self, gone: Guard) -> None:
-        """A connection ended; to say so twice does no harm."""
+        """Remove a closed connection. Safe to call twice."""
         group = self._groups.get(gone.bucket, {})
         group.pop(gone, None)
         if not group:
@@ -94,22 +94,22 @@ class Guards:
         if self._by_peer.get(gone.peer) is gone:
             del self._by_peer[gone.peer]
 
-    def _protocol(self, made: Callable[..., asyncio.Protocol], **given: Any) -> Guard:
-        return Guard(self, partial(made, **given))
+    def _protocol(self, make_protocol: Callable[..., asyncio.Protocol], **given: Any) -> Guard:
+        return Guard(self, partial(make_protocol, **given))
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count_requests(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         peer = scope["client"] or ("", 0)
         guard = self._by_peer.get(tuple(peer))
         forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         scope = {**scope, "client": (self.proxies.client(peer[0], forwarded), peer[1]), CONNECTION: guard}
-        with guard.at_work() if guard is not None else contextlib.nullcontext():
+        with guard.request_in_progress() if guard is not None else contextlib.nullcontext():
             await self.app(scope, receive, send)
 
 
 def proven(scope: Scope) -> None:
-    """Whoever sent this request is an enrolled client: its connection is put out last."""
+    """Mark the connection of a request as an enrolled client's: it is closed last."""
     guard: Guard | None = scope.get(CONNECTION)
     if guard is not None:
         guard.known = True
@@ -118,8 +118,8 @@ def proven(scope: Scope) -> None:
 class Guard(asyncio.Protocol):
     """One connection. `known`: a request on it was that of an enrolled client."""
 
-    def __init__(self, guards: Guards, made: Callable[[], asyncio.Protocol]) -> None:
-        self._guards, self._made = guards, made
+    def __init__(self, guards: Guards, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._guards, self._make_protocol = guards, make_protocol
         self._loop = asyncio.get_running_loop()
         self._inner: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
@@ -142,10 +142,10 @@ class Guard(asyncio.Protocol):
         elif self._guards.tls is None:
             self._open(transport)
         else:
-            transport.pause_reading()  # the first bytes are the handshake's
-            self._task = self._loop.create_task(self._shake_hands(transport, self._guards.tls))
+            transport.pause_reading()  # the first bytes belong to the handshake
+            self._task = self._loop.create_task(self._handshake(transport, self._guards.tls))
 
-    async def _shake_hands(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
+    async def _handshake(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
         try:
             secured = await self._loop.start_tls(
                 raw, self, tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_S, ssl_shutdown_timeout=HANDSHAKE_S
@@ -160,7 +160,7 @@ class Guard(asyncio.Protocol):
 
     def _open(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._inner = self._made()
+        self._inner = self._make_protocol()
         self._inner.connection_made(transport)
         self._limit(SILENT_S)
         for data in self._early:
@@ -168,7 +168,7 @@ class Guard(asyncio.Protocol):
         self._early.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is None:  # between the end of the handshake and its being told
+        if self._inner is None:  # data that arrives before _open has run
             self._early.append(data)
             return
         if not self.requests and not self._in_head:
@@ -189,7 +189,7 @@ class Guard(asyncio.Protocol):
             self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        self._stall = self._loop.call_later(STALL_S, self.put_out)
+        self._stall = self._loop.call_later(STALL_S, self.close)
         if self._inner is not None:
             self._inner.pause_writing()
 
@@ -200,11 +200,11 @@ class Guard(asyncio.Protocol):
             self._inner.resume_writing()
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """The head of a request is whole; it is answered when this ends."""
+    def request_in_progress(self) -> Iterator[None]:
+        """Around handling one request, from the end of its head to the end of its answer."""
         self.requests += 1
         self._in_head = False
-        self._limit(WHOLE_S)
+        self._limit(REQUEST_S)
         try:
             yield
         finally:
@@ -212,8 +212,8 @@ class Guard(asyncio.Protocol):
             if not self.requests:
                 self._limit(SILENT_S)
 
-    def put_out(self) -> None:
-        """End the connection at once."""
+    def close(self) -> None:
+        """Close the connection at once."""
         self._guards.forget(self)
         if self._transport is not None:
             self._transport.abort()
@@ -221,14 +221,17 @@ class Guard(asyncio.Protocol):
     def _limit(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if self._transport is None else self._loop.call_later(seconds, self.put_out)
+        self._timer = None if self._transport is None else self._loop.call_later(seconds, self.close)
 
 
-def _put_out(group: Iterable[Guard]) -> bool:
-    """End the connection of a group that is worth least, the oldest of its kind; False if all are needed."""
-    worth = [(guard.known, bool(guard.requests)) for guard in group]
-    least = min(worth, default=(True, True))
+def _close_one(group: Iterable[Guard]) -> bool:
+    """Close the least important connection of a group, the oldest of its kind; False if a client uses every one.
+
+    Order: unknown and idle, unknown with a request, known and idle.
+    """
+    importance = [(guard.known, bool(guard.requests)) for guard in group]
+    least = min(importance, default=(True, True))
     if least == (True, True):
         return False
-    next(guard for guard, of in zip(list(group), worth, strict=True) if of == least).put_out()
+    next(guard for guard, of in zip(list(group), importance, strict=True) if of == least).close()
     return True

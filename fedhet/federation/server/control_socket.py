@@ -1,7 +1,7 @@
-"""What the operator can tell a running server although nothing can be written: a socket file in its folder.
+"""The control socket of a running server: a Unix socket in the federation's folder, usable when the disk is full.
 
-One line of JSON each way. Whoever may connect may do anything with the federation anyway: the folder is the operator's
-alone, and the peer is asked for its user all the same. So far there is one thing to say: to shut a client out.
+One line of JSON each way; the only request is to shut out a client. The folder is accessible to the operator alone, and
+the peer's user id is checked as well.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from fedhet.flower.socket_files import reachable
 
 log = logging.getLogger("fedhet.federation")
 NAME = "serve.sock"
-PATIENCE_S = 5.0
-"""Seconds one side waits for the other's line."""
-LONGEST = 1 << 16
-"""Bytes of a line."""
+TIMEOUT_S = 5.0
+"""Seconds to wait for the peer's line."""
+MAX_LINE_BYTES = 1 << 16
+"""Bytes of a line, at most."""
 
 
 @dataclass
 class ControlSocket:
-    """Listens in a federation's folder while it is entered, and answers with what `hear` makes of a request."""
+    """Context manager: listens in a federation's folder and answers each request with `handle(request)`."""
 
     home: Path
-    hear: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    handle: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread = field(init=False)
     _socket: socket.socket = field(init=False)
 
     def __enter__(self) -> ControlSocket:
         path = reachable(self._path)
-        self._path.unlink(missing_ok=True)  # of a server that was killed; this one holds the home's lock
+        self._path.unlink(missing_ok=True)  # left by a server that was killed; this one has the folder's lock
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(path)
         self._path.chmod(0o600)
         self._socket.listen(8)
         self._socket.settimeout(0.2)
-        self._thread = threading.Thread(target=self._serve, name="desk")
+        self._thread = threading.Thread(target=self._serve, name="control-socket")
         self._thread.start()
         return self
 
@@ -69,54 +69,55 @@ class ControlSocket:
             except TimeoutError:
                 continue
             with peer:
-                peer.settimeout(PATIENCE_S)
+                peer.settimeout(TIMEOUT_S)
                 try:
                     self._answer(peer)
-                except OSError as error:  # it went away, or said nothing
-                    log.warning("a command broke off: %s", error)
+                except OSError as error:  # the peer closed the connection, or sent nothing in time
+                    log.warning("a request on the control socket failed: %s", error)
 
     def _answer(self, peer: socket.socket) -> None:
         if _user(peer) not in (os.getuid(), 0):
             return
         try:
-            asked = json.loads(_line(peer))
-            told = dict(self.hear(asked if isinstance(asked, dict) else {}))
+            request = json.loads(_line(peer))
+            answer = dict(self.handle(request if isinstance(request, dict) else {}))
         except EnrollError as error:
-            told = {"error": error.to_dict()}
+            answer = {"error": error.to_dict()}
         except ValueError as error:
-            told = {"error": EnrollError("E115", str(error)).to_dict()}
-        peer.sendall(json.dumps(told).encode() + b"\n")
+            answer = {"error": EnrollError("E115", str(error)).to_dict()}
+        peer.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def ask(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the process that serves a federation answers. Raises EnrollError E312 if none does, or its refusal."""
+    """Send a request to the process that serves a federation and return its answer. Raises EnrollError E312 if there is
+    none, and the error that it answers with."""
     try:
-        with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(PATIENCE_S)
-            link.connect(reachable(home.resolve() / NAME))
-            link.sendall(json.dumps(request).encode() + b"\n")
-            told = json.loads(_line(link))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(reachable(home.resolve() / NAME))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(_line(connection))
     except (OSError, ValueError) as error:
         raise EnrollError("E312", str(error)) from None
-    if "error" in told:
-        raise EnrollError.from_dict(told["error"])
-    return dict(told)
+    if "error" in answer:
+        raise EnrollError.from_dict(answer["error"])
+    return dict(answer)
 
 
 def _line(peer: socket.socket) -> bytes:
     data = b""
     while not data.endswith(b"\n"):
         part = peer.recv(4096)
-        if not part or len(data) > LONGEST:
-            raise ValueError("no whole line came")
+        if not part or len(data) > MAX_LINE_BYTES:
+            raise ValueError("the line is incomplete or too long")
         data += part
     return data
 
 
 def _user(peer: socket.socket) -> int:
-    """Whose process is at the other end."""
+    """User id of the process at the other end."""
     if not hasattr(socket, "SO_PEERCRED"):
-        return os.getuid()  # the folder's mode must do
+        return os.getuid()  # the folder's mode is the only check
     size = struct.calcsize("3i")
     _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return int(user)

@@ -1,13 +1,13 @@
 """The enrolment API: `admission` over HTTP, with limits in front of it and the error catalogue behind it.
 
-    GET  /v1/enroll/root   the root certificate, to be compared with a token's hash before anything is said
-    POST /v1/enroll/join   token and keys        POST /v1/enroll/poll     what became of it
-    POST /v1/enroll/renew  a new certificate     POST /v1/enroll/profile  a new claim
+    GET  /v1/enroll/root   the root certificate, which a device compares with its token before it sends anything
+    POST /v1/enroll/join   token and keys        POST /v1/enroll/poll     state of an application
+    POST /v1/enroll/renew  a new certificate     POST /v1/enroll/profile  a new profile
     POST /v1/enroll/rotate new keys of all kinds
-    POST /v1/enroll/leave  goodbye               POST /v1/enroll/whoami   for the doctor
-    GET  /v1/enroll/crl    the revocation list   POST /v1/enroll/speed/N  takes any body, answers N bytes
+    POST /v1/enroll/leave  leave for good        POST /v1/enroll/whoami   the client's state
+    GET  /v1/enroll/crl    the revocation list   POST /v1/enroll/speed/N  accepts any body, answers with N bytes
 
-Every answer has the server's time in a header, so that a wrong clock is named and not guessed.
+Every answer has the server's time in a header, so that a device can report a wrong clock.
 """
 
 from __future__ import annotations
@@ -29,43 +29,45 @@ from fedhet.federation.common.errors import EnrollError, unwritable
 from fedhet.federation.pki import canonical_json, certificates
 from fedhet.federation.server import admission, authentication, client_requests, connection_limits
 from fedhet.federation.server.operator import Federation
-from fedhet.federation.server.rate_limits import Asker, Limits, Places, Window
+from fedhet.federation.server.rate_limits import Asker, Limits, Slots, Window
 
 log = logging.getLogger("fedhet.federation")
 SERVER_TIME = "x-fedhet-server-time"
 BODY_S = 10.0
-"""Seconds a body may take."""
+"""Seconds to receive a body."""
 BLOCK = 1 << 22
-"""Most bytes a measurement of a link sends or fetches at once."""
+"""Largest block of a link measurement, in bytes."""
 BLOCKS_PER_HOUR = 200
-"""Such requests a client may make."""
-LARGE_AT_ONCE = 16
-"""Such requests that are in memory at a time."""
-ASTRAY = {404: "E120", 405: "E121"}
-"""What routing refuses with."""
-LET_RUN_S = 2.0
-"""Seconds for which a body that is refused is read."""
+"""Link measurement requests per client and hour."""
+MAX_LARGE_REQUESTS = 16
+"""Link measurement requests in memory at a time."""
+ROUTING_ERRORS = {404: "E120", 405: "E121"}
+"""Error code by the HTTP status that routing refuses a request with."""
+DRAIN_S = 2.0
+"""Seconds for which a refused body is read and discarded."""
 
 
 def service(federation: Federation) -> FastAPI:
-    """The API for one federation."""
+    """The enrolment API of one federation."""
     app = FastAPI(title="fedhet enrolment", version=fedhet.__version__, docs_url=None, redoc_url=None, openapi_url=None,
                   redirect_slashes=False)  # fmt: skip
-    limits, large = Limits(federation.policy, federation.ticks), Places(LARGE_AT_ONCE)
+    limits, large = Limits(federation.policy, federation.ticks), Slots(MAX_LARGE_REQUESTS)
     blocks = Window(BLOCKS_PER_HOUR, 3600.0)
 
-    async def body_of(request: Request, most: int) -> bytes:
-        if not most:
+    async def body_of(request: Request, max_bytes: int) -> bytes:
+        if not max_bytes:
             return await read_body(request, federation.policy.max_body_bytes)
-        await run_in_threadpool(authentication.recognise, federation, request.headers)  # before much of it is read
+        await run_in_threadpool(
+            authentication.recognise, federation, request.headers
+        )  # the certificate is known before a large body is read
         with large.one():
-            return await read_body(request, most)
+            return await read_body(request, max_bytes)
 
-    async def answered(request: Request, work: Callable[[bytes], Any], by: Asker, most: int = 0) -> Response:
+    async def answered(request: Request, work: Callable[[bytes], Any], by: Asker, max_bytes: int = 0) -> Response:
         try:
             by.begin()
-            done = await run_in_threadpool(work, await body_of(request, most))
-            answer = done if isinstance(done, Response) else JSONResponse(done)
+            result = await run_in_threadpool(work, await body_of(request, max_bytes))
+            answer = result if isinstance(result, Response) else JSONResponse(result)
         except Exception as error:
             refused = error if isinstance(error, EnrollError) else unwritable(error)
             if refused is None:
@@ -74,14 +76,17 @@ def service(federation: Federation) -> FastAPI:
             log.info("%s %s refused: %s", by.client[:12] or by.address, request.url.path, refusal.code)
             answer = JSONResponse(refusal.to_dict(), max(400, refusal.status))
             if not by.client:
-                answer.headers["connection"] = "close"  # the next try costs a handshake
+                answer.headers["connection"] = "close"  # the next attempt costs a handshake
         if by.client:
             connection_limits.proven(request.scope)
         answer.headers.update(_time(federation))
         return answer
 
-    async def sealed(
-        request: Request, answer: Callable[[authentication.Caller, bytes], Any], renewing: bool = False, most: int = 0
+    async def signed_request(
+        request: Request,
+        answer: Callable[[authentication.Caller, bytes], Any],
+        renewing: bool = False,
+        max_bytes: int = 0,
     ) -> Response:
         by = Asker(limits, _address(request), signs=True)
 
@@ -92,40 +97,41 @@ def service(federation: Federation) -> FastAPI:
             )
             return answer(caller, body)
 
-        return await answered(request, work, by, most)
+        return await answered(request, work, by, max_bytes)
 
-    async def open_to_all(request: Request, work: Callable[[bytes], Any], guarded: bool = True) -> Response:
+    async def unsigned_request(request: Request, work: Callable[[bytes], Any], guarded: bool = True) -> Response:
         return await answered(request, work, Asker(limits, _address(request), guarded=guarded))
 
-    async def astray(request: Request, error: Exception) -> Response:
-        """A request that no route takes, here or at the door: an attempt of its address that failed."""
+    async def unroutable(request: Request, error: Exception) -> Response:
+        """Answer a request that matches no route, here or in the TLS proxy, and count it as a failed attempt of its
+        address."""
         asked = f"{request.method} {request.url.path}"[:120]
         if isinstance(error, RequestValidationError):
             refusal = EnrollError("E115", f"{asked} does not have the form of a request")
         else:
             assert isinstance(error, HTTPException)
-            refusal = EnrollError(ASTRAY.get(error.status_code, "E115"), asked)
+            refusal = EnrollError(ROUTING_ERRORS.get(error.status_code, "E115"), asked)
 
         def refuse(_: bytes) -> Any:
             raise refusal
 
-        return await open_to_all(request, refuse)
+        return await unsigned_request(request, refuse)
 
-    app.add_exception_handler(HTTPException, astray)
-    app.add_exception_handler(RequestValidationError, astray)
-    app.state.astray = astray
+    app.add_exception_handler(HTTPException, unroutable)
+    app.add_exception_handler(RequestValidationError, unroutable)
+    app.state.unroutable = unroutable
 
     @app.get("/v1/enroll/root")
     async def root(request: Request) -> Response:
         root, *earlier = federation.authority.roots()
         pem, old = certificates.text([root]).decode(), [certificates.text([one]).decode() for one in earlier]
-        told = {"root": pem, "earlier": old, "version": fedhet.__version__}
-        return await open_to_all(request, lambda _: told, guarded=False)
+        root_answer = {"root": pem, "earlier": old, "version": fedhet.__version__}
+        return await unsigned_request(request, lambda _: root_answer, guarded=False)
 
     @app.post("/v1/enroll/join")
     async def join(request: Request) -> Response:
         address = _address(request)
-        return await open_to_all(request, lambda body: admission.enrol(federation, plain_object(body), address))
+        return await unsigned_request(request, lambda body: admission.enrol(federation, plain_object(body), address))
 
     @app.post("/v1/enroll/poll")
     async def poll(request: Request) -> Response:
@@ -134,29 +140,29 @@ def service(federation: Federation) -> FastAPI:
 
     @app.post("/v1/enroll/renew")
     async def renew(request: Request) -> Response:
-        return await sealed(
+        return await signed_request(
             request, lambda caller, body: client_requests.renew(federation, caller, plain_object(body)), renewing=True
         )
 
     @app.post("/v1/enroll/rotate")
     async def rotate(request: Request) -> Response:
-        return await sealed(
+        return await signed_request(
             request, lambda caller, body: client_requests.rotate(federation, caller, plain_object(body))
         )
 
     @app.post("/v1/enroll/profile")
     async def profile(request: Request) -> Response:
-        return await sealed(
+        return await signed_request(
             request, lambda caller, body: client_requests.new_profile(federation, caller, plain_object(body))
         )
 
     @app.post("/v1/enroll/leave")
     async def leave(request: Request) -> Response:
-        return await sealed(request, lambda caller, _: {"state": federation.leave(caller.client).state})
+        return await signed_request(request, lambda caller, _: {"state": federation.leave(caller.client).state})
 
     @app.post("/v1/enroll/whoami")
     async def whoami(request: Request) -> Response:
-        return await sealed(request, lambda caller, _: admission.client_state(federation, caller.client))
+        return await signed_request(request, lambda caller, _: admission.client_state(federation, caller.client))
 
     @app.post("/v1/enroll/speed/{size}")
     async def speed(request: Request, size: int) -> Response:
@@ -166,51 +172,51 @@ def service(federation: Federation) -> FastAPI:
                 raise EnrollError("E113", f"at most {BLOCK} bytes")
             return Response(bytes(size), media_type="application/octet-stream")
 
-        return await sealed(request, block, most=BLOCK)
+        return await signed_request(request, block, max_bytes=BLOCK)
 
     @app.get("/v1/enroll/crl")
     async def crl(request: Request) -> Response:
-        return await open_to_all(request, lambda _: {"crl": federation.crl().decode()}, guarded=False)
+        return await unsigned_request(request, lambda _: {"crl": federation.crl().decode()}, guarded=False)
 
     return app
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """A request's body, refused before it is read if it says that it is too large, and while it is read if it is.
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a request's body of at most `max_bytes` bytes; a larger Content-Length is refused before reading.
 
-    Raises EnrollError E113.
+    Raises EnrollError E113 if it is larger, E115 if it takes more than `BODY_S`.
     """
     length = request.headers.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()) or int(length) > most:
-        await _let_run(request, 2 * most)
-        raise EnrollError("E113", f"{length[:20]} bytes, at most {most}")
+    if not (length.isascii() and length.isdigit()) or int(length) > max_bytes:
+        await _drain(request, 2 * max_bytes)
+        raise EnrollError("E113", f"{length[:20]} bytes, at most {max_bytes}")
     parts, size = [], 0
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
                 size += len(part)
-                if size > most:
-                    raise EnrollError("E113", f"more than {most} bytes")
+                if size > max_bytes:
+                    raise EnrollError("E113", f"more than {max_bytes} bytes")
                 parts.append(part)
     except TimeoutError:
         raise EnrollError("E115", f"the body took more than {BODY_S:g} s") from None
     return b"".join(parts)
 
 
-async def _let_run(request: Request, most: int) -> None:
-    """Read a body that is refused, as far as it is not much too large: a connection that is closed on bytes nobody read
-    is reset, and the refusal may be lost with it."""
+async def _drain(request: Request, max_bytes: int) -> None:
+    """Read and discard a refused body of at most `max_bytes` bytes: closing a connection with unread data resets it,
+    and the peer may then lose the answer."""
     size = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LET_RUN_S):
+        async with asyncio.timeout(DRAIN_S):
             async for part in request.stream():
                 size += len(part)
-                if size > most:
+                if size > max_bytes:
                     return
 
 
 def plain_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises EnrollError E115."""
+    """Parse a body as a JSON object. Raises EnrollError E115."""
     try:
         value = canonical_json.parse(body)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The federation as a running ServerApp sees it: who may take part now, with which key and profile; what it observed.
+"""The federation as a running ServerApp sees it: the active clients with their keys and profiles.
 
-Asked anew whenever it matters, and read anew whenever the registry's file has changed: a client that was revoked a
-second ago is not among the members, so its updates that are not yet decided can be left out.
+The registry is read again whenever its file has changed, so a client that was revoked a second ago is not among the
+members, and its pending updates can be dropped.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from fedhet.population.profile import Profile
 from fedhet.types import ClientId
 
 SMOOTHING = 0.3
-"""The share of the newest observation in the running mean."""
+"""Weight of the newest observation in the exponential moving average of seconds per step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An active client: node id and identity key, the SuperLink's id of its node, and what a schedule is told.
+    """An active client: node id, identity key, the SuperLink's id of its node, and the profile that a schedule gets.
 
-    `expires` is when its newest certificate does, in seconds since 1970. `claims` is how many examples it declares,
-    `examples` how many of them count because an operator approved them; 0 if it declares none.
-    """
+    `expires` is the expiry of its newest certificate, in seconds since 1970. `declared_examples` is the number of
+    examples that it declares, `examples` how many of them an operator approved; 0 if it declares none."""
 
     client: ClientId
     name: str
@@ -41,15 +40,15 @@ class Member:
     profile: Profile | None
     expires: float = float("inf")
     examples: int = 0
-    claims: int = 0
+    declared_examples: int = 0
 
 
 class Members:
-    """Reads a federation's registry, and writes the observed column. Close it when the run is over."""
+    """Reads a federation's registry and writes its observed column. Close it at the end of the run."""
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         if not (home / "registry.db").is_file():
-            raise EnrollError("E306", f"{home} holds no federation")
+            raise EnrollError("E306", f"{home} contains no federation")
         self.clock = clock
         self._registry = Registry(home / "registry.db")
         self._file = sqlite3.connect(home / "registry.db", timeout=30.0)
@@ -59,7 +58,7 @@ class Members:
 
     @classmethod
     def here(cls) -> Members | None:
-        """The federation that `fedhet serve` put around this process; None outside of one."""
+        """The federation whose `fedhet serve` started this process (FEDHET_HOME); None outside of one."""
         home = os.environ.get("FEDHET_HOME", "")
         return cls(Path(home)) if home else None
 
@@ -69,26 +68,26 @@ class Members:
         self._registry.close()
 
     def now(self) -> Mapping[ClientId, Member]:
-        """The clients that may take part at this moment."""
+        """The clients that are active now."""
         self._read()
         return self._members
 
     def nodes(self) -> dict[int, ClientId]:
-        """Whose the SuperLink's nodes are; the registry says it, whatever a node says of itself."""
+        """Client by SuperLink node id, from the registry; what a node declares itself is not used."""
         return {m.flower_node: m.client for m in self.now().values() if m.flower_node is not None}
 
-    def claims(self, client: ClientId) -> float:
-        """How many examples a client that may take part declares now, approved or not; 0 for others."""
+    def declared_examples(self, client: ClientId) -> float:
+        """Number of examples that an active client declares, approved or not; 0 for other clients."""
         member = self.now().get(client)
-        return 0.0 if member is None else float(member.claims)
+        return 0.0 if member is None else float(member.declared_examples)
 
     def state(self, client: ClientId) -> str:
-        """A client's state in one word; "unknown" for one that never enrolled."""
+        """A client's registry state; "unknown" for one that never enrolled."""
         self._read()
         return self._states.get(client, "unknown")
 
     def check(self, client: ClientId, statement: Statement, signature: bytes) -> None:
-        """Raises EnrollError E202 or E201 if the client may not take part now, E205 unless it signed the statement."""
+        """Raises EnrollError E202 or E201 if the client is not active now, E205 unless it signed the statement."""
         member = self.now().get(client)
         if member is None:
             raise EnrollError("E202", f"client {client} is {self.state(client)}")
@@ -98,10 +97,10 @@ class Members:
             raise EnrollError("E205", f"client {client}")
 
     def observe(self, client: ClientId, sec_per_step: float) -> float | None:
-        """Take one observed speed into the client's running mean, which is returned.
+        """Add one observation in seconds per step to the client's moving average, and return the average.
 
-        None, and nothing written, for one that is no member any more: an operator may revoke a client between two
-        looks of the server, and its speed matters to nobody then. Raises ValueError for a speed that is none.
+        For a client that is neither active nor suspended, for example one revoked a moment ago, nothing is written and
+        None is returned. Raises ValueError unless `sec_per_step` is positive and finite.
         """
         if not 0 < sec_per_step < float("inf"):
             raise ValueError(f"sec_per_step={sec_per_step} must be a positive number of seconds")

@@ -1,4 +1,4 @@
-"""What an operator does with a federation: found it, invite, approve, reject, suspend, resume, revoke.
+"""What an operator does with a federation: create it, invite, approve, reject, suspend, resume and revoke clients.
 
 <folder>/ca/  policy.yaml  registry.db  audit.jsonl  flower/
 """
@@ -35,7 +35,7 @@ log = logging.getLogger("fedhet.federation")
 
 
 def me() -> str:
-    """Who is at the keyboard, for the audit log; an account without a name, as a container may have, by its number."""
+    """The user who runs the command, for the audit log: the account's name, or its number where it has no name."""
     try:
         return f"operator:{getpass.getuser()}"
     except (KeyError, OSError):
@@ -44,11 +44,10 @@ def me() -> str:
 
 @dataclass
 class Federation:
-    """A federation in its folder of mode 0700. Every verb is one transaction with one audit line.
+    """A federation in its folder of mode 0700. Every change is one transaction with one audit line.
 
-    `clock` is the time of day: what certificates, tokens and signed requests are held against, and what is written
-    down. `ticks` is a clock that nobody sets: how long ago something was, in this process.
-    """
+    `clock` is the time of day, in seconds since 1970, for certificates, tokens, signed requests and records. `ticks` is
+    a monotonic clock, for durations within this process."""
 
     folder: Path
     clock: Callable[[], float] = time.time
@@ -59,7 +58,7 @@ class Federation:
     audit: Audit = field(init=False)
 
     shut_out: dict[int, str] = field(default_factory=dict)
-    """Clients that a server shuts out although the registry could not be written yet: number to reason."""
+    """Clients that this process refuses although the registry cannot be written yet: reason by client number."""
 
     def __post_init__(self) -> None:
         self.authority = Authority.load(self.folder / "ca")
@@ -73,9 +72,9 @@ class Federation:
         root: Path | None = None, signer: Sequence[str] = (), clock: Callable[[], float] = time.time,
         policy: Policy | None = None,
     ) -> Federation:  # fmt: skip
-        """Found a federation that devices reach at "host:port"; `hosts` are further names of the server.
+        """Create a federation that devices reach at "host:port"; `hosts` are further names of the server.
 
-        Raises EnrollError E319 for another endpoint, and what `check_new` raises.
+        Raises EnrollError E319 for a malformed endpoint, and what `ca_requirements.check_new` raises.
         """
         try:
             host, _ = network_port.endpoint(endpoint)
@@ -88,11 +87,11 @@ class Federation:
             authority = Authority.create(
                 folder / "ca", federation, endpoint, names, clock(), passphrase=passphrase, root=root, command=signer
             )
-        made = cls(folder, clock)
-        made.authority = authority  # its lock is open
-        operator_key.ensure(made.authority)
-        made.audit.append(me(), "found", federation, endpoint=endpoint, root=made.authority.fingerprint)
-        return made
+        created = cls(folder, clock)
+        created.authority = authority  # its keys are decrypted already
+        operator_key.ensure(created.authority)
+        created.audit.append(me(), "found", federation, endpoint=endpoint, root=created.authority.fingerprint)
+        return created
 
     def close(self) -> None:
         """Release the registry's file."""
@@ -100,9 +99,9 @@ class Federation:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A change of the registry together with the lines that `note` adds to the audit log: both or neither.
+        """A registry transaction whose `note` calls also add lines to the audit log: both are stored, or neither.
 
-        Lines that cannot be written to the log wait in the registry, and are told of in the error log.
+        Lines that cannot be appended to the log now wait in the registry, and the cause is logged as an error.
         """
         with self.registry.transaction() as session:
             yield session
@@ -110,17 +109,20 @@ class Federation:
             with self.registry.transaction() as session:
                 registry_check.settle(session, self.audit)
         except (OSError, EnrollError) as error:
-            log.error("what was done waits in the registry to be written to the audit log: %s", error)
+            log.error("the audit log cannot be written; its lines wait in the registry: %s", error)
 
     def note(self, session: Session, row: ClientRow, actor: str, action: str, **detail: Any) -> None:
-        """A line of the audit log about a client that this transaction has changed."""
+        """Add a line about a client that this transaction changes to the audit log."""
         registry_check.note(session, self.audit, row, actor or me(), action, **detail)
 
     def invite(
         self, name: str = "", device_class: str = "edge", *, hours: float | None = None,
         labels: Mapping[str, str] | None = None, actor: str = "",
     ) -> tuple[str, Token]:  # fmt: skip
-        """A client's name and the token that lets one device become it. Raises EnrollError E104 or E319."""
+        """Create a client and a token with which one device can enrol as it; returns the client's name and the token.
+
+        Raises EnrollError E104, E117, E118, E211 or E319.
+        """
         if device_class not in self.policy.client_days:
             raise EnrollError("E319", f"there is no class {device_class!r}: {sorted(self.policy.client_days)}")
         token = Token.new(self.authority.about.endpoint, self.authority.fingerprint)
@@ -136,12 +138,15 @@ class Federation:
         return name, token
 
     def approve(self, name: str, actor: str = "") -> Client:
-        """Let a pending device in: it gets its certificate when it asks next. Raises E210, E211 or E309."""
+        """Approve a pending device, which gets its certificate when it polls next. Raises EnrollError E210, E211 or
+        E309."""
         client = self.registry.client(name)
         if client.state != schema.PENDING or client.csr is None or client.node is None:
             raise EnrollError("E211", f"{client.name} is {client.state}, not pending")
         days, now = self.policy.client_days[client.device_class], self.clock()
-        chain, leaf = self.authority.issue(client.csr, client.node, days, now)  # outside the lock: a signer may be slow
+        chain, leaf = self.authority.issue(
+            client.csr, client.node, days, now
+        )  # outside the transaction: a signer may be slow
         with self.transaction() as session:
             row = registry_writes.by_name(session, client.node)
             registry_writes.move(row, schema.ACTIVE, now, of=(schema.PENDING,))
@@ -151,14 +156,18 @@ class Federation:
         return self.registry.client(client.node)
 
     def weigh(self, name: str, examples: int | None = None, actor: str = "") -> Client:
-        """Approve how many examples a client may count with: what it declares now, or another number. Raises E210, E211
-        or E319."""
+        """Approve the number of examples that a client is weighted with: `examples`, or what it declares now.
+
+        Raises EnrollError E210, E211 or E319.
+        """
         if examples is not None and examples < 0:
             raise EnrollError("E319", f"--examples {examples} must not be negative")
         with self.transaction() as session:
             row = registry_writes.by_name(session, name)
             if row.state not in (schema.ACTIVE, schema.SUSPENDED):
-                raise EnrollError("E211", f"{row.name} is {row.state}: what it declares is approved with it")
+                raise EnrollError(
+                    "E211", f"{row.name} is {row.state}: its examples are approved together with the client"
+                )
             old, declared = row.approved_examples, int(row.declared.get("examples", 0))
             row.approved_examples, row.changed = declared if examples is None else examples, self.clock()
             self.note(
@@ -168,24 +177,27 @@ class Federation:
         return next(c for c in self.registry.clients() if c.number == number)
 
     def reject(self, name: str, reason: str, actor: str = "") -> Client:
-        """Refuse a pending or invited device. Raises E210 or E211."""
+        """Reject a pending or invited device. Raises EnrollError E210 or E211."""
         return self._change(name, schema.REVOKED, "reject", reason, actor, of=(schema.PENDING, schema.INVITED))
 
     def suspend(self, name: str, reason: str = "", actor: str = "") -> Client:
-        """Shut a client out until it is resumed. Raises E210 or E211."""
+        """Suspend a client until it is resumed. Raises EnrollError E210 or E211."""
         return self._change(name, schema.SUSPENDED, "suspend", reason, actor)
 
     def resume(self, name: str, actor: str = "") -> Client:
-        """Let a suspended client in again. Raises E210 or E211."""
+        """Make a suspended client active again. Raises EnrollError E210 or E211."""
         return self._change(name, schema.ACTIVE, "resume", "", actor, of=(schema.SUSPENDED,))
 
     def revoke(self, name: str, reason: str, actor: str = "") -> Client:
-        """End a client for good, at its next message: its certificates go on the deny list. Raises E210 or E211."""
+        """Revoke a client for good, effective at its next message, and all its certificates. Raises EnrollError E210 or
+        E211."""
         return self._change(name, schema.REVOKED, "revoke", reason, actor)
 
     def shut(self, name: str, reason: str) -> Client:
-        """Shut a client out of this process at once, and for good as soon as `settle` can write it down. Raises E210,
-        or E211 if it is out already."""
+        """Refuse a client in this process at once; `settle` revokes it as soon as the registry can be written.
+
+        Raises EnrollError E210, or E211 if it is revoked or left already.
+        """
         client = self.registry.client(name)
         if client.state not in schema.LIVING:
             raise EnrollError("E211", f"{client.name} is {client.state}")
@@ -193,7 +205,7 @@ class Federation:
         return client
 
     def settle(self) -> list[str]:
-        """Revoke in the registry who was shut out; their names. Raises what keeps it from being written."""
+        """Revoke the clients that were shut out, and return their names. Raises OSError and the registry's errors."""
         done, shut = [], dict(self.shut_out)  # more may be shut out meanwhile
         for client in self.registry.clients(*schema.LIVING) if shut else []:
             if client.number in shut:
@@ -204,12 +216,12 @@ class Federation:
         return done
 
     def leave(self, client: Client) -> Client:
-        """A client goes of its own accord."""
+        """Record that a client leaves the federation itself."""
         assert client.node is not None
         return self._change(client.node, schema.LEFT, "leave", "left by itself", f"client:{client.node}")
 
     def crl(self) -> bytes:
-        """The deny list as a signed revocation list, PEM."""
+        """The signed certificate revocation list, PEM."""
         return self.authority.crl(self.registry.denied(self.clock()), self.clock())
 
     def _change(

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, and for whom a proxy speaks. Addresses are texts as a socket tells them."""
+"""The peer of a connection, and the client behind a trusted proxy. Addresses are strings, as sockets report them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from fedhet.federation.common.errors import EnrollError
 
 Address = IPv4Address | IPv6Address
-SUBSCRIBER = 64
-"""Bits of an IPv6 address that its owner does not choose: one subscriber is a whole network of this prefix."""
-MOST_HOPS = 16
-"""Entries of a forwarding header that are read, from the right."""
+IPV6_SUBSCRIBER_BITS = 64
+"""Prefix length of an IPv6 network that counts as one subscriber, who chooses the remaining bits."""
+MAX_HOPS = 16
+"""Entries of X-Forwarded-For that are read, from the right."""
 
 
 def bucket(host: str) -> str:
-    """What limits count an address as: IPv4 by itself, IPv6 by its /64 network, anything else as one stranger."""
+    """The key under which limits count an address: IPv4 itself, IPv6 by its /64 network, anything else "?"."""
     address = _address(host)
     if address is None:
         return "?"
     if isinstance(address, IPv6Address):
-        return str(IPv6Network((address.packed, SUBSCRIBER), strict=False))
+        return str(IPv6Network((address.packed, IPV6_SUBSCRIBER_BITS), strict=False))
     return str(address)
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies whose `X-Forwarded-For` is believed; by default none."""
+    """The proxies whose `X-Forwarded-For` is trusted; none by default."""
 
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Proxies:
-        """Addresses and networks as an operator writes them. Raises EnrollError E319."""
+        """Parse addresses and networks in CIDR notation. Raises EnrollError E319."""
         found = []
         for text in texts:
             try:
@@ -47,23 +47,24 @@ class Proxies:
         return address is not None and any(address in network for network in self.networks)
 
     def client(self, peer: str, forwarded: Iterable[str]) -> str:
-        """The address to which a request belongs: of the hops that trusted proxies named, the last that is not theirs.
+        """The address that a request comes from: the rightmost hop that is not a trusted proxy.
 
-        `forwarded` holds the values of the header in order. What is no address ends the search: the hop that named it
-        is the last one that can be believed.
+        `forwarded` are the values of the header in order. An entry that is not an address ends the search: the hop that
+        added it is the answer.
         """
-        believed = peer
+        address_so_far = peer
         hops = [hop for value in forwarded for hop in value.split(",")]
-        for hop in reversed(hops[-MOST_HOPS:]):
+        for hop in reversed(hops[-MAX_HOPS:]):
             address = _address(_without_port(hop.strip()))
-            if believed not in self or address is None:
+            if address_so_far not in self or address is None:
                 break
-            believed = str(address)
-        return believed
+            address_so_far = str(address)
+        return address_so_far
 
 
 def _address(text: str) -> Address | None:
-    """An address without its zone; an IPv4 address in IPv6 clothes is the IPv4 address."""
+    """Parse an address without its zone; an IPv4-mapped IPv6 address becomes the IPv4 address. None if it is
+    malformed."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:

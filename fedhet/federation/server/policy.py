@@ -1,4 +1,4 @@
-"""What the operator decided about enrolment: lifetimes, who needs approval, what a class of device must bring."""
+"""The operator's enrolment policy: lifetimes, which device classes need approval, minimum memory, limits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from fedhet.federation.common.errors import EnrollError
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Kept in `policy.yaml`. Days and seconds are in the names.
+    """Stored in `policy.yaml`. The names contain the units.
 
-    `client_days` has one entry a class of device, and only these classes exist. A certificate that expired less than
-    `grace_days` ago may renew itself and do nothing else. `auto_approve` names the classes that need no operator. One
-    owner has at most `most_per_owner` clients: whoever is behind them, no more of them can agree on something. A node
-    may send `messages_per_minute` through the door. `failures_per_hour` and `requests_per_minute` hold for an address
-    that has not shown who it is, and for every enrolled client by itself. One address may hold
-    `connections_per_address`, all together `connections`: idle ones make room for new ones.
-    """
+    `client_days` has one entry per device class; no other classes exist. A certificate that expired less than
+    `grace_days` ago can be renewed and used for nothing else. Classes in `auto_approve` need no operator. One owner has
+    at most `most_per_owner` clients, which bounds how many of them can collude. A node may send `messages_per_minute`
+    through the TLS proxy. `failures_per_hour` and `requests_per_minute` apply to each unauthenticated address and to
+    each enrolled client. One address may have `connections_per_address`, all together `connections`; idle connections
+    are closed for new ones."""
 
     client_days: Mapping[str, float] = field(default_factory=lambda: {"edge": 7.0, "silo": 30.0})
     grace_days: float = 7.0
@@ -44,8 +43,8 @@ class Policy:
 
     def __post_init__(self) -> None:
         counts = ("failures_per_hour", "requests_per_minute", "most_clients", "most_per_owner", "messages_per_minute")
-        places = ("connections_per_address", "connections")
-        for name in ("grace_days", "token_hours", "skew_s", "order_days", *counts, *places):
+        connection_limits = ("connections_per_address", "connections")
+        for name in ("grace_days", "token_hours", "skew_s", "order_days", *counts, *connection_limits):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if not self.min_version[:1].isdecimal():
@@ -62,12 +61,13 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path) -> Policy:
-        """Read a policy file. Raises EnrollError E306 for an unknown key or a value that makes no sense."""
+        """Read a policy file. Raises EnrollError E306 for an unknown key or an invalid value, E324 for a damaged
+        file."""
         if not path.exists():
             raise EnrollError("E306", f"{path} is missing: run fedhet ca init")
         with private_files.sound(path):
             if not path.read_text().strip():
-                raise ValueError("it is empty")  # and not a policy of all defaults
+                raise ValueError("it is empty")  # an empty file is damaged, not a policy of defaults
             given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         known = {f.name for f in fields(cls)}
         if not isinstance(given, dict) or not set(given) <= known:
@@ -79,6 +79,6 @@ class Policy:
             raise EnrollError("E306", f"{path}: {error}") from None
 
     def save(self, path: Path) -> None:
-        """Write the file, every key spelled out."""
+        """Write the file with every key."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         private_files.write_file(path, OmegaConf.to_yaml(OmegaConf.create(values)))

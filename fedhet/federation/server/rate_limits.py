@@ -1,7 +1,7 @@
-"""How often somebody may ask, and how often fail: counted in memory, a few bytes for each of a bounded number.
+"""Rate limits on requests and on failed attempts, counted in memory for a bounded number of keys.
 
-Addresses and enrolled clients are counted in windows of their own, so strangers can neither use up what a client behind
-the same address may do nor push its count out of the table.
+Addresses and enrolled clients have separate windows, so unauthenticated requests can neither use up the limit of a
+client behind the same address nor evict its count.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fedhet.federation.server.policy import Policy
 FAILURES = frozenset(
     {
         *("E102", "E106", "E107", "E111", "E205", "E208", "E210"),  # guesses
-        *("E110", "E113", "E115", "E117", "E119", "E120", "E121", "E303"),  # what no device of ours sends
+        *("E110", "E113", "E115", "E117", "E119", "E120", "E121", "E303"),  # requests that fedhet never sends
     }
 )
 """Refusals that count as failed attempts."""
-REMEMBERED = 10_000
-"""Entries of one window; the longest silent one is forgotten first."""
+MAX_KEYS = 10_000
+"""Keys in one window, at most; the one with the oldest event is evicted first."""
 
 
 @dataclass
 class Window:
-    """At most `most` events of one key within `seconds`, counted from its first event on."""
+    """At most `most` events per key within `seconds` of its first event (a fixed window)."""
 
     most: int
     seconds: float
@@ -50,7 +50,7 @@ class Window:
             begun, count = self._current(key, now)
             self._seen[key] = begun, count + 1
             self._seen.move_to_end(key)
-            if len(self._seen) > REMEMBERED:
+            if len(self._seen) > MAX_KEYS:
                 self._seen.popitem(last=False)
 
     def take(self, key: str, now: float) -> None:
@@ -59,13 +59,13 @@ class Window:
         self.add(key, now)
 
     def _current(self, key: str, now: float) -> tuple[float, int]:
-        """When the window of a key began, and its events since; a clock that was set back begins a new one."""
+        """Start of a key's window and the events in it. A clock that was set back starts a new window."""
         begun, count = self._seen.get(key, (now, 0))
         return (begun, count) if 0 <= now - begun < self.seconds else (now, 0)
 
 
 class Limits:
-    """How often addresses that have not shown who they are may ask and fail, and enrolled clients each by itself."""
+    """The limits on requests and failures: per unauthenticated address, and per enrolled client."""
 
     def __init__(self, policy: Policy, ticks: Callable[[], float]) -> None:
         self._ticks = ticks
@@ -73,23 +73,24 @@ class Limits:
         self._failed = Window(policy.failures_per_hour, 3600.0), Window(policy.failures_per_hour, 3600.0)
 
     def ask(self, who: str, client: bool, guarded: bool = True) -> None:
-        """Count a request; with `guarded` only of one who has not failed too often. Raises EnrollError E112."""
+        """Count a request of `who`, a client or an address. Raises EnrollError E112 after too many requests or, with
+        `guarded`, too many failures."""
         now = self._ticks()
         self._asked[client].take(who, now)
         if guarded:
             self._failed[client].check(who, now)
 
     def failed(self, who: str, client: bool, code: str) -> None:
-        """Count a refusal if its code is that of a failure."""
+        """Count a refusal if its code is in `FAILURES`."""
         if code in FAILURES:
             self._failed[client].add(who, self._ticks())
 
 
 class Asker:
-    """Who sent a request: an address, and a client from the moment on at which a signature proves it.
+    """The sender of one request: an address, and a client once its signature is verified.
 
-    `signs`: the request is to prove it, so the address is asked only if that fails. A client is never held to what
-    others behind its address do.
+    `signs`: the request is signed, so it counts for the address only if the signature is wrong. A client is not limited
+    by what others behind its address do.
     """
 
     def __init__(self, limits: Limits, address: str, *, signs: bool = False, guarded: bool = True) -> None:
@@ -98,17 +99,17 @@ class Asker:
         self.client = ""
 
     def begin(self) -> None:
-        """Raises EnrollError E112."""
+        """Count an unsigned request. Raises EnrollError E112."""
         if not self._signs:
             self._limits.ask(self.address, False, self._guarded)
 
     def proven(self, node: str) -> None:
-        """The request is this client's. Raises EnrollError E112."""
+        """Count the request for the client that signed it. Raises EnrollError E112."""
         self.client = node
         self._limits.ask(node, True)
 
     def refused(self, error: EnrollError) -> EnrollError:
-        """Count a refusal; what is answered."""
+        """Count a refusal, and return the error to answer with."""
         if self._signs and not self.client:
             try:
                 self._limits.ask(self.address, False)
@@ -119,16 +120,16 @@ class Asker:
 
 
 @dataclass
-class Places:
-    """For so many at a time; who finds none is told so at once."""
+class Slots:
+    """A counter of free slots: a request that finds none is refused at once."""
 
     free: int
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        """Raises EnrollError E112."""
+        """Occupy a slot. Raises EnrollError E112 if none is free."""
         if not self.free:
-            raise EnrollError("E112", "many large requests are under way")
+            raise EnrollError("E112", "too many large requests are in progress")
         self.free -= 1
         try:
             yield

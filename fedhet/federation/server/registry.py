@@ -1,4 +1,4 @@
-"""Who the clients are, read from one SQLite file that the service, the proxy and the operator's commands share."""
+"""The clients of a federation, in one SQLite file that the enrolment API, the TLS proxy and the commands share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedhet.federation.server.schema import CertificateRow, ClientRow, RetiredNo
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as it was when read. Times are seconds since 1970; `expires` is that of its newest certificate.
+    """A snapshot of a client. Times are in seconds since 1970; `expires` is that of its newest certificate.
 
-    `approved_examples` is how many examples the operator let it in with; None before that.
+    `approved_examples` is the number of examples that the operator approved; None before the first approval.
     """
 
     number: int
@@ -48,11 +48,11 @@ class Client:
 
     @property
     def client_id(self) -> int:
-        """The number under which a schedule knows it: its declared partition, else its own number."""
+        """The client's number in a run: its declared partition, else its registry number."""
         return self.number if self.partition is None else self.partition
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The fields that `--json` prints: all but the keys and the certificate request."""
         hidden = ("public", "flower_public", "csr")
         names = [f.name for f in fields(self) if f.name not in hidden]
         return {name: getattr(self, name) for name in names}
@@ -70,7 +70,7 @@ class Registry:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One writer at a time; all or nothing."""
+        """A write transaction. It waits for other writers."""
         with Session(self._engine) as session, session.begin():
             yield session
 
@@ -98,7 +98,7 @@ class Registry:
             return [_made(row, expires.get(row.number), serials.get(row.number, [])) for row in session.scalars(query)]
 
     def client(self, name: str) -> Client:
-        """The client of a name or node id: the living one if there was an earlier. Raises EnrollError E210."""
+        """The client with a name or node id; one that is not revoked or left comes first. Raises EnrollError E210."""
         with self._reading() as session:
             return _client(session, by_name(session, name))
 
@@ -115,25 +115,25 @@ class Registry:
             return _client(session, row) if row else None
 
     def certificate(self, serial: str) -> CertificateRow | None:
-        """A certificate that was issued."""
+        """The issued certificate with a serial number; None if there is none."""
         with self._reading() as session:
             return session.scalar(select(CertificateRow).where(CertificateRow.serial == serial))
 
     def newest(self, number: int) -> CertificateRow | None:
-        """The certificate that a client got last, unless it is denied."""
+        """The newest certificate of a client that is not revoked; None if there is none."""
         with self._reading() as session:
             return _newest(session, number)
 
     def denied(self, now: float) -> list[tuple[str, float]]:
-        """Serials on the deny list and since when, until they would have expired anyway."""
+        """Serial and second of revocation of every revoked certificate that has not expired."""
         query = select(CertificateRow.serial, CertificateRow.denied).where(CertificateRow.denied.is_not(None))
         with self._reading() as session:
             return [(s, at) for s, at in session.execute(query.where(CertificateRow.not_after > now)) if at]
 
     def set_flower_node(self, number: int, node: str | None, key: str | None = None) -> bool:
-        """Note under which node id the SuperLink knows a client, or that it does not; whether it was noted.
+        """Store the SuperLink's node id of a client, or None; returns whether it was stored.
 
-        With `key` only if that is still the key of the client's SuperNode.
+        With `key`, only if that is still the public key of the client's SuperNode.
         """
         query = update(ClientRow).where(ClientRow.number == number)
         if key is not None:
@@ -142,17 +142,17 @@ class Registry:
             return bool(session.execute(query.values(flower_node=node)).rowcount)  # type: ignore[attr-defined]
 
     def retired(self) -> list[str]:
-        """NodeDirectory of the SuperLink whose keys were replaced and which are still to be taken away."""
+        """SuperLink node ids whose keys were replaced and that are not unregistered yet."""
         with self._reading() as session:
             return list(session.scalars(select(RetiredNodeRow.flower_node)))
 
     def forget_node(self, node: str) -> None:
-        """A retired node was taken away."""
+        """Record that a retired node is unregistered."""
         with self.transaction() as session:
             session.execute(delete(RetiredNodeRow).where(RetiredNodeRow.flower_node == node))
 
     def observe(self, number: int, **figures: float | int) -> None:
-        """Note what the server itself saw of a client, over what was noted before."""
+        """Merge figures into a client's observed column. Raises EnrollError E210."""
         with self.transaction() as session:
             row = session.get(ClientRow, number)
             if row is None:

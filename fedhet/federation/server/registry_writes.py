@@ -1,4 +1,4 @@
-"""Changes to the registry's rows, to be made inside one transaction together with their audit line."""
+"""Changes to the registry's rows. Each is made inside a transaction that also adds the audit line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.pki.certificates import Leaf
-from fedhet.federation.pki.invitation import TRIES, same
-from fedhet.federation.server.client_names import check_unlike
+from fedhet.federation.pki.invitation import MAX_TRIES, same
+from fedhet.federation.server.client_names import check_distinct
 from fedhet.federation.server.schema import (
     ACTIVE,
     INVITED,
@@ -33,7 +33,7 @@ from fedhet.federation.server.schema import (
 
 @dataclass(frozen=True, slots=True)
 class Applicant:
-    """Who a device says it is, checked for form and signature already."""
+    """The application of a device, parsed and with verified signatures."""
 
     node: str
     public: bytes
@@ -47,7 +47,7 @@ class Applicant:
 
 
 def by_name(session: Session, name: str) -> ClientRow:
-    """A row by name or node id, living before dead, new before old. Raises EnrollError E210."""
+    """A row by name or node id: one that is not revoked or left first, then the newest. Raises EnrollError E210."""
     query = select(ClientRow).where((ClientRow.name == name) | (ClientRow.node == name))
     rows = sorted(session.scalars(query), key=lambda row: (row.state not in (REVOKED, LEFT), row.number))
     if not rows:
@@ -59,16 +59,16 @@ def invite(
     session: Session, token_id: str, hashed: bytes, *, name: str, device_class: str, labels: Mapping[str, Any],
     expires: float, now: float, most: int, most_per_owner: int,
 ) -> ClientRow:  # fmt: skip
-    """A row for somebody who is expected. A name whose invitation was not taken up is invited anew.
+    """Create an invited row; an unused invitation of the same name is replaced.
 
-    The label "owner" says whose it is. Raises E104, E118 or E211.
+    The label "owner" names the client's owner. Raises EnrollError E104, E118 or E211.
     """
     living = [
         r for r in session.scalars(select(ClientRow).where(ClientRow.name == name)) if r.state not in (REVOKED, LEFT)
     ]
     if living and living[0].state != INVITED:
         raise EnrollError("E104", name)
-    check_unlike(session, name)
+    check_distinct(session, name)
     if owner := labels.get("owner"):
         others = [r for r in session.scalars(select(ClientRow)) if r.labels.get("owner") == owner and r not in living]
         if sum(r.state not in (REVOKED, LEFT) for r in others) >= most_per_owner:
@@ -91,18 +91,18 @@ def invite(
 
 
 def redeem(session: Session, token_id: str, secret: str, public: bytes, now: float) -> ClientRow | EnrollError:
-    """The invited row that a token opens, or why it does not; wrong tries are counted, so the caller must commit.
+    """The invited row of a token, or the error. Failed attempts are counted, so the caller must commit in either case.
 
-    The device that used a token may show it again: an answer may have been lost on the way.
+    A device that used a token may redeem it again: the answer may have been lost.
     """
     token = session.get(TokenRow, token_id)
     if token is None:
         return EnrollError("E106")
-    if token.tries >= TRIES:
+    if token.tries >= MAX_TRIES:
         return EnrollError("E107")
     if not same(token.hash, token_id, secret):
         token.tries += 1
-        return EnrollError("E107" if token.tries >= TRIES else "E106")
+        return EnrollError("E107" if token.tries >= MAX_TRIES else "E106")
     row = session.get(ClientRow, token.client)
     if row is None:
         return EnrollError("E106")
@@ -117,7 +117,7 @@ def redeem(session: Session, token_id: str, secret: str, public: bytes, now: flo
 
 
 def apply(session: Session, row: ClientRow, applicant: Applicant, now: float) -> None:
-    """Fill an invited row with its device; the name stays the invitation's. Raises EnrollError E114 or E116."""
+    """Enter a device in an invited row, which keeps the invitation's name. Raises EnrollError E114 or E116."""
     own = row.number if applicant.partition is None else applicant.partition
     living = session.scalars(select(ClientRow).where(ClientRow.state.in_((PENDING, ACTIVE, SUSPENDED))))
     if any(other.client_id == own for other in living):
@@ -133,7 +133,7 @@ def apply(session: Session, row: ClientRow, applicant: Applicant, now: float) ->
 
 
 def move(row: ClientRow, state: str, now: float, reason: str = "", of: Collection[str] = LIVING) -> None:
-    """Change a client's state. Raises EnrollError E211 for a move that there is not, or that is not from one `of`."""
+    """Change a client's state. Raises EnrollError E211 unless the state is one `of` and `MOVES` allows the change."""
     if row.state in LIVING and row.state not in of:
         raise EnrollError("E211", f"{row.name} is {row.state}, not {' or '.join(of)}")
     if (row.state, state) not in MOVES:
@@ -142,7 +142,7 @@ def move(row: ClientRow, state: str, now: float, reason: str = "", of: Collectio
 
 
 def replace_keys(session: Session, row: ClientRow, applicant: Applicant, now: float) -> None:
-    """The same client with other keys; the SuperLink's node of the old one is to be taken away. Raises E114."""
+    """Replace a client's keys, and retire the SuperLink node of the old ones. Raises EnrollError E114."""
     if row.flower_node is not None:
         session.merge(RetiredNodeRow(flower_node=row.flower_node))
     row.node, row.public, row.flower_public = applicant.node, applicant.public, applicant.flower_public
@@ -154,14 +154,14 @@ def replace_keys(session: Session, row: ClientRow, applicant: Applicant, now: fl
 
 
 def grant(session: Session, row: ClientRow, leaf: Leaf, chain: bytes, request: bytes) -> None:
-    """Enter a certificate."""
+    """Record an issued certificate."""
     dates = {"not_before": leaf.not_before, "not_after": leaf.not_after}
     given = {"client": row.number, "public": leaf.public, "chain": chain, "request": request}
     session.add(CertificateRow(serial=leaf.serial, **dates, **given))
 
 
 def deny(session: Session, row: ClientRow, now: float, reason: str, keep: str = "") -> list[str]:
-    """Put a client's certificates on the deny list, but for the serial `keep`; the serials put there."""
+    """Revoke a client's certificates, except the serial `keep`; returns the revoked serials."""
     query = select(CertificateRow).where(CertificateRow.client == row.number, CertificateRow.denied.is_(None))
     found = [c for c in session.scalars(query) if c.serial != keep]
     for certificate in found:
@@ -170,7 +170,7 @@ def deny(session: Session, row: ClientRow, now: float, reason: str, keep: str = 
 
 
 def fresh(session: Session, node: str, nonce: str, now: float, keep: float) -> None:
-    """Remember a request for `keep` seconds. Raises EnrollError E204 if it was seen."""
+    """Store a request's nonce for `keep` seconds. Raises EnrollError E204 if it was used before."""
     session.execute(delete(NonceRow).where(NonceRow.until < now))
     session.add(NonceRow(node=node, nonce=nonce, until=now + keep))
     try:

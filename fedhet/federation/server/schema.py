@@ -1,4 +1,4 @@
-"""The registry's tables, and how its SQLite file is opened: WAL, every commit on the disk, one writer at a time."""
+"""The registry's tables, and how its SQLite file is opened: WAL, fsync at every commit, one writer at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MOVES = {
     *((ACTIVE, to) for to in (SUSPENDED, REVOKED, LEFT)),
     *((SUSPENDED, to) for to in (ACTIVE, REVOKED, LEFT)),
 }
-"""Revoked and left are final: a device that comes back has new keys and a new row."""
+"""The allowed changes of state. Revoked and left are final: a device that enrols again has new keys and a new row."""
 
 
 class Base(DeclarativeBase):
-    """What the tables have in common."""
+    """Base class of the tables."""
 
 
 class ClientRow(Base):
-    """A client. `number` is its ClientId, never used twice; `node` follows from its identity key once it has one."""
+    """A client. `number` is never reused; `node` is the node id, derived from the identity key once there is one."""
 
     __tablename__ = "clients"
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -52,19 +52,19 @@ class ClientRow(Base):
 
     @property
     def client_id(self) -> int:
-        """The number under which a schedule knows it: its declared partition, else its own number."""
+        """The client's number in a run: its declared partition, else its registry number."""
         return self.number if self.partition is None else self.partition
 
 
 class RetiredNodeRow(Base):
-    """A node of the SuperLink whose key was replaced and which is still to be taken away."""
+    """A SuperLink node whose key was replaced and that is not unregistered yet."""
 
     __tablename__ = "retired_nodes"
     flower_node: Mapped[str] = mapped_column(primary_key=True)
 
 
 class TokenRow(Base):
-    """An invitation: the hash of its secret, never the secret."""
+    """An invitation token, with the hash of its secret instead of the secret."""
 
     __tablename__ = "tokens"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -76,7 +76,7 @@ class TokenRow(Base):
 
 
 class CertificateRow(Base):
-    """A certificate that was issued. Without a row here a certificate is worth nothing."""
+    """An issued certificate. A certificate without a row here is refused."""
 
     __tablename__ = "certificates"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -92,7 +92,7 @@ class CertificateRow(Base):
 
 
 class WaitingLineRow(Base):
-    """A line of the audit log that is not known to be in the file yet, with the mark of the log's key."""
+    """A line of the audit log that may not be in the file yet, with its HMAC under the log's key."""
 
     __tablename__ = "waiting_lines"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -101,7 +101,7 @@ class WaitingLineRow(Base):
 
 
 class NonceRow(Base):
-    """A request that was seen, remembered as long as it could be replayed."""
+    """The nonce of a request, stored for as long as the request could be replayed."""
 
     __tablename__ = "nonces"
     node: Mapped[str] = mapped_column(primary_key=True)
@@ -110,30 +110,30 @@ class NonceRow(Base):
 
 
 def connect(path: Path) -> Engine:
-    """Open, and if need be make, a registry file."""
+    """Open a registry file; it is created, or its tables updated, where needed."""
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+        connection.isolation_level = None  # the driver starts no transactions of its own
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # A reader that becomes a writer half-way can fail; taking the lock first, it waits instead.
+        # A reader that becomes a writer can fail with SQLITE_BUSY; taking the write lock first makes it wait instead.
         mode = connection.get_execution_options().get("begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     with private_files.sound(path):
         Base.metadata.create_all(engine)
-        _bring_up_to_date(engine)
+        _migrate(engine)
     path.chmod(0o600)
     return engine
 
 
-def _bring_up_to_date(engine: Engine) -> None:
-    """Columns that a registry from an earlier version does not have. What clients had declared then was approved."""
+def _migrate(engine: Engine) -> None:
+    """Add columns that a registry of an earlier version lacks. What clients had declared then counts as approved."""
     with engine.connect().execution_options(begin="DEFERRED") as connection:
         if "approved_examples" in {row[1] for row in connection.exec_driver_sql("PRAGMA table_info(clients)")}:
             return

@@ -1,4 +1,5 @@
-"""`fedhet serve`: SuperLink and SuperExec on a socket file, the door in front, and both kept true to the registry."""
+"""The server of a federation: SuperLink and SuperExec behind a socket file, the public TLS proxy in front of them, and
+a maintenance thread that keeps the SuperLink's nodes, runs and certificates up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import uvicorn
 from fedhet.federation.common.errors import EnrollError, unwritable
 from fedhet.federation.common.process_supervisor import Supervisor
 from fedhet.federation.pki import operator_key, tls
-from fedhet.federation.pki.ca import EXPIRING, NOTICE_DAYS
+from fedhet.federation.pki.ca import EXPIRY_WARNING, NOTICE_DAYS
 from fedhet.federation.server import superlink, tls_proxy
 from fedhet.federation.server.connection_limits import Guards
 from fedhet.federation.server.control_socket import ControlSocket
@@ -31,38 +32,39 @@ from fedhet.federation.server.superlink import SuperLink
 from fedhet.system import network_port
 
 log = logging.getLogger("fedhet.federation")
-HOUSEKEEPING_S = 3600.0
+RENEWAL_CHECK_S = 3600.0
 LOCK = "serve.lock"
-"""In the federation's folder: held by the process that serves it."""
+"""Lock file in the federation's folder, locked by the process that serves it."""
 
 
-SET_S = 30.0
-"""A clock that is off by more at once than it was before has been set."""
+CLOCK_JUMP_S = 30.0
+"""Jump of the time of day against the monotonic clock, in seconds, above which the clock counts as set."""
 
 
 @dataclass
-class Dial:
-    """Notices that somebody set the time of day."""
+class ClockWatch:
+    """Detects that the time of day was set."""
 
     clock: Callable[[], float]
     ticks: Callable[[], float]
-    _ahead: float = field(init=False)
+    _offset: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._ahead = self.clock() - self.ticks()
+        self._offset = self.clock() - self.ticks()
 
-    def turned(self) -> float:
-        """By how many seconds it was set forward (or back, below 0) since the last look; 0 if it was not."""
-        ahead = self.clock() - self.ticks()
-        by, self._ahead = ahead - self._ahead, ahead
-        return by if abs(by) > SET_S else 0.0
+    def jump(self) -> float:
+        """Seconds by which it was set forward (negative: back) since the last call; 0 if it was not."""
+        offset = self.clock() - self.ticks()
+        by, self._offset = offset - self._offset, offset
+        return by if abs(by) > CLOCK_JUMP_S else 0.0
 
 
 @dataclass
 class Server:
-    """A federation that is being served. `run` blocks until SIGINT or SIGTERM.
+    """Serves a federation. `run` blocks until SIGINT or SIGTERM.
 
-    `trusted`: proxies, as addresses or networks, whose X-Forwarded-For is believed. Raises EnrollError E304 or E319.
+    `insecure`: plain HTTP, on loopback only, behind a proxy that terminates TLS. `trusted`: addresses or networks of
+    proxies whose X-Forwarded-For is trusted. Raises EnrollError E304 or E319.
     """
 
     federation: Federation
@@ -90,7 +92,7 @@ class Server:
         return tls.serving(self._certificate, self.federation.authority.lock.password)
 
     def check_port(self) -> None:
-        """Raises EnrollError E319 for a port that is none, and E318 unless it can be listened on."""
+        """Raises EnrollError E319 for an invalid port, E318 for one that cannot be bound."""
         try:
             network_port.check(self.port, least=0)
         except ValueError as error:
@@ -103,28 +105,28 @@ class Server:
                 raise EnrollError("E318", f"{self.host}:{self.port}: {error.strerror}") from None
 
     def run(self) -> None:
-        """Serve. `--insecure` leaves TLS to a proxy on this machine."""
+        """Serve until a signal. Raises what stopped the maintenance thread."""
         now = self.federation.clock()
         self.federation.authority.renew_server(now)
-        operator_key.ensure(self.federation.authority)  # of a home that is older than such keys
-        self._remind(now)
+        operator_key.ensure(self.federation.authority)  # a federation of an earlier version has none
+        self._warn_of_expiry(now)
         self.superlink.prepare(now)
         self.supervisor = Supervisor(self.superlink.programs())
-        app = tls_proxy.door(self.federation, service(self.federation), f"https://{superlink.ADDRESS}",
+        app = tls_proxy.public_app(self.federation, service(self.federation), f"https://{superlink.ADDRESS}",
                          tls.trusting(self.superlink.root.read_bytes()), socket=self.superlink.socket)  # fmt: skip
         context, policy = None if self.insecure else self._tls(), self.federation.policy
         guards = Guards(app, context, policy.connections_per_address, open_files(policy.connections), self.proxies)
         config = guards.config(host=self.host, port=self.port, log_level="error", timeout_graceful_shutdown=5)
         self.federation.audit.append("server", "serve", f"{self.host}:{self.port}")
         server = uvicorn.Server(config)
-        keeper = threading.Thread(target=self._keep, args=(server, context), name="keeper")
-        keeper.start()
+        maintenance = threading.Thread(target=self._maintain, args=(server, context), name="maintenance")
+        maintenance.start()
         try:
-            with ControlSocket(self.federation.folder, self._hear):
+            with ControlSocket(self.federation.folder, self._handle):
                 server.run()
         finally:
             self._stop.set()
-            keeper.join()
+            maintenance.join()
             try:
                 self.federation.audit.append("server", "stop", f"{self.host}:{self.port}")
             finally:
@@ -132,38 +134,39 @@ class Server:
         if self._fault is not None:
             raise self._fault
 
-    def _keep(self, server: uvicorn.Server, context: ssl.SSLContext | None) -> None:
-        """All of Flower's processes start and end in this one thread (see Supervisor). Without it there is no door."""
-        looked = due = noting = self.federation.ticks()
-        shown = self._certificate.stat().st_mtime_ns
-        dial = Dial(self.federation.clock, self.federation.ticks)
+    def _maintain(self, server: uvicorn.Server, context: ssl.SSLContext | None) -> None:
+        """The maintenance thread. All of Flower's processes start and end in it (see `Supervisor`); when it ends, so
+        does the proxy."""
+        renewed_at = reconcile_at = settle_at = self.federation.ticks()
+        certificate_time = self._certificate.stat().st_mtime_ns
+        clock_watch = ClockWatch(self.federation.clock, self.federation.ticks)
         runs = Runs(self.superlink)
         try:
             while not self._stop.wait(0.2):
                 for name in self.supervisor.step():
-                    log.warning("%s ended with %s; it is started again", name, self.supervisor.codes[name])
+                    log.warning("%s ended with %s; it is restarted", name, self.supervisor.codes[name])
                 now = self.federation.ticks()
-                if set_by := dial.turned():
-                    log.warning("this machine's clock was set by %+.0f s; certificates are judged by it", set_by)
-                if now >= due and self._flower_listens():
-                    due = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
-                if self.federation.shut_out and now >= noting:  # whether Flower is there or not
-                    noting = now + (0.0 if self._try(self._settle) else 10.0)
-                replaced = self._certificate.stat().st_mtime_ns != shown  # by `fedhet ca rotate`
-                if set_by or replaced or now > looked + HOUSEKEEPING_S:
-                    looked = now
+                if set_by := clock_watch.jump():
+                    log.warning("this machine's clock was set by %+.0f s; certificates are checked against it", set_by)
+                if now >= reconcile_at and self._flower_listens():
+                    reconcile_at = now + (1.0 if self._try(self._reconcile) and self._try(runs.step) else 10.0)
+                if self.federation.shut_out and now >= settle_at:  # independent of Flower
+                    settle_at = now + (0.0 if self._try(self._settle) else 10.0)
+                replaced = self._certificate.stat().st_mtime_ns != certificate_time  # by `fedhet ca rotate`
+                if set_by or replaced or now > renewed_at + RENEWAL_CHECK_S:
+                    renewed_at = now
                     self._try(partial(self._renew, self.federation.clock(), context))
-                    shown = self._certificate.stat().st_mtime_ns
+                    certificate_time = self._certificate.stat().st_mtime_ns
         except Exception as error:
-            self._fault = error  # raised where the server is run
+            self._fault = error  # raised again by run
         finally:
             self.supervisor.stop()
             server.should_exit = True
 
-    def _hear(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the operator says at the desk; it runs in the desk's thread."""
+    def _handle(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Handle a request on the control socket, in that socket's thread. Raises EnrollError E115, E210 or E211."""
         if set(request) != {"shut", "reason"}:
-            raise EnrollError("E115", "the desk hears {shut, reason}")
+            raise EnrollError("E115", "a request has the keys shut and reason")
         client = self.federation.shut(str(request["shut"]), str(request["reason"]))
         log.warning("%s is shut out, and will be revoked when the registry can be written", client.name)
         return {"name": client.name, "pid": os.getpid()}
@@ -176,20 +179,23 @@ class Server:
         for line in superlink.reconcile(self.federation, self.superlink):
             log.info("%s", line)
 
-    def _renew(self, now: float, door: ssl.SSLContext | None) -> None:
+    def _renew(self, now: float, context: ssl.SSLContext | None) -> None:
         self.federation.authority.renew_server(now)
-        self._remind(now)
-        if door is not None:
-            password = self.federation.authority.lock.password  # now: OpenSSL would ask for it at the terminal
-            door.load_cert_chain(self._certificate, password=lambda: password)
+        self._warn_of_expiry(now)
+        if context is not None:
+            password = (
+                self.federation.authority.lock.password
+            )  # read before the call: OpenSSL would ask at the terminal
+            context.load_cert_chain(self._certificate, password=lambda: password)
 
-    def _remind(self, now: float) -> None:
+    def _warn_of_expiry(self, now: float) -> None:
         left = self.federation.authority.left(now)
         if left is not None and left < NOTICE_DAYS:
-            log.warning(EXPIRING, left)
+            log.warning(EXPIRY_WARNING, left)
 
     def _try(self, work: Callable[[], None]) -> bool:
-        """Whether it could be done; what Flower or a signer refuses now is tried again later."""
+        """Whether `work` succeeded. An error of Flower, a signer or the disk is logged, and the work is tried again
+        later."""
         try:
             work()
         except Exception as error:

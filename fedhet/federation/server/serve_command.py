@@ -22,23 +22,28 @@ def serve(
     home: Path, host: str, port: int | None, insecure: bool, trusted: Sequence[str], passphrase: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Serve until interrupted."""
+    """`fedhet serve`: serve the federation until SIGINT or SIGTERM. Raises typer.Exit with the code of an
+    EnrollError."""
     close_memory()
     log_to_terminal()
     with contextlib.ExitStack() as stack:
         stack.enter_context(spoken(as_json))
         federation = Federation(home)
-        stack.enter_context(alone(home / LOCK, "serves it"))  # before anything of the first server's is touched
+        stack.enter_context(alone(home / LOCK, "serves it"))  # before files of a server that runs already are touched
         endpoint = federation.authority.about.endpoint
-        own = int(endpoint.rpartition(":")[2]) if port is None else port
-        server = Server(federation, host, own, insecure, trusted)
+        listen_port = int(endpoint.rpartition(":")[2]) if port is None else port
+        server = Server(federation, host, listen_port, insecure, trusted)
         server.check_port()
         if federation.authority.lock.exists:
             federation.authority.lock.open(obtain(passphrase))
         else:
             print(UNENCRYPTED % (home / "ca"), file=sys.stderr)
-        told = {"endpoint": endpoint, "listening": f"{host}:{own}", "superlink": str(server.superlink.socket)}
+        values = {
+            "endpoint": endpoint,
+            "listening": f"{host}:{listen_port}",
+            "superlink": str(server.superlink.socket),
+        }
         for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, lambda *_: None)  # uvicorn ends on them, then raises them again for us
-        say(as_json, told, f"serving {endpoint} on {host}:{own}; SuperLink on {server.superlink.socket}")
+            signal.signal(sign, lambda *_: None)  # uvicorn stops on them, then raises them again
+        say(as_json, values, f"serving {endpoint} on {host}:{listen_port}; SuperLink on {server.superlink.socket}")
         server.run()

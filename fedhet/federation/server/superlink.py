@@ -1,8 +1,8 @@
-"""Flower's SuperLink behind the door: how it is started, and how clients become its nodes.
+"""Flower's SuperLink behind the TLS proxy: how it is started, and how clients become its nodes.
 
-Whoever reaches it may start programs as its account, so it has no port: it listens on a socket file in a folder that
-only its account can enter (fedhet/flower/socket_files.py). Its ServerApps are started by a SuperExec that shows a
-secret.
+A process that can connect to it can run programs as its account, so it has no port: it listens on a socket file in a
+folder that only its account can enter (fedhet/flower/socket_files.py). A SuperExec, which authenticates with a secret,
+starts its ServerApps.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from fedhet.federation.server import schema
 from fedhet.federation.server.operator import Federation
 from fedhet.flower import socket_files
 
-NAME = "federation"
+CONNECTION_NAME = "federation"
 """The connection's name in Flower's config.toml."""
 COMMAND_S = 120.0
-"""Seconds a `flwr` command may take."""
+"""Seconds for one `flwr` command."""
 ADDRESS = socket_files.address(0)
-"""What Flower's programs call the socket file. Nothing listens there, and any number of federations may use it."""
+"""The address under which Flower's programs know the socket file. Nothing listens there, so federations can share
+it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +51,32 @@ class SuperLink:
 
     @property
     def root(self) -> Path:
-        """The root certificate of its TLS, without which Flower knows no node's keys."""
+        """The root certificate of its TLS. Flower authenticates nodes by key only over TLS."""
         return self.folder / "loopback-root.pem"
 
     @property
     def environment(self) -> dict[str, str]:
-        """For its processes and for `flwr` commands; FEDHET_HOME leads a ServerApp to the registry."""
+        """Environment of its processes and of `flwr` commands; with FEDHET_HOME a ServerApp finds the registry."""
         own = {"FEDHET_HOME": str(self.folder.parent.resolve()), **socket_files.environment({ADDRESS: self.socket})}
         return {**flower_environment((self.folder / "home").resolve(), inherited()), **own}
 
     def prepare(self, now: float) -> None:
-        """Make the folder, the loopback certificate, the secret and Flower's connection file. Raises EnrollError E317
-        if there can be no socket file."""
+        """Create the folder, the loopback certificate, the secret and Flower's config.toml, where they are missing.
+
+        Raises EnrollError E317 if the folder's file system has no socket files.
+        """
         for folder in (self.folder, self.folder / "home", self.folder / "logs"):
             private_files.private_folder(folder)
-        self._can_listen()
-        self._loopback(now)
+        self._check_socket_file()
+        self._ensure_loopback_certificate(now)
         if not (self.folder / "superexec.secret").exists():
             private_files.write_file(self.folder / "superexec.secret", secrets.token_urlsafe(48))
         connection = f'address = "{ADDRESS}"\nroot-certificates = {json.dumps(str(self.root.resolve()))}\n'
-        text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n{connection}'
+        text = f'[superlink]\ndefault = "{CONNECTION_NAME}"\n[superlink.{CONNECTION_NAME}]\n{connection}'
         private_files.write_file(self.folder / "home" / "config.toml", text)
 
     def programs(self) -> list[Program]:
-        """SuperLink and SuperExec."""
+        """The programs to run: SuperLink and SuperExec."""
         at, environment = self.folder.resolve(), self.environment
         pair = str(at / "loopback.pem")
         secret = ("--superexec-auth-secret-file", str(at / "superexec.secret"))
@@ -91,47 +94,51 @@ class SuperLink:
         ]
 
     def register(self, line: str, name: str, known: Collection[str] = ()) -> str:
-        """Make a SuperNode's public key a node; its node id.
+        """Register a SuperNode's public key (one OpenSSH line) and return its node id.
 
-        A key that an interrupted call registered already is the one node that is not among the `known` ids. Raises
+        If an interrupted call registered the key already, its node is the one whose id is not in `known`. Raises
         EnrollError E308.
         """
         path = self.folder / f"register-{secrets.token_hex(4)}.pub"
         private_files.write_file(path, line + "\n")
         try:
-            return str(self.flwr("supernode", "register", str(path.resolve()), NAME, "--name", name)["node-id"])
+            return str(
+                self.flwr("supernode", "register", str(path.resolve()), CONNECTION_NAME, "--name", name)["node-id"]
+            )
         except EnrollError as error:
-            strange = {str(row["node-id"]) for row in self.nodes()} - set(known) if "in use" in error.detail else set()
-            if len(strange) != 1:
+            unknown = {str(row["node-id"]) for row in self.nodes()} - set(known) if "in use" in error.detail else set()
+            if len(unknown) != 1:
                 raise
-            return strange.pop()
+            return unknown.pop()
         finally:
             path.unlink()
 
     def unregister(self, node: str) -> None:
-        """Take a node away; a SuperNode that runs under it ends. A node that is gone already is no error."""
+        """Unregister a node, which ends its SuperNode. A node that is not registered is no error. Raises E308."""
         try:
-            self.flwr("supernode", "unregister", node, NAME)
+            self.flwr("supernode", "unregister", node, CONNECTION_NAME)
         except EnrollError:
             if node in {str(row.get("node-id")) for row in self.nodes()}:
                 raise
 
     def nodes(self) -> list[Mapping[str, Any]]:
-        """The nodes as `flwr supernode list` tells them."""
-        return list(self.flwr("supernode", "list", NAME)["nodes"])
+        """The nodes, as `flwr supernode list` reports them. Raises EnrollError E308."""
+        return list(self.flwr("supernode", "list", CONNECTION_NAME)["nodes"])
 
     @classmethod
     def served(cls, home: Path) -> SuperLink:
         """The SuperLink that `fedhet serve` runs for the federation in this folder. Raises EnrollError E306 or E312."""
         if not (home / "registry.db").is_file():
-            raise EnrollError("E306", f"{home} holds no federation: see --home and FEDHET_HOME")
+            raise EnrollError("E306", f"{home} contains no federation: see --home and FEDHET_HOME")
         link = cls(home / "flower")
         if not link.listens():
-            raise EnrollError("E312", f"nothing listens at {link.socket}" if link.folder.exists() else "it never was")
+            raise EnrollError(
+                "E312", f"nothing listens at {link.socket}" if link.folder.exists() else "it was never started"
+            )
         return link
 
     def listens(self) -> bool:
-        """Whether somebody answers at its socket file."""
+        """Whether its socket file accepts connections."""
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(socket_files.reachable(self.socket))
@@ -139,18 +146,18 @@ class SuperLink:
         return False
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
-        """What a `flwr` command answers to `--format json`. Raises EnrollError E308."""
-        done, told = self._command(*arguments, "--format", "json"), " ".join(arguments[:2])
+        """Run a `flwr` command and return its JSON output. Raises EnrollError E308."""
+        done, text = self._command(*arguments, "--format", "json"), " ".join(arguments[:2])
         try:
             answer = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            raise EnrollError("E308", f"flwr {told}: {(done.stdout + done.stderr)[-300:]}") from None
+            raise EnrollError("E308", f"flwr {text}: {(done.stdout + done.stderr)[-300:]}") from None
         if done.returncode or not answer.get("success", True):
-            raise EnrollError("E308", f"flwr {told}: {str(answer)[-300:]}")
+            raise EnrollError("E308", f"flwr {text}: {str(answer)[-300:]}")
         return dict(answer)
 
     def text(self, *arguments: str) -> str:
-        """What a `flwr` command prints."""
+        """Run a `flwr` command and return its standard output. Raises EnrollError E308 if it takes too long."""
         return self._command(*arguments).stdout
 
     def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,28 +168,27 @@ class SuperLink:
                 start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            told = " ".join(arguments[:2])
-            raise EnrollError("E308", f"flwr {told} did not end within {COMMAND_S:g} s") from None
+            text = " ".join(arguments[:2])
+            raise EnrollError("E308", f"flwr {text} did not end within {COMMAND_S:g} s") from None
 
-    def _can_listen(self) -> None:
+    def _check_socket_file(self) -> None:
         probe = self.socket.with_name("probe.sock")
         probe.unlink(missing_ok=True)
         try:
             with socket.socket(socket.AF_UNIX) as first:
                 first.bind(socket_files.reachable(probe))
         except OSError as error:
-            told = (
-                f"{probe.parent} can hold no socket file ({error.strerror or error}): choose a --home on a local disk"
-            )
-            raise EnrollError("E317", told) from None
+            reason = error.strerror or error
+            text = f"{probe.parent} cannot contain a socket file ({reason}): choose a --home on a local disk"
+            raise EnrollError("E317", text) from None
         probe.unlink()
 
-    def _loopback(self, now: float) -> None:
-        """A certificate for 127.0.0.1 and localhost with a root of its own, whose key is thrown away."""
+    def _ensure_loopback_certificate(self, now: float) -> None:
+        """Create a certificate for 127.0.0.1 and localhost under a new root, whose key is not stored."""
         pair = self.folder / "loopback.pem"
         if pair.exists():
-            held = x509.load_pem_x509_certificate(pair.read_bytes())
-            if held.not_valid_after_utc.timestamp() > now + 30 * DAY:
+            certificate = x509.load_pem_x509_certificate(pair.read_bytes())
+            if certificate.not_valid_after_utc.timestamp() > now + 30 * DAY:
                 return
         top, key = ec.generate_private_key(ec.SECP384R1()), identity.new_tls_key()
         root = certificates.authority("fedhet loopback", top, 400.0, now, 0)
@@ -193,7 +199,7 @@ class SuperLink:
 
 
 def reconcile(federation: Federation, link: SuperLink) -> list[str]:
-    """Make the SuperLink's nodes what the registry says; what was done. Safe to repeat after any interruption."""
+    """Register and unregister SuperLink nodes to match the registry; returns a line for each change. Idempotent."""
     done = []
     for node in federation.registry.retired():
         link.unregister(node)
@@ -205,7 +211,7 @@ def reconcile(federation: Federation, link: SuperLink) -> list[str]:
             node = link.register(client.flower_public, client.name, known)
             if federation.registry.set_flower_node(client.number, node, client.flower_public):
                 done.append(f"registered {client.name} as {node}")
-            else:  # its keys were replaced meanwhile; the new one's turn is next
+            else:  # its keys were replaced meanwhile; the next call registers the new key
                 link.unregister(node)
                 done.append(f"unregistered {node}, whose key was replaced")
     for client in federation.registry.clients(schema.REVOKED, schema.LEFT):

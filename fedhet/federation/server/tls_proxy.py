@@ -1,7 +1,7 @@
-"""The public door: enrolment and the Fleet API behind one TLS port, and nothing else.
+"""The public TLS proxy: the enrolment API and Flower's Fleet API behind one port, and nothing else.
 
-A SuperNode's request is let through if its key belongs to an active client with a certificate that holds, asked anew
-for every message; so revocation is effective at the next one. Control and Runtime API do not exist on this side.
+A SuperNode's message is forwarded if its key belongs to an active client with a valid certificate. This is checked for
+every message, so a revocation takes effect at the next one. Flower's Control and Runtime APIs are not reachable here.
 """
 
 from __future__ import annotations
@@ -38,41 +38,41 @@ from fedhet.federation.server.rate_limits import Window
 from fedhet.flower.socket_files import reachable
 
 KEY_HEADER = "flwr-public-key"
-HOP = frozenset(
+HOP_HEADERS = frozenset(
     {
         *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host"),
         *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"),
     }
 )
-"""Headers that concern one connection, or say whose it is, and are not passed on."""
+"""Headers of one connection (RFC 9110 section 7.6.1), or that name its peer; they are not forwarded."""
 SILENCE_S = 60.0
-"""How long a sender may fall silent in the middle of a message."""
-LEAST_RATE = 100.0
-"""Bytes per second that a message must come with on the whole, after so much time for a start."""
-HEALTH = ""
-"""Questions of health, which anybody may ask, are counted as a node's of this name."""
-AT_ONCE = 32
-"""Messages of one node that may be under way: nobody who is slow, or wants to be, holds what the others need."""
-CONNECTIONS = 1000
-PATIENCE = httpx.Timeout(60.0, connect=5.0)
+"""Seconds without data in the middle of a message, at most."""
+MIN_BYTES_PER_S = 100.0
+"""Bytes per second that a message must average, after a grace time of `SILENCE_S`."""
+HEALTH_KEY = ""
+"""Key under which unauthenticated health requests are counted."""
+MAX_MESSAGES_PER_NODE = 32
+"""Messages of one node in progress at a time, so that slow nodes cannot use up the connections to the SuperLink."""
+MAX_CONNECTIONS = 1000
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 
-def door(
+def public_app(
     federation: Federation, service: FastAPI, url: str, trust: ssl.SSLContext, *, socket: Path | None = None,
     most_bytes: int = 64 << 20,
 ) -> Starlette:  # fmt: skip
-    """The public application. `url` is the SuperLink's and `socket` its file, if it has one; `most_bytes` is the
-    largest request that is forwarded. What no path takes is refused, and counted, by the service."""
+    """The public application. `url` is the SuperLink's address and `socket` its socket file, if it has one;
+    `most_bytes` is the largest request that is forwarded. Other paths are refused, and counted, by `service`."""
 
     messages = Window(federation.policy.messages_per_minute, 60.0)
-    under_way: Counter[str] = Counter()
+    in_progress: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        limits = httpx.Limits(max_connections=CONNECTIONS)
+        limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
         at = None if socket is None else reachable(socket)
         upstream = httpx.AsyncHTTPTransport(verify=trust, limits=limits, trust_env=False, uds=at)
-        async with httpx.AsyncClient(base_url=url, transport=upstream, timeout=PATIENCE, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, transport=upstream, timeout=TIMEOUT, trust_env=False) as client:
             app.state.upstream = client
             yield
 
@@ -81,24 +81,24 @@ def door(
             line = openssh_of(request.headers.get(KEY_HEADER, ""))
             await run_in_threadpool(authentication.fleet_key, federation, line)
             messages.take(line, federation.ticks())
-            if under_way[line] >= AT_ONCE:
-                raise EnrollError("E112", f"{AT_ONCE} messages of this node are under way")
+            if in_progress[line] >= MAX_MESSAGES_PER_NODE:
+                raise EnrollError("E112", f"{MAX_MESSAGES_PER_NODE} messages of this node are in progress")
         except EnrollError as error:
-            # 401 is the answer on which a SuperNode ends itself; on others it tries for ever.
-            status, stranger = (error.status, {}) if error.code == "E112" else (401, {"connection": "close"})
-            return JSONResponse(error.to_dict(), status, stranger)
-        return _Held(forward(request, _capped(request, most_bytes)), under_way, line)
+            # A SuperNode exits on 401; on other errors it retries forever.
+            status, headers_back = (error.status, {}) if error.code == "E112" else (401, {"connection": "close"})
+            return JSONResponse(error.to_dict(), status, headers_back)
+        return _CountedResponse(forward(request, _limited_body(request, most_bytes)), in_progress, line)
 
     async def health(request: Request) -> Response:
-        if under_way[HEALTH] >= AT_ONCE:
+        if in_progress[HEALTH_KEY] >= MAX_MESSAGES_PER_NODE:
             return JSONResponse(EnrollError("E112").to_dict(), 429)
-        return _Held(forward(request, None), under_way, HEALTH)
+        return _CountedResponse(forward(request, None), in_progress, HEALTH_KEY)
 
     async def forward(request: Request, body: AsyncIterator[bytes] | None) -> Response:
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > most_bytes:
             return JSONResponse(EnrollError("E113", f"at most {most_bytes} bytes").to_dict(), 413)
-        dropped = HOP if body is not None else HOP | {"content-length"}
+        dropped = HOP_HEADERS if body is not None else HOP_HEADERS | {"content-length"}
         headers = [(k, v) for k, v in request.headers.items() if k not in dropped]
         upstream: httpx.AsyncClient = request.app.state.upstream
         outgoing = upstream.build_request(request.method, request.url.path, headers=headers, content=body)
@@ -107,22 +107,22 @@ def door(
         except EnrollError as error:
             return JSONResponse(error.to_dict(), error.status)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return Response(status_code=400)  # the client is gone
         except httpx.HTTPError:
             return JSONResponse(EnrollError("E307", "the SuperLink does not answer").to_dict(), 503)
         if body is not None and answer.status_code < 400:  # the SuperLink has checked the node's signature
             connection_limits.proven(request.scope)
-        back = {k: v for k, v in answer.headers.items() if k not in HOP}
-        return StreamingResponse(_relayed(answer), answer.status_code, back)
+        back = {k: v for k, v in answer.headers.items() if k not in HOP_HEADERS}
+        return StreamingResponse(_answer_body(answer), answer.status_code, back)
 
     app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
             Route("/v1/fleet/{name:str}", fleet, methods=["POST"]),
-            Mount("/v1/enroll", _whole_path(service)),
+            Mount("/v1/enroll", _full_path(service)),
         ],
         lifespan=lifespan,
-        exception_handlers={HTTPException: service.state.astray},
+        exception_handlers={HTTPException: service.state.unroutable},
     )
     app.router.redirect_slashes = False
     return app
@@ -142,42 +142,42 @@ def openssh_of(header: str) -> str:
     return identity.openssh(key)
 
 
-def _whole_path(app: ASGIApp) -> ASGIApp:
-    """The application with its own full paths, although it is mounted below one."""
+def _full_path(app: ASGIApp) -> ASGIApp:
+    """An application that sees full paths although it is mounted below a prefix."""
 
-    async def whole(scope, receive, send):  # type: ignore[no-untyped-def]
+    async def with_full_path(scope, receive, send):  # type: ignore[no-untyped-def]
         await app({**scope, "root_path": "", "app_root_path": ""}, receive, send)
 
-    return whole
+    return with_full_path
 
 
-class _Held(Response):
-    """A response that counts as under way from here until its last byte is sent."""
+class _CountedResponse(Response):
+    """A response that counts as in progress from its creation until its last byte is sent."""
 
-    def __init__(self, made: Awaitable[Response], under_way: Counter[str], line: str) -> None:
+    def __init__(self, made: Awaitable[Response], in_progress: Counter[str], line: str) -> None:
         super().__init__()
-        self._made, self._under_way, self._line = made, under_way, line
-        under_way[line] += 1
+        self._made, self._in_progress, self._line = made, in_progress, line
+        in_progress[line] += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await (await self._made)(scope, receive, send)
         finally:
-            self._under_way[self._line] -= 1
-            if not self._under_way[self._line]:
-                del self._under_way[self._line]
+            self._in_progress[self._line] -= 1
+            if not self._in_progress[self._line]:
+                del self._in_progress[self._line]
 
 
-async def _capped(request: Request, most: int) -> AsyncIterator[bytes]:
+async def _limited_body(request: Request, most: int) -> AsyncIterator[bytes]:
     size, parts, begun = 0, aiter(request.stream()), time.monotonic()
     while True:
-        if size < LEAST_RATE * (time.monotonic() - begun - SILENCE_S):
-            raise EnrollError("E115", f"it comes with less than {LEAST_RATE:g} bytes per second")
+        if size < MIN_BYTES_PER_S * (time.monotonic() - begun - SILENCE_S):
+            raise EnrollError("E115", f"it arrives at less than {MIN_BYTES_PER_S:g} bytes per second")
         try:
             async with asyncio.timeout(SILENCE_S):
                 part = await anext(parts, None)
         except TimeoutError:
-            raise EnrollError("E115", f"nothing came for {SILENCE_S:g} s") from None
+            raise EnrollError("E115", f"no data for {SILENCE_S:g} s") from None
         if part is None:
             return
         size += len(part)
@@ -186,7 +186,7 @@ async def _capped(request: Request, most: int) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _relayed(answer: httpx.Response) -> AsyncIterator[bytes]:
+async def _answer_body(answer: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for part in answer.aiter_raw():
             yield part

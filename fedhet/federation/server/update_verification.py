@@ -1,4 +1,4 @@
-"""Both ends of a signed update: the device that signs what it sends, the server that holds it against the registry."""
+"""Verification of signed updates against the registry, as a check of the update gate."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedhet.federation.pki import update_signature
 from fedhet.federation.server.membership import Members
 
 CODES = {"E201": "member", "E202": "member", "E205": "signature"}
-"""A member's refusal as the gate's."""
+"""The gate's reason for each error code of `Members.check`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """Lets the answers of one run through that a member who may take part at this moment has signed."""
+    """Accepts an answer of a run only if it is signed by a client that is active now."""
 
     members: Members
     run: str
@@ -27,12 +27,12 @@ class Registered:
         try:
             signature = bytes.fromhex(answer.signature)
         except ValueError:
-            return Rejected("signature", "it is not hexadecimal")
-        told = update_signature.about(
+            return Rejected("signature", "the signature is not hexadecimal")
+        statement = update_signature.statement_of(
             self.run, answer.node, answer.job, answer.version, answer.payload, answer.weight, answer.metrics
         )
         try:
-            self.members.check(answer.client, told, signature)
+            self.members.check(answer.client, statement, signature)
         except EnrollError as error:
             return Rejected(CODES[error.code], error.detail)
         return None

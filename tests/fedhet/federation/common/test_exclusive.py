@@ -15,7 +15,7 @@ from fedhet.federation.common.exclusive import alone
 from fedhet.federation.device.agent import LOCK, Agent
 from fedhet.federation.server import serve as serving
 from fedhet.federation.server.operator import Federation
-from fedhet.federation.server.serve import Dial, Server
+from fedhet.federation.server.serve import ClockWatch, Server
 
 HOLDER = """
 import sys, time
@@ -81,7 +81,7 @@ def test_two_agents_do_not_work_for_one_client_and_commands_go_on(door):
 
 def test_keys_are_changed_by_one_process_at_a_time(door, monkeypatch):
     device = door.member("a")
-    monkeypatch.setattr("fedhet.federation.device.state.CHANGE_S", 0.1)
+    monkeypatch.setattr("fedhet.federation.device.state.LOCK_WAIT_S", 0.1)
     before = device.leaf().serial
     with alone(device.folder / "keys.lock", "changes its keys"):
         for change in (device.rotate, device.renew, device.finish_rotation):
@@ -128,11 +128,11 @@ def test_a_server_goes_on_registering_whatever_the_time_of_day_is_set_to(tmp_pat
 
 def test_a_clock_that_is_set_is_told_from_one_that_runs():
     at = [1000.0, 50.0]
-    dial = Dial(lambda: at[0], lambda: at[1])
+    dial = ClockWatch(lambda: at[0], lambda: at[1])
     at[:] = [1060.0, 110.0]
-    assert dial.turned() == 0.0
+    assert dial.jump() == 0.0
     at[:] = [1061.0 - 3600, 111.0]
-    assert dial.turned() == -3600 and dial.turned() == 0.0
+    assert dial.jump() == -3600 and dial.jump() == 0.0
 
 
 def test_a_server_certificate_made_while_the_clock_was_ahead_is_replaced(tmp_path):

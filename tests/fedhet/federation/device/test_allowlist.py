@@ -311,10 +311,10 @@ def test_a_hub_is_reached_for_what_the_owner_named_alone():
 def test_settings_are_kept_until_others_are_given(package, places, state, monkeypatch):
     device = Device(state)
     monkeypatch.chdir(places)
-    commands.settle(device, ([package], ["named"], ["ylecun/mnist", "gpt2"]))
-    commands.settle(device, (None, None, ["gpt2"]))
+    commands.store_allowed(device, ([package], ["named"], ["ylecun/mnist", "gpt2"]))
+    commands.store_allowed(device, (None, None, ["gpt2"]))
     assert Allowlist.of(device.about) == Allowlist((package,), (str(places / "named"),), ("gpt2",))
-    commands.settle(device, ([""], [""], None))
+    commands.store_allowed(device, ([""], [""], None))
     assert Allowlist.of(device.about) == Allowlist((), (), ("gpt2",))
     device.note(data=str(places / "private"))
     assert Allowlist.of(device.about).folders == (str(places / "private"),), "the data it joined with"
@@ -335,6 +335,6 @@ def test_what_cannot_be_allowed_is_refused_at_the_start(allowed, state, tmp_path
     monkeypatch.chdir(tmp_path)
     before = copy.deepcopy(Device(state).about)
     with pytest.raises(EnrollError) as caught:
-        commands.settle(Device(state), allowed)
+        commands.store_allowed(Device(state), allowed)
     assert caught.value.code == "E319" and Device(state).about == before
     assert os.listdir(state) == ["client.json"]

@@ -199,7 +199,7 @@ def test_keys_lie_encrypted_and_one_file_has_the_passphrase(cheap, tmp_path):
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
 def test_keys_that_lie_in_the_clear_are_encrypted_even_if_that_is_interrupted(cheap, tmp_path, monkeypatch, cut):
     made = Authority.create(tmp_path / "ca", "t", "localhost:1", ["localhost"], NOW)
-    assert in_the_clear(made.folder) == ["issuing.key", "root.key", "server.pem"] and not made.asks
+    assert in_the_clear(made.folder) == ["issuing.key", "root.key", "server.pem"] and not made.needs_passphrase
     write, written = private_files.write_file, []
 
     def full(path, *given):
@@ -213,7 +213,7 @@ def test_keys_that_lie_in_the_clear_are_encrypted_even_if_that_is_interrupted(ch
         with pytest.raises(OSError, match="No space"):
             made.encrypt("", "correct horse")
     again = Authority.load(made.folder)
-    if again.asks:
+    if again.needs_passphrase:
         again.lock.ask = lambda: "correct horse"
     assert again.crl([], NOW), "it goes on working in between"
     Authority.load(made.folder).encrypt("correct horse", "correct horse")
@@ -227,7 +227,7 @@ def test_a_root_key_that_an_earlier_version_encrypted_still_rotates_and_is_seale
     made = Authority.create(tmp_path / "ca", "t", "localhost:1", ["localhost"], NOW)
     key = identity.load_ec_key((made.folder / "root.key").read_bytes())
     private_files.write_file(made.folder / "root.key", identity.pem(key, "correct horse"))
-    assert made.asks
+    assert made.needs_passphrase
     refused("E306", made.rotate, NOW, "wrong")
     made.rotate(NOW, "correct horse")
     made.encrypt("correct horse", "battery staple")

@@ -190,7 +190,7 @@ def test_a_root_rotates_until_devices_could_not_follow(door, refused):
         authority.rotate_root(door.clock())
     refused("E306", authority.rotate_root, door.clock())
     (authority.folder / "root.key").unlink()
-    assert "bring it back" in str(refused("E306", authority.rotate, door.clock()))
+    assert "put it back" in str(refused("E306", authority.rotate, door.clock()))
 
 
 async def anything(request):
@@ -377,7 +377,7 @@ def test_a_node_that_floods_the_door_is_slowed_down_and_others_are_not(make_door
     door = make_door(messages_per_minute=3)
     a, b = door.member("a"), door.member("b")
     root = (door.federation.folder / "ca" / "root.pem").read_bytes()
-    app = tls_proxy.door(door.federation, service(door.federation), "https://127.0.0.1:1", tls.trusting(root))
+    app = tls_proxy.public_app(door.federation, service(door.federation), "https://127.0.0.1:1", tls.trusting(root))
     with listening(app, door.federation.folder / "ca" / "server.pem", lifespan="on") as port:
 
         def status(device):

@@ -31,7 +31,7 @@ CONFIG = '{"work": "some"}'
 
 
 def give(door, config=CONFIG, days=1.0):
-    return Order.give(door.federation.authority, config, days, door.clock())
+    return Order.sign(door.federation.authority, config, days, door.clock())
 
 
 def guard(device):
@@ -69,11 +69,11 @@ def test_an_order_that_was_altered_is_nobodys(door, refused):
 def test_an_order_of_another_federation_is_refused_even_if_the_key_is_the_same(door, tmp_path, refused):
     device = door.member("a")
     other = Federation.create(tmp_path / "other", "other", "127.0.0.1:1")
-    foreign = Order.give(other.authority, CONFIG, 1.0, door.clock())
+    foreign = Order.sign(other.authority, CONFIG, 1.0, door.clock())
     assert "no operator key" in str(refused("E215", guard(device).check, CONFIG, foreign.sent))
     for name in (operator_key.KEY, operator_key.LINE):
         private_files.write_file(other.folder / "ca" / name, (door.federation.folder / "ca" / name).read_bytes())
-    shared = Order.give(other.authority, CONFIG, 1.0, door.clock())
+    shared = Order.sign(other.authority, CONFIG, 1.0, door.clock())
     assert "another federation" in str(refused("E215", guard(device).check, CONFIG, shared.sent))
     other.close()
 
@@ -81,7 +81,7 @@ def test_an_order_of_another_federation_is_refused_even_if_the_key_is_the_same(d
 def test_a_device_that_is_older_than_operator_keys_learns_its_operators_when_it_asks(door, refused):
     device = door.member("a")
     (device.folder / OPERATOR).unlink()
-    assert "start it again" in str(refused("E215", guard(device).check, CONFIG, give(door).sent))
+    assert "restart it" in str(refused("E215", guard(device).check, CONFIG, give(door).sent))
     assert device.operator is None, "no job teaches a device whom to believe"
     device.ask("whoami")
     guard(device).check(CONFIG, give(door).sent)
@@ -137,14 +137,14 @@ def test_an_operator_replaces_the_key_by_command_and_devices_follow(door, refuse
     asks.ask("whoami")  # by the server's answer
     assert device.operator == asks.operator == newest != first
     refused("E215", guard(device).check, CONFIG, old.sent)
-    assert Order.by(give(door), newest), "fedhet submit signs with it"
+    assert Order.is_signed_by(give(door), newest), "fedhet submit signs with it"
 
     (authority.folder / operator_key.KEY).unlink()  # lost: nobody can name the next one but the root
     assert operator_key.BY_ROOT in rotate(door, "--yes", code="E306")["error"]["detail"]
     assert rotate(door, "--yes", "--compromised")["term"] == 1
     guard(device).check(CONFIG, give(door).sent)
     (authority.folder / "root.key").rename(authority.folder.parent / "root.key")
-    assert "bring it back" in rotate(door, "--yes", "--compromised", code="E306")["error"]["detail"]
+    assert "put it back" in rotate(door, "--yes", "--compromised", code="E306")["error"]["detail"]
     kept = [row["detail"] for row in door.federation.audit.rows() if row["subject"] == "operator"]
     assert [(row["term"], row["by"], row["compromised"]) for row in kept] == [(0, "operator", False), (1, "root", True)]
     assert kept[0]["key_sha256"] == newest.fingerprint and door.federation.audit.check().lines
@@ -162,7 +162,7 @@ def test_nothing_is_replaced_that_the_audit_log_could_not_tell_of(door):
 
 
 def test_a_line_grows_no_longer_than_devices_read_it(door, monkeypatch):
-    monkeypatch.setattr(operator_key, "MOST", 2)
+    monkeypatch.setattr(operator_key, "MAX_SUCCESSIONS", 2)
     device = door.member("a")
     rotate(door, "--yes")
     assert operator_key.BY_ROOT in rotate(door, "--yes", code="E306")["error"]["detail"]
@@ -177,7 +177,7 @@ def test_the_root_ends_a_stolen_key_and_all_that_it_named(door, tmp_path, refuse
     for name in (operator_key.KEY, operator_key.LINE):
         private_files.write_file(thief.folder / name, (authority.folder / name).read_bytes())
     operator_key.replace(thief)
-    stolen = Order.give(thief, CONFIG, 1.0, door.clock())
+    stolen = Order.sign(thief, CONFIG, 1.0, door.clock())
     assert "another federation" in str(refused("E215", guard(device).check, CONFIG, stolen.sent))
     assert device.operator == operator_key.line(thief.folder)[-1], "it followed the stolen key"
     operator_key.replace(authority, authority.root_pair(""))
@@ -186,7 +186,7 @@ def test_the_root_ends_a_stolen_key_and_all_that_it_named(door, tmp_path, refuse
         refused("E215", guard(each).check, CONFIG, stolen.sent)
         assert each.operator.term == 1
     operator_key.replace(thief)
-    refused("E215", guard(device).check, CONFIG, Order.give(thief, CONFIG, 1.0, door.clock()).sent)
+    refused("E215", guard(device).check, CONFIG, Order.sign(thief, CONFIG, 1.0, door.clock()).sent)
     operator_key.replace(authority)
     guard(device).check(CONFIG, give(door).sent)
 
@@ -196,7 +196,7 @@ def test_a_root_of_another_federation_names_no_key(door, tmp_path):
     other = Federation.create(tmp_path / "other", "other", "127.0.0.1:1").authority
     known = device.operator
     device.learn_operator(operator_key.replace(other, other.root_pair("")))
-    device.learn({"operator": operator_key.tell(operator_key.line(other.folder))})
+    device.learn({"operator": operator_key.to_json(operator_key.line(other.folder))})
     assert device.operator == known
 
 
@@ -259,15 +259,15 @@ def test_a_run_goes_on_with_the_order_it_has_and_is_signed_anew_if_it_is_the_sam
     assert not renew(), "an order that holds needs no key"
     (tmp_path / "away").rename(authority.folder / operator_key.KEY)
     door.clock.ahead += 31 * DAY
-    assert renew() and Order.of(tmp_path).told()["expires"] > door.clock()
+    assert renew() and Order.of(tmp_path).fields()["expires"] > door.clock()
     old = Order.of(tmp_path)
     operator_key.replace(authority)
     assert renew(), "the key is another"
     refused("E217", signed_orders.renew, authority, tmp_path, CONFIG + " ", 30.0, door.clock())
     kept = Order.of(tmp_path)
-    replace(kept, signature=kept.signature[:-8] + "AAAAAAA=").keep(tmp_path)
+    replace(kept, signature=kept.signature[:-8] + "AAAAAAA=").store(tmp_path)
     refused("E217", renew)
-    old.keep(tmp_path)
+    old.store(tmp_path)
     operator_key.replace(authority, authority.root_pair(""))
     refused("E217", renew)
 

@@ -92,7 +92,7 @@ def test_a_body_that_somebody_else_sealed_counts_for_the_address_not_the_client(
 
 
 def test_a_window_is_bounded_and_strangers_push_no_client_out(monkeypatch):
-    monkeypatch.setattr(rate_limits, "REMEMBERED", 100)
+    monkeypatch.setattr(rate_limits, "MAX_KEYS", 100)
     window = Window(2, 60.0)
     for n in range(100_000):
         window.check(f"never failed {n}", 0.0)

@@ -59,7 +59,7 @@ EDITS = {
     "invitation": "UPDATE tokens SET hash = x'00' WHERE used IS NULL",
     "is not in the registry": "DELETE FROM clients WHERE name = 'pending'",
     "not in the log": "",
-    "never written there": "UPDATE clients SET declared = '[1]' WHERE name = 'active'",
+    "values of a wrong type": "UPDATE clients SET declared = '[1]' WHERE name = 'active'",
 }
 
 

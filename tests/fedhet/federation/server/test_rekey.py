@@ -52,7 +52,7 @@ def test_a_damaged_or_missing_key_is_named_and_replaced(home, damage, why):
         detail = fedhet(home, *words, code="E324")["detail"]
         assert str(key) in detail and why in detail and "fedhet audit rekey" in detail
     asked = fedhet(home, "audit", "rekey", code="E325")["data"]["lines"]
-    assert why in asked[0] and "all is in order" in asked[1]
+    assert why in asked[0] and "no fault is found" in asked[1]
     assert (home / "audit.jsonl").read_bytes() == before and key.exists() == (damage is not None)
 
     done = fedhet(home, "audit", "rekey", "--yes", "--reason", "the disk broke")
@@ -65,8 +65,8 @@ def test_a_damaged_or_missing_key_is_named_and_replaced(home, damage, why):
     assert (verdict["lines"], verdict["unproved"]) == (5, 2), "the line that waited is written, and no alarm"
     assert "altered" not in {row["action"] for row in lines(home)}
     told = CliRunner().invoke(main.app, ["audit", "verify", "--home", str(home)]).output
-    assert "lines 1 to 2 are no longer proved by the key: the log was keyed anew in line 3" in told
-    assert "proves the log" in fedhet(home, "audit", "rekey", "--yes", code="E319")["detail"]
+    assert "lines 1 to 2 are no longer proved by the key: the log was rekeyed in line 3" in told
+    assert "authenticates the log" in fedhet(home, "audit", "rekey", "--yes", code="E319")["detail"]
 
 
 @pytest.mark.parametrize("line", [1, 2, 3, 4])
@@ -103,7 +103,7 @@ def test_what_is_found_without_the_key_is_said_and_kept(home):
     rows = (home / "audit.jsonl").read_bytes().splitlines(keepends=True)
     (home / "audit.jsonl").write_bytes(rows[1])
     found = fedhet(home, "audit", "rekey", code="E325")["data"]["lines"]
-    assert "another one's" in found[0] and "line 1: it is numbered 2" in found[1]
+    assert "does not belong to this log" in found[0] and "line 1: it is numbered 2" in found[1]
     (home / "audit.jsonl").write_bytes(b"".join(rows))
     faults = fedhet(home, "audit", "rekey", "--yes")["faults"]
     assert len(faults) == 2 and "state is 'active', but 'invited'" in faults[0]

@@ -157,8 +157,8 @@ def test_a_run_that_dies_at_once_each_time_is_given_up_and_says_so(watch):
     assert len(watch.link.begun) == 1 + FOR_NOTHING and watch.entries == []
     ended = watch.made.ended
     assert ended.how == GIVEN_UP and f"{FOR_NOTHING} times" in ended.why and "its last words" in ended.trace
-    assert watch.made.again() is None
-    told = watch.made.over()
+    assert watch.made.restarted() is None
+    told = watch.made.end_error()
     assert told.code == "E314" and not told.data["killed"] and f"{FOR_NOTHING} times" in told.detail
 
 
@@ -179,19 +179,19 @@ def test_a_run_that_was_submitted_anew_starts_with_a_clean_slate(watch):
 
 
 def test_who_follows_goes_over_to_the_next_life(watch, monkeypatch):
-    monkeypatch.setattr(submit, "AGAIN_S", 0.0)
-    assert watch.made.again() is None
-    monkeypatch.setattr(submit, "AGAIN_S", 60.0)
+    monkeypatch.setattr(submit, "RESTART_S", 0.0)
+    assert watch.made.restarted() is None
+    monkeypatch.setattr(submit, "RESTART_S", 60.0)
     monkeypatch.setattr(submit.time, "sleep", lambda _: Submission.begin(watch.link, watch.folder, 2, 1))
-    assert watch.made.again().run_id == 102
+    assert watch.made.restarted().run_id == 102
     (watch.folder / "result.json").write_text("{}")
-    assert watch.made.again().done
+    assert watch.made.restarted().done
 
 
 def test_a_process_that_flower_gave_up_is_followed_as_long_as_it_lives(watch, monkeypatch):
-    monkeypatch.setattr(submit, "LOOK_S", -1.0)
-    monkeypatch.setattr(submit, "LAST_WORDS_S", 0.01)
-    monkeypatch.setattr(Submission, "last_words", lambda self: "")
+    monkeypatch.setattr(submit, "STATUS_INTERVAL_S", -1.0)
+    monkeypatch.setattr(submit, "STOP_NOTICE_S", 0.01)
+    monkeypatch.setattr(Submission, "log_end", lambda self: "")
     watch.link.said = ("finished:failed", "No heartbeat")
     lock, naps = contextlib.ExitStack(), []
     lock.enter_context(alone(watch.folder))
@@ -208,5 +208,5 @@ def test_a_process_that_flower_gave_up_is_followed_as_long_as_it_lives(watch, mo
 
 def test_a_run_that_the_superlink_never_had_is_named(watch):
     with pytest.raises(EnrollError) as caught:
-        Submission(watch.link, watch.folder, 7).asked()
+        Submission(watch.link, watch.folder, 7).status_now()
     assert caught.value.code == "E315"

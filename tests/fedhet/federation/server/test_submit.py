@@ -124,7 +124,7 @@ def test_a_run_is_followed_row_by_row_to_its_end(tmp_path):
 
 
 def test_a_run_that_failed_says_why_in_its_own_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "LOOK_S", -1.0)
+    monkeypatch.setattr(submit, "STATUS_INTERVAL_S", -1.0)
     made = Submission(Told(tmp_path, "finished:failed", "whatever"), tmp_path, 1)
     with pytest.raises(EnrollError) as caught:
         made.follow(lambda row: None, {}, lambda seconds: None)
@@ -137,7 +137,7 @@ def test_a_run_that_failed_says_why_in_its_own_words(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped_did_not_fail(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "LOOK_S", -1.0)
+    monkeypatch.setattr(submit, "STATUS_INTERVAL_S", -1.0)
     made = Submission(Told(tmp_path, "finished:stopped"), tmp_path, 1)
     with pytest.raises(EnrollError, match="fedhet submit --resume") as caught:
         made.follow(lambda row: None, {}, lambda seconds: None)
@@ -176,8 +176,8 @@ def test_who_follows_a_run_outlasts_a_superlink_that_is_started_again(tmp_path, 
      ("running", RunEnding(STOPPED, ""), "E315", None)],
 )  # fmt: skip
 def test_a_server_process_that_is_gone_is_missed_at_once(tmp_path, monkeypatch, status, ended, code, killed):
-    monkeypatch.setattr(submit, "LAST_WORDS_S", 0.7)
-    monkeypatch.setattr(submit, "LOOK_S", 1e9)
+    monkeypatch.setattr(submit, "STOP_NOTICE_S", 0.7)
+    monkeypatch.setattr(submit, "STATUS_INTERVAL_S", 1e9)
     monkeypatch.setattr(Told, "text", lambda self, *_: "its last words", raising=False)
     monkeypatch.setattr(Told, "listens", lambda self: True)
     made, lock = Submission(Told(tmp_path, status), tmp_path, 1), contextlib.ExitStack()

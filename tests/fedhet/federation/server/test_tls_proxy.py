@@ -65,7 +65,7 @@ def behind(door, listening, tmp_path):
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(listening(upstream, link_.folder / "loopback.pem"))
         trust = tls.trusting(link_.root.read_bytes())
-        app = tls_proxy.door(
+        app = tls_proxy.public_app(
             door.federation, service(door.federation), f"https://127.0.0.1:{port}", trust, most_bytes=10_000
         )
         front = stack.enter_context(listening(app, door.federation.folder / "ca" / "server.pem", lifespan="on"))
@@ -175,7 +175,7 @@ def test_enrolment_answers_at_the_same_door(door, behind):
 def test_a_superlink_that_is_down_is_a_503_for_the_node_to_try_again(door, listening, tmp_path):
     device = door.member("a")
     trust = tls.trusting((door.federation.folder / "ca" / "root.pem").read_bytes())
-    app = tls_proxy.door(door.federation, service(door.federation), "https://127.0.0.1:1", trust)
+    app = tls_proxy.public_app(door.federation, service(door.federation), "https://127.0.0.1:1", trust)
     root = (door.federation.folder / "ca" / "root.pem").read_bytes()
     with listening(app, door.federation.folder / "ca" / "server.pem", lifespan="on") as port:
         front = Behind(door.federation, port, root)
@@ -221,16 +221,16 @@ def slow(door, behind):
 
 
 def test_who_sends_a_byte_a_second_holds_nobody_but_itself_up(door, behind, slow, monkeypatch):
-    monkeypatch.setattr(tls_proxy, "AT_ONCE", 3)
+    monkeypatch.setattr(tls_proxy, "MAX_MESSAGES_PER_NODE", 3)
     a, b = door.member("a"), door.member("b")
     head = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\nflwr-public-key: "
-    for _ in range(tls_proxy.AT_ONCE):
+    for _ in range(tls_proxy.MAX_MESSAGES_PER_NODE):
         slow(head + key_of(a).encode() + b"\r\n\r\n")
     for _ in range(20):
         slow(b"POST /v1/fleet/push-object HTTP/1.1\r\nho", b"s")  # strangers who never get to their point
     wait_for(lambda: behind.fleet(a) == "E112")
     assert [behind.fleet(b) for _ in range(5)] == [200] * 5
-    for each in slow.open[: tls_proxy.AT_ONCE]:
+    for each in slow.open[: tls_proxy.MAX_MESSAGES_PER_NODE]:
         each.sendall(b"y")
     assert behind.fleet(a) == "E112" and behind.fleet(b) == 200
     slow.close()
