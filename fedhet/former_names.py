@@ -207,8 +207,6 @@ TRANSPORTS = {
     "flower": "fedhet.deployment.live_run.OnGrid",
 }
 """Transports by the name that configurations had in place of a target."""
-
-
 PACKAGES = ("fedhet.enroll", "fedhet.grids")
 """Folders that former modules were in."""
 TARGETS = {"clients.fleet.unlike.Unlike": "clients.fleet.mixed_devices.MixedDevices"}

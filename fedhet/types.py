@@ -28,8 +28,6 @@ Tree: TypeAlias = Mapping[str, Tensor]
 
 Memory: TypeAlias = dict[str, Tensor]
 """What one plug-in keeps between calls; the host stores it (server file, or the client's context)."""
-
-
 KEPT_RANK = "kept_rank"
 """The metric with which a client says that it goes on with a lower rank; the server asks it for no more again."""
 

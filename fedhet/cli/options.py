@@ -13,14 +13,8 @@ Home = Annotated[
     Path,
     typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.", callback=at_home("FEDHET_HOME")),
 ]
-
-
 Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
-
-
 Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
-
-
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
@@ -30,8 +24,6 @@ PassphraseFile = Annotated[
         help="The passphrase of the federation's keys (default: FEDHET_PASSPHRASE, else it is asked for).",
     ),
 ]
-
-
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether it is meant.")]
 
 
@@ -41,9 +33,5 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="An axis: rule=krum. A value: rule.f=2, seed=3.", show_default=False),
 ]
-
-
 ConfigDir = Annotated[Path | None, typer.Option("--config-dir", help="A folder with more options for the axes.")]
-
-
 Out = Annotated[Path | None, typer.Option("--out", help="The folder to write (default: a new one under out=runs).")]

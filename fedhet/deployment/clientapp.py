@@ -1,7 +1,7 @@
 """The ClientApp of one device, as Flower starts it.
 
-A device builds its half of the method from the configuration inside the first job it gets, within what its owner and
-its federation's operator allow, and keeps it for as long as its process lives. An enrolled device signs every update.
+A device builds its half of the method from the configuration in its first job, if its owner's allowlist and the
+operator's order permit, and keeps it until its process ends. An enrolled device signs every update.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=2)
 def signer(run: str) -> Sign | None:
-    """How this process signs its updates of a run: with the identity of the device that `fedhet client run` named, or
-    not at all where there is none."""
+    """The signer of this process's updates of a run, with the identity of the device in FEDHET_STATE; None if that is
+    not set."""
     state = os.environ.get("FEDHET_STATE", "")
     if not state:
         return None
@@ -38,30 +38,30 @@ def signer(run: str) -> Sign | None:
 
 
 @lru_cache(maxsize=2)
-def _fence(state: str) -> Allowlist:
-    """What the owner of the client in this folder allows; a process takes it as it was when it began."""
+def _allowlist(state: str) -> Allowlist:
+    """The allowlist of the client with this state folder, read once per process."""
     from fedhet.federation.device.allowlist import Allowlist
     from fedhet.federation.device.state import Device as Client
 
     return Allowlist.of(Client(Path(state)).about)
 
 
-def _tells(module: str) -> bool:
-    """Whether a server may know which version of a module this process has: of fedhet's, and of what jobs may use."""
+def _may_report(module: str) -> bool:
+    """Whether the hash of a module's source may be reported to the server: only for fedhet's and allowed packages."""
     state = os.environ.get("FEDHET_STATE", "")
-    inside = (*source_tree.PACKAGES, *(_fence(state).packages if state else [module]))
+    inside = (*source_tree.PACKAGES, *(_allowlist(state).packages if state else [module]))
     return any(f"{module}.".startswith(f"{package}.") or package.startswith(f"{module}.") for package in inside)
 
 
 @lru_cache(maxsize=2)
 def _device(world: str, state: str) -> Device:
-    """The device of a configuration; where its owner has a say (`state` is a client's folder), of one that is allowed.
+    """Build the device half of a configuration; with a client's folder `state`, only if its allowlist permits.
 
     Raises EnrollError E213 or E214, and what building raises.
     """
     from fedhet.config import factory
 
-    return factory.device(_fence(state).admit(world) if state else json.loads(world))
+    return factory.device(_allowlist(state).admit(world) if state else json.loads(world))
 
 
 def _from_message(message: Message) -> Device:
@@ -77,4 +77,4 @@ def _from_message(message: Message) -> Device:
     return _device(world, state)
 
 
-client = client_app(_from_message, seal=True, signer=signer, tells=_tells)
+client = client_app(_from_message, seal=True, signer=signer, tells=_may_report)

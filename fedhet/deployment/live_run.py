@@ -1,7 +1,7 @@
 """A run on a grid of Flower's own, in real time: under Ray's simulation, on a SuperLink, or inside `flwr run`.
 
-Everything the server hears is journaled, so a ServerApp that was killed goes on where it was when it is started again
-with the same folder. In a federation (fedhet/federation) the registry says who may take part at every moment.
+Every answer is journaled, so a ServerApp that was killed continues when it is started again with the same folder. In a
+federation (fedhet/federation) only clients that are active in the registry take part, checked at every step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedhet.runs.result import Result
 from fedhet.runs.session import Session
 
 RECONNECT_S = 20.0
-"""Seconds a server that was started again waits for the clients that have a job."""
+"""Seconds that a restarted server waits for the clients that have a job."""
 
 
 def live(
@@ -44,13 +44,12 @@ def live(
     members: Members | None = None,
     order: str = "",
 ) -> Result:
-    """Run on a grid whose nodes declare their client numbers; starts when `wanted` of them have answered, or `least`
-    (default: `wanted`) and nobody further does.
+    """Run on a grid whose nodes declare their client numbers. It starts when `wanted` of them have answered, or after
+    `gather_seconds` with at least `least` (default: `wanted`). `poll` is the interval of the wall clock, in seconds.
 
-    Clients that are not there are left out until they come. After a resume, jobs that were in flight are sent again:
-    a client that did one already answers from its disk. `order` is the operator's word on the configuration. Raises
-    NoClients if too few nodes answer in time.
-    """
+    Absent clients are excluded until they appear. After a resume, jobs in flight are sent again: a client that has done
+    one answers from its disk. `order` is the signed order (signed_orders.py) that is sent with jobs. Raises NoClients
+    if too few nodes answer in time."""
     world = experiment.for_devices()
     clock, grid = WallClock(poll), reply_stream.whole_replies(grid)
     nodes = NodeDirectory(
@@ -78,7 +77,7 @@ def live(
     else:
         monitor.gather(wanted, wanted if least is None else least, gather_seconds)
         clock.start(0.0)
-        monitor.introduce_all()
+        monitor.introduce_present()
     loop.before_instant, loop.before_sends = monitor.step, monitor.expel
     loop.after_error = monitor.pause_unwritable
     loop.present = nodes.of_client.__contains__
@@ -91,8 +90,10 @@ def live(
 
 @dataclass(frozen=True)
 class OnGrid:
-    """The transport of a ServerApp: the grid that Flower gave it, in real time. Without a grid it only names itself:
-    what is submitted is checked before there is one. Arguments are those of `live`."""
+    """The transport of a ServerApp: the grid that Flower passes to it, in real time. Arguments are those of `live`.
+
+    Without a grid it can be named in a configuration and checked, but not run.
+    """
 
     name: ClassVar[str] = "flower"
     grid: Grid | None = None
@@ -103,7 +104,7 @@ class OnGrid:
     order: str = ""
 
     def check(self, experiment: Experiment) -> None:
-        """Who is there shows when the run begins."""
+        """Nothing to check: the nodes are known when the run begins."""
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
         """Run to the end. Raises ValueError without a grid, and what `live` raises."""

@@ -2,8 +2,8 @@
 
 They listen on socket files in a temporary folder that this account alone can enter (fedhet/flower/socket_files.py).
 
-The ServerApp runs in a process that Flower starts; it is told where the configuration and the run folder are and does
-there what `flwr run` would. For trying a method on real processes; a federation of real devices is enrolled instead.
+Flower starts the ServerApp's process with the paths of configuration and run folder, as `flwr run` does. This is for
+trying a method on real processes; real devices enrol in a federation instead.
 """
 
 from __future__ import annotations
@@ -31,64 +31,67 @@ from fedhet.runs.event_log import read_rows, write_atomic
 from fedhet.runs.experiment import Experiment, Progress
 from fedhet.runs.result import Result
 
-MOST = 30
-"""SuperNodes on one machine: each is two processes of over 100 MB."""
-
-
+MAX_SUPERNODES = 30
+"""SuperNodes on one machine, at most: each is two processes of over 100 MB."""
 COMMAND_S = 120.0
-"""Seconds for one `flwr` command: a SuperLink that is stopped never answers it."""
+"""Seconds for one `flwr` command, which a stopped SuperLink never answers."""
 
-LOOK_S = 5.0
-"""Seconds between two questions after a run's state."""
+STATUS_INTERVAL_S = 5.0
+"""Seconds between status requests."""
 
 BEGIN_S = 180.0
 """Seconds for a submitted run to begin."""
 
 
 class SuperLinkError(RuntimeError):
-    """Flower's processes did not do what was asked; the message names the log."""
+    """Flower's processes failed; the message contains the end of the log."""
 
 
 @dataclass(frozen=True)
 class LocalSuperLink:
-    """A SuperLink and one SuperNode a client on this machine, in real time."""
+    """The transport `superlink`: a SuperLink and one SuperNode per client on this machine, in real time."""
 
     name: ClassVar[str] = "superlink"
 
     def check(self, experiment: Experiment) -> None:
-        """Raises Misfit for more clients than one machine has room for."""
-        if len(experiment.clients) > MOST:
-            raise Misfit(f"{len(experiment.clients)} SuperNodes are too many for one machine: fleet.clients={MOST}")
+        """Raises Misfit for more than `MAX_SUPERNODES` clients."""
+        if len(experiment.clients) > MAX_SUPERNODES:
+            raise Misfit(
+                f"{len(experiment.clients)} SuperNodes are too many for one machine: fleet.clients={MAX_SUPERNODES}"
+            )
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-        """Run on a SuperLink of its own. Raises SuperLinkError with the end of the log if the run fails there."""
+        """Start the processes and run on them. Raises SuperLinkError with the end of the log if the run fails,
+        ValueError if the folder contains an earlier run and `resume` is false."""
         self.check(experiment)
         clients = len(experiment.clients)
         if not resume and (folder / "checkpoint").exists():
-            raise ValueError(f"{folder} holds an earlier run")
+            raise ValueError(f"{folder} contains an earlier run")
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.yaml").exists():
             write_atomic(folder / "config.yaml", run_config.text(experiment.config))
         with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
             home = Path(temporary)
             with _processes(home) as start:
-                start("flower-superlink", "--insecure", *_at(0), "--disable-runtime-dependency-installation")
+                start(
+                    "flower-superlink", "--insecure", *_address_options(0), "--disable-runtime-dependency-installation"
+                )
                 _reachable(home)
                 for number in range(clients):
-                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0), *_at(1 + number),
+                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0), *_address_options(1 + number),
                           "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
                 run_id = _submit(home, folder.resolve(), clients)
                 _follow(home, folder, run_id, progress)
         return Result.read(folder)
 
 
-def _at(number: int) -> list[str]:
+def _address_options(number: int) -> list[str]:
     host, _, port = socket_files.address(number).rpartition(":")
     return ["--host", host, "--port", port]
 
 
 def _socket(home: Path, number: int) -> Path:
-    """The SuperLink's is number 0."""
+    """The socket file of a process; 0 is the SuperLink."""
     return home / f"{number}.sock"
 
 
@@ -99,18 +102,18 @@ def _environment(home: Path) -> dict[str, str]:
     inherited = {
         k: v for k, v in os.environ.items() if not k.startswith(("FEDHET_HOME", "FEDHET_STATE", "FEDHET_PASS"))
     }
-    own |= socket_files.environment({socket_files.address(n): _socket(home, n) for n in range(MOST + 1)})
+    own |= socket_files.environment({socket_files.address(n): _socket(home, n) for n in range(MAX_SUPERNODES + 1)})
     return {
         **inherited,
         **own,
         "PATH": path,
         "PYTHONPATH": source_tree.python_path(),
-    }  # a federation's registry is none of this run's
+    }  # without a federation's registry
 
 
 @contextlib.contextmanager
 def _processes(home: Path) -> Iterator[Callable[..., None]]:
-    """Start commands in process groups of their own, in an empty folder; end them all, and what they started."""
+    """Yields a function that starts commands in process groups of their own; at the end all groups are killed."""
     running: list[subprocess.Popen[bytes]] = []
     (home / "work").mkdir()
     starting = False
@@ -120,7 +123,7 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
         nonlocal starting
         log = (home / f"{len(running)}-{command[0]}.log").open("wb")
         environment = _environment(home)
-        starting = True  # what would end this process in here would leave one behind that nobody knows
+        starting = True  # a signal in between would leave an unrecorded process behind
         try:
             running.append(
                 subprocess.Popen(
@@ -143,7 +146,7 @@ def _processes(home: Path) -> Iterator[Callable[..., None]]:
         if not starting:
             raise ends[-1]
 
-    # or a polite kill would leave everything running; an interrupt that is ignored stays so
+    # SIGTERM would otherwise leave all processes running; an ignored SIGINT stays ignored
     ours = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else [])]
     before = {number: signal.signal(number, interrupted) for number in ours}
     try:
@@ -174,16 +177,16 @@ def _submit(home: Path, folder: Path, clients: int) -> int:
     )
     given = {"config": str(folder / "config.yaml"), "folder": str(folder)}
     text = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items()) + f" wanted={clients}"
-    done = _flwr(home, "run", str(app), "loop", "--run-config", text, "--format", "json")
+    completed = _flwr(home, "run", str(app), "loop", "--run-config", text, "--format", "json")
     try:
-        return int(json.loads(done)["run-id"])
+        return int(json.loads(completed)["run-id"])
     except (ValueError, KeyError):
-        raise SuperLinkError(f"flwr run gave no run id: {done[-400:]}") from None
+        raise SuperLinkError(f"flwr run gave no run id: {completed[-400:]}") from None
 
 
 def _flwr(home: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             socket_files.command("flwr", *arguments),
             env=_environment(home),
             cwd=home / "work",
@@ -195,14 +198,14 @@ def _flwr(home: Path, *arguments: str) -> str:
         )
     except subprocess.TimeoutExpired:
         raise SuperLinkError(f"flwr {arguments[0]} did not end within {COMMAND_S:g} s") from None
-    if done.returncode:
-        raise SuperLinkError(f"flwr {arguments[0]}: {(done.stdout + done.stderr)[-600:]}")
-    return done.stdout
+    if completed.returncode:
+        raise SuperLinkError(f"flwr {arguments[0]}: {(completed.stdout + completed.stderr)[-600:]}")
+    return completed.stdout
 
 
 def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) -> None:
-    """Until the result is there, or the run is not running any more."""
-    begun = looked = time.monotonic()
+    """Wait for the result and report progress. Raises SuperLinkError if the run ends without one, or does not begin."""
+    begun = asked_at = time.monotonic()
     shown, metrics = -1, folder / "metrics.jsonl"
     while not (folder / "result.json").is_file():
         time.sleep(0.2)
@@ -210,18 +213,18 @@ def _follow(home: Path, folder: Path, run_id: int, progress: Progress | None) ->
         if progress is not None and rows and rows[-1]["version"] != shown:
             row, shown = rows[-1], rows[-1]["version"]
             progress({k: row[k] for k in ("t", "version", "accuracy")} | {"tasks": row["client_tasks"], "share": None})
-        if time.monotonic() - looked > LOOK_S:
-            looked = time.monotonic()
+        if time.monotonic() - asked_at > STATUS_INTERVAL_S:
+            asked_at = time.monotonic()
             state = json.loads(_flwr(home, "list", "--run-id", str(run_id), "--format", "json"))
             status = str(state["runs"][0]["status"])
             if status.startswith("finished") and not (folder / "result.json").is_file():
-                raise SuperLinkError(f"the run is {status}; {_last_words(home, folder, run_id)}")
-            if status in ("pending", "starting") and looked > begun + BEGIN_S:
-                raise SuperLinkError(f"the run is still {status}; {_last_words(home, folder, run_id)}")
+                raise SuperLinkError(f"the run is {status}; {_log_end(home, folder, run_id)}")
+            if status in ("pending", "starting") and asked_at > begun + BEGIN_S:
+                raise SuperLinkError(f"the run is still {status}; {_log_end(home, folder, run_id)}")
 
 
-def _last_words(home: Path, folder: Path, run_id: int) -> str:
-    """The end of a failed run's log; all logs are kept in the run folder."""
+def _log_end(home: Path, folder: Path, run_id: int) -> str:
+    """The end of a failed run's log; all logs are copied to the run folder."""
     ignore = shutil.ignore_patterns("flwr", "work", "*.sock")
     shutil.copytree(home, folder / "flower-logs", ignore=ignore, dirs_exist_ok=True)
     return f"its log ends: {_flwr(home, 'log', str(run_id), '--show')[-1500:]}"

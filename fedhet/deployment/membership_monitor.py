@@ -1,4 +1,4 @@
-"""Who comes and goes during a live run: joins, departures, revocations, observed speeds, and notices about them."""
+"""Membership of a live run: clients that join, go offline, are revoked or cannot write, and their observed speeds."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from fedhet.flower.node_directory import NoClients
 from fedhet.types import ClientId
 
 WATCH_INTERVAL_S = 3.0
-"""Seconds between looks at which nodes are online."""
-
-
+"""Seconds between refreshes of the online nodes."""
 NEW_NODE_INTERVAL_S = 0.5
-"""The same while somebody new has not yet said who it is."""
-
-
+"""Seconds between refreshes while a new node has not declared its client number yet."""
 PROFILE_FIELDS = ("sec_per_step", "max_rank", "memory_bytes", "uplink_bytes_per_s", "downlink_bytes_per_s")
-"""Fields of the registry's profile that a schedule is told, where they are known."""
-
-
+"""Fields of a registry profile that a schedule gets, where they are known."""
 CANNOT_WRITE = f"client error: {CannotWrite.__name__}:"
-"""How such a failure begins, as the server hears of it."""
-
-
+"""Prefix of a client's error that says that its disk cannot be written."""
 FIRST_PAUSE_S, MAX_PAUSE_S = 60.0, 900.0
-"""Seconds without work for a device that cannot write: twice as long each time in succession."""
+"""Seconds without jobs for a client that cannot write: the first pause, doubled at each failure in succession, and the
+longest one."""
 
 
 @dataclass
 class MembershipMonitor(MembershipNotices):
-    """Tells the server who comes and goes, and the registry how fast they were."""
+    """Passes joins and departures to the engine, and observed speeds to the registry.
+
+    `due`: when the nodes are refreshed next, in seconds of `clock`. `observed`: finished jobs of a client at its last
+    recorded speed. `paused`: when a client that cannot write gets jobs again.
+    """
 
     due: float = 0.0
     observed: dict[ClientId, int] = field(default_factory=dict)
@@ -41,7 +38,8 @@ class MembershipMonitor(MembershipNotices):
     _pauses: dict[ClientId, tuple[int, int]] = field(default_factory=dict)
 
     def gather(self, wanted: int, least: int, seconds: float) -> None:
-        """Before the start: wait for clients, and say who is waited for and who did not answer. Raises NoClients."""
+        """Before the start, wait up to `seconds` for `wanted` clients, with notices of those missing. Raises NoClients
+        if fewer than `least` answer."""
 
         def waiting() -> None:
             here = len(self.nodes.present)
@@ -56,8 +54,8 @@ class MembershipMonitor(MembershipNotices):
             text = f"the run begins with {len(self.nodes.present)} clients{self.missing_clients(wanted)}"
             self.notices.say(f"{text}; who answers later takes part from then on")
 
-    def introduce_all(self) -> None:
-        """Before the start: who is there, and what they are."""
+    def introduce_present(self) -> None:
+        """Before the start, pass the profiles of the present clients to the schedule, and exclude the others."""
         server, inputs = self.session.server, self.session.inputs
         for client in sorted(self.nodes.of_client):
             self._introduce(client)
@@ -67,7 +65,8 @@ class MembershipMonitor(MembershipNotices):
         self.due = self.clock.now() + WATCH_INTERVAL_S
 
     def reconnect(self, seconds: float) -> None:
-        """After a restart: send jobs again to those who are there; those of the others have failed."""
+        """After a restart, wait up to `seconds` for the clients with jobs in flight; resend the jobs of those that are
+        back, and fail the others."""
         server, inputs = self.session.server, self.session.inputs
         end = time.monotonic() + seconds
         self.nodes.refresh(at_once=True)
@@ -85,11 +84,12 @@ class MembershipMonitor(MembershipNotices):
             if client not in self.nodes.of_client and client not in server.excluded:
                 inputs.left(client, self.clock.now())
         for client in sorted(set(self.nodes.of_client) & server.excluded):
-            self._welcome(client)
+            self._join(client)
         self.due = self.clock.now()
 
     def step(self) -> None:
-        """Before every instant: who may not take part any more; now and then, who came and who went."""
+        """Called before every instant: remove revoked clients, and every `WATCH_INTERVAL_S` refresh the nodes. Raises
+        TooManyFailures if every client refuses the run."""
         self.expel()
         self.say_refusals()
         self.say_idle()
@@ -98,14 +98,14 @@ class MembershipMonitor(MembershipNotices):
         came, gone = self.nodes.refresh()
         self.expel()
         for client in gone:
-            self.session.loop.refused.pop(client, None)  # when it comes back its owner may have allowed more
+            self.session.loop.refused.pop(client, None)  # its owner may have allowed more when it comes back
             if client not in self.session.server.excluded:
                 self.session.inputs.left(client, self.clock.now())
         due_again = [client for client, until in self.paused.items() if until <= self.clock.now()]
         for client in due_again:
             del self.paused[client]
         for client in sorted({*came, *due_again}):
-            self._welcome(client)
+            self._join(client)
         self.say_incompatible()
         for client, (asked, got) in sorted(self.session.gate.bounded.items()):
             self.notices.repeat(f"weight of {client}", self.bounded_weight(client, asked, got), math.inf)
@@ -114,7 +114,8 @@ class MembershipMonitor(MembershipNotices):
         self.note_speeds()
 
     def pause_unwritable(self, client: ClientId, reason: str) -> None:
-        """A device that cannot write is told to the operator, and given no work for a while: longer each time."""
+        """Give no jobs to a client that cannot write to its disk, for a time that doubles at each failure in
+        succession, with a notice. Other failures are ignored."""
         if not reason.startswith(CANNOT_WRITE):
             return
         finished = self.session.server.observed(client).finished
@@ -129,7 +130,7 @@ class MembershipMonitor(MembershipNotices):
             self.session.inputs.left(client, self.clock.now())
 
     def note_speeds(self) -> None:
-        """What was observed, for the registry: the next run, and `fedhet clients list`, know it from there."""
+        """Write new observed speeds to the registry, for the next run and `fedhet clients list`."""
         if self.members is None:
             return
         for client in self.members.now():
@@ -138,22 +139,23 @@ class MembershipMonitor(MembershipNotices):
                 self.observed[client] = seen.finished
                 self.members.observe(client, seen.seconds_per_step)
 
-    def _welcome(self, client: ClientId) -> None:
-        """Somebody came; unless it was shut out again since then, in the registry or by the gate."""
+    def _join(self, client: ClientId) -> None:
+        """A client is online: pass it to the engine, unless it is revoked, paused, or suspended by the gate."""
         here = client in self.nodes.of_client and client in self.session.server.roster
         if here and client not in self.paused and client not in self.session.gate.suspended:
             self._introduce(client)
             self.session.inputs.joined(client, self.clock.now())
 
     def _introduce(self, client: ClientId) -> None:
-        """Tell the schedule what is known: observed before measured, measured before what the configuration assumes."""
+        """Pass a client's profile to the schedule: observed values before measured ones, and these before those of the
+        configuration."""
         roster = self.session.server.roster
         if client not in roster:
             return
         fields = self.nodes.declared_profile(client)
         member = self.members.now().get(client) if self.members is not None else None
         if member is not None:
-            fields.pop("num_examples", None)  # a number that nobody approved
+            fields.pop("num_examples", None)  # not approved by the operator
         if member is not None and member.examples:
             fields["num_examples"] = member.examples
         if member is not None and member.profile is not None:
@@ -164,9 +166,9 @@ class MembershipMonitor(MembershipNotices):
             self.session.inputs.profile_update(client, fields)
 
     def expel(self) -> None:
-        """Whoever the registry does not let take part loses its place and its undecided updates at once.
+        """Remove every client that is not active in the registry, with its updates that are not combined yet.
 
-        Asked before answers are judged and again before work is given out: a registry may change in between.
+        Called before answers are validated and again before jobs are sent, because the registry may change in between.
         """
         if self.members is None:
             return

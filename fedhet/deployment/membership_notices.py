@@ -14,18 +14,18 @@ from fedhet.runs.session import Session
 from fedhet.types import ClientId
 
 IDLE_NOTICE_S = 5.0
-"""Seconds for which nothing may be in flight before it is told what is waited for."""
+"""Seconds without a job in flight after which a notice says what the run waits for."""
 
 MAX_NAMES = 8
-"""Clients that are named in one message."""
+"""Clients that one notice names, at most."""
 
 REPEAT_NOTICE_S = 30.0
-"""Seconds after which it is told again."""
+"""Seconds after which that notice is repeated."""
 
 
 @dataclass
 class MembershipNotices:
-    """What a run says about its clients, in `notices`."""
+    """Writes notices about the clients of a run."""
 
     session: Session
     nodes: NodeDirectory
@@ -35,7 +35,8 @@ class MembershipNotices:
     idle_since: float | None = None
 
     def missing_clients(self, wanted: int) -> str:
-        """Who did not answer, or is left out. Where fewer than `wanted` are there, those who went offline as well."""
+        """Text on clients that have not answered or are left out; if fewer than `wanted` are online, also on those
+        offline. "" if there are none."""
         here, members = set(self.nodes.present), {} if self.members is None else self.members.now()
         away = set(members) - here - set(self.nodes.incompatible) if len(here) < wanted else set()
         mute = [self.name(client) for client in sorted(away | set(self.nodes.silent))]
@@ -44,12 +45,12 @@ class MembershipNotices:
         return (f"; no answer from {', '.join(mute[:MAX_NAMES])}{more}" if mute else "") + strange
 
     def name(self, client: ClientId) -> str:
-        """What people call a client."""
+        """A client's name in the registry, else "client" and its number."""
         member = self.members.now().get(client) if self.members is not None else None
         return f"client {client}" if member is None else member.name
 
     def say_fleet_size(self) -> None:
-        """If nodes and fleet are not equally many."""
+        """Notices if the number of nodes differs from `fleet.clients`."""
         server = self.session.server
         here, clients = server.taking_part, len(server.roster)
         if here < clients:
@@ -76,8 +77,8 @@ class MembershipNotices:
         return f"{text}: gate.weight_medians={self.session.gate.weight_medians:g} times the median client"
 
     def say_refusals(self) -> None:
-        """Say which clients do not do what the configuration asks of them. Raises TooManyFailures if nobody here
-        does."""
+        """Notices of clients that refuse to build the configuration. Raises TooManyFailures if all that are online
+        do."""
         refused, here = self.session.loop.refused, set(self.nodes.of_client)
         told = {client: f"{self.name(client)} refuses this run: {why}" for client, why in sorted(refused.items())}
         for client, text in told.items():
@@ -87,7 +88,8 @@ class MembershipNotices:
             raise TooManyFailures(f"every client refuses this run: {told[min(here)]}{more}")
 
     def say_idle(self) -> None:
-        """If nothing is in flight and no timer is due: how many clients a round needs, and how many there are."""
+        """A notice if no job is in flight and no timer is due: how many clients a round needs, and how many are
+        online."""
         server, now = self.session.server, self.clock.now()
         if server.inflight or server.server_tasks.open or (server.next_timer or math.inf) < now + REPEAT_NOTICE_S:
             self.idle_since = None

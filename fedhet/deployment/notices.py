@@ -1,4 +1,4 @@
-"""What a live run tells whoever follows it beside its progress: who did not answer, who is left out and why.
+"""Notices of a live run, next to its progress: which clients have not answered, which are left out and why.
 
 One JSON line each in `messages.jsonl` of the run folder. Names and texts that came from a device are shown with their
 control characters spelled out.
@@ -18,13 +18,13 @@ from fedhet.runs.event_log import read_rows
 
 log = logging.getLogger("fedhet.run")
 NAME = "messages.jsonl"
-LONGEST = 1000
-"""Characters of a message that are kept."""
+MAX_CHARACTERS = 1000
+"""Longest notice, in characters; longer ones are cut."""
 
 
 @dataclass
 class Notices:
-    """Writes a run's messages."""
+    """Writes a run's notices."""
 
     folder: Path
     clock: Callable[[], float] = time.time
@@ -32,17 +32,17 @@ class Notices:
     _said: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
-        """Tell something, in the file and on standard output, which is the run's log."""
-        text = shown(text)[:LONGEST]
+        """Write a notice to the file and to standard output, which is the ServerApp's log."""
+        text = shown(text)[:MAX_CHARACTERS]
         print(text, flush=True)
         try:
             with (self.folder / NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": int(self.clock()), "text": text}) + "\n")
         except OSError as error:
-            log.warning("the message could not be written down: %s", error)
+            log.warning("the notice could not be written: %s", error)
 
     def repeat(self, topic: str, text: str, every_s: float) -> None:
-        """Tell it now if it is news on this topic, else once in so many seconds."""
+        """Write a notice if its text is new for this topic, else at most once in `every_s` seconds."""
         before, at = self._said.get(topic, ("", 0.0))
         if text != before or self.ticks() - at >= every_s:
             self._said[topic] = (text, self.ticks())
@@ -51,13 +51,13 @@ class Notices:
 
 @dataclass
 class Reader:
-    """Reads what is new in a run's messages."""
+    """Reads the new notices of a run."""
 
     folder: Path
     _seen: int = 0
 
     def __call__(self) -> list[str]:
-        """The messages that came since the last call."""
+        """The notices since the last call."""
         path = self.folder / NAME
         rows = read_rows(path) if path.is_file() else []
         new, self._seen = rows[self._seen :], len(rows)

@@ -23,17 +23,17 @@ from fedhet.simulation.virtual_time import RAY
 
 @dataclass(frozen=True)
 class RaySimulation:
-    """Flower's own simulation in real time: one processor an actor, as many actors as `workers` (at least one)."""
+    """The transport `ray`: Flower's simulation engine in real time, with `workers` actors of one CPU each."""
 
     name: ClassVar[str] = "ray"
 
     def check(self, experiment: Experiment) -> None:
-        """Raises Misfit without ray."""
+        """Raises Misfit if ray is not installed."""
         if importlib.util.find_spec("ray") is None:
             raise Misfit(f"transport={self.name} needs the package ray: {RAY}")
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-        """Run under `flwr.simulation`."""
+        """Run under `flwr.simulation`. Raises what the run raises."""
         clients, results, errors = len(experiment.clients), [], []
         server = ServerApp()
 

@@ -1,4 +1,4 @@
-"""The ServerApp that `flwr run` and `fedhet submit` start: a configuration, a run folder, and the grid it is given."""
+"""The ServerApp that `flwr run` and `fedhet submit` start: runs a configuration on Flower's grid into a run folder."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from fedhet.runs.write_ahead_log import alone
 
 
 def serve(grid: Grid, context: Context) -> None:
-    """What our ServerApp does. Run configuration: `config` names a resolved YAML file, else `overrides` are composed;
-    `folder` is where the run folder goes (default: runs/flower-<run id>)."""
+    """Run a configuration to its end. Keys of the run configuration: `config` (a resolved YAML file) or `overrides` (to
+    be composed); `folder` (default: runs/flower-<run id>); `wanted`, `least`, `poll` as for `live`.
+
+    Raises EnrollError E215 or E217 if a federation's run has no valid order, and what the run raises.
+    """
     given: dict[str, Any] = dict(context.run_config)
     folder = Path(str(given.get("folder") or f"runs/flower-{context.run_id}"))
     with alone(folder), run_ending.recorded(folder, reply_stream.lost):
-        result = _carried_out(grid, folder, given)
+        result = _run(grid, folder, given)
     print(json.dumps({key: result.row[key] for key in ("strategy", "versions", "accuracy", "weights_sha256")}))
     print(result.path.resolve())
 
 
-def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
+def _run(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     if given.get("config"):
         resolved = run_config.read(Path(str(given["config"])), strict=False)
     else:
@@ -45,9 +48,9 @@ def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
     experiment = Experiment.of({**resolved, "transport": ON_GRID})
     if not (folder / "config.yaml").exists():
         event_log.write_atomic(folder / "config.yaml", run_config.text(resolved))
-    asked = int(given.get("wanted") or 0)
-    wanted = asked or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
-    least = int(given.get("least") or 0) or asked or 1
+    wanted_option = int(given.get("wanted") or 0)
+    wanted = wanted_option or min(len(experiment.clients), max(1, len(list(grid.get_node_ids()))))
+    least = int(given.get("least") or 0) or wanted_option or 1
     poll = float(given.get("poll") or 0.2)
     members = Members.here()
     order = Order.of(folder)
@@ -55,7 +58,7 @@ def _carried_out(grid: Grid, folder: Path, given: Mapping[str, Any]) -> Result:
         raise EnrollError("E217", f"{folder / 'config.yaml'} is not what {folder / signed_orders.NAME} is about")
     if order is None and members is not None:
         raise EnrollError(
-            "E215", f"there is no {folder / signed_orders.NAME}, and clients of a federation do nothing without"
+            "E215", f"there is no {folder / signed_orders.NAME}, and clients of a federation refuse jobs without one"
         )
     with contextlib.closing(members) if members is not None else contextlib.nullcontext():
         transport = OnGrid(grid, wanted, least, poll, members, "" if order is None else order.sent)
@@ -81,5 +84,5 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """`flwr run .`: compose the configuration from the run's `overrides` and loop this grid."""
+    """Entry point of `flwr run`; see `serve`."""
     serve(grid, context)

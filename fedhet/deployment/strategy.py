@@ -1,9 +1,9 @@
-"""A fedhet method as a Flower `Strategy`, for somebody's own ServerApp:
+"""A fedhet method as a Flower `Strategy`, for a ServerApp of the user's own:
 
     MethodStrategy(method, experiment).start(grid, initial_arrays, num_rounds=20)
 
 Flower's `Strategy.start` is a synchronous loop; here the same call runs the method's own schedule on the grid. The
-clients must run `fedhet.flower.client_handlers.client`, which builds its half from the configuration each job carries.
+clients must run `fedhet.flower.client_handlers.client`, which builds its half from the configuration in each job.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ log = getLogger("fedhet")
 class MethodStrategy(flower.Strategy):
     """The method of an experiment built from a configuration, on any Flower grid whose nodes declare `partition-id`.
 
-    `wanted` clients are waited for, `poll` seconds between looks; by default those whose nodes are online at the start.
-    Clients of the experiment that are not there then take no part and count nowhere.
-    A virtual grid is its own clock; `clock` is for other grids with a time of their own.
+    It waits for `wanted` clients (default: as many as are online at the start) and polls every `poll` seconds. Clients
+    of the experiment that are absent at the start take no part. A virtual grid is its own clock; `clock` is for other
+    grids with a time of their own.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class MethodStrategy(flower.Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> flower.Result:
-        """Run until `num_rounds` versions are combined or `timeout` seconds are over. `evaluate_fn` sees every version.
+        """Run for `num_rounds` model versions or `timeout` seconds. `evaluate_fn` is called with every version.
 
-        `initial_arrays` are `ArrayRecord(model.state_dict())` of the experiment's model, or a list of its arrays; the
-        result has the same names or places, see `fedhet.flower.initial_model`.
+        `initial_arrays` is `ArrayRecord(model.state_dict())` of the experiment's model, or a list of its arrays; the
+        result has the same keys or order, see `fedhet.flower.initial_model`.
 
         Raises ValueError if the arrays are not the model's, or if a train or evaluate configuration is given: a
         method's hyper-parameters are its own.
@@ -93,7 +93,7 @@ class MethodStrategy(flower.Strategy):
         )  # fmt: skip
         seen = -1
 
-        def look() -> None:
+        def report_version() -> None:
             nonlocal seen
             if server.version == seen:
                 return
@@ -102,10 +102,10 @@ class MethodStrategy(flower.Strategy):
             if evaluate_fn is not None and (metrics := evaluate_fn(seen, result.arrays)) is not None:
                 result.evaluate_metrics_serverapp[seen] = metrics
 
-        loop.after_instant = look
-        look()
+        loop.after_instant = report_version
+        report_version()
         loop.run()
-        look()
+        report_version()
         return result
 
     def _server(self, initial: ArrayRecord, limits: Limits) -> Server:
@@ -114,7 +114,7 @@ class MethodStrategy(flower.Strategy):
         self._layout = install(initial, model)
         method = experiment.method
         if not isinstance(experiment.aggregation, Flat):
-            raise ValueError("in somebody's own ServerApp updates are combined in its process: use aggregation=flat")
+            raise ValueError("MethodStrategy combines updates in the ServerApp's process: use aggregation=flat")
 
         def emit(t: float, name: str, fields: object) -> None:
             if name == "combined":

@@ -16,8 +16,6 @@ from fedhet.protocols import BudgetPolicy, Partial, Rule, Schedule, Space, Trans
 
 ONION = ("optimizer", "staleness", "privacy", "codec")
 """Transform slots from the algorithm to the wire. `send` runs left to right, `arrive` and `finish` right to left."""
-
-
 WHY = {
     "mean": "what it adds to the model goes past the rule, so behind any other rule nothing would be protected: "
     "use a plain weighted mean (rule=mean, mean_count, mean_uniform)",

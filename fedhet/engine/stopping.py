@@ -6,16 +6,12 @@ from dataclasses import dataclass
 
 PATIENCE = 100
 """Jobs that may fail one after the other, in small fleets; three times the number of clients in larger ones."""
-
-
 FEW = 5
 """Jobs of different clients that may fail by the same error of theirs before anything has arrived."""
 PERSISTENT = 3
 """Failures in a row by which a client that has worked before is named."""
 NAMED = 20
 """Failing clients that a result names for one cause."""
-
-
 BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
 """Codes that say nothing against the sender: it was late, fast, copied, of another version, or judged elsewhere."""
 

@@ -23,8 +23,6 @@ from fedhet.world import World
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""
-
-
 VIRTUAL = {"_target_": "fedhet.simulation.virtual_time.VirtualTime"}
 """The transport of an experiment that names none. Transports stand above this module, which knows none of them."""
 ON_GRID = {"_target_": "fedhet.deployment.live_run.OnGrid"}

@@ -35,8 +35,6 @@ CREATE TABLE IF NOT EXISTS rows (
 CREATE UNIQUE INDEX IF NOT EXISTS once ON rows (job) WHERE job IS NOT NULL;
 CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL);
 """
-
-
 LOOK_S = 0.5
 """Seconds for which a lock is asked for that somebody else may just be looking at."""
 

@@ -1,4 +1,5 @@
-"""Every refusal has a stable code, a cause and a remedy: E1xx joining, E2xx certificates and requests, E3xx set-up.
+"""Errors of a federation, each with a stable code, a cause and a remedy: E1xx joining, E2xx certificates and requests,
+E3xx set-up.
 
 Codes are never reused. A command that is refused exits with `exit_code`: 10, 40 or 70 plus the code's last digits.
 """
@@ -99,7 +100,7 @@ CATALOGUE: Mapping[str, tuple[int, str, str]] = {
 
 
 class EnrollError(Exception):
-    """A refusal with its code. `detail` says what was met; figures a program needs are in `data`."""
+    """An error with its code. `detail` is the particular case, as text; `data` has values for programs."""
 
     def __init__(self, code: str, detail: str = "", **data: Any) -> None:
         if code not in CATALOGUE:
@@ -109,28 +110,28 @@ class EnrollError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status it travels under."""
+        """The HTTP status of an answer with this error."""
         return CATALOGUE[self.code][0]
 
     @property
     def exit_code(self) -> int:
-        """The number a command ends with."""
+        """The exit code of a command that fails with this error."""
         return {"1": 10, "2": 40, "3": 70}[self.code[1]] + int(self.code[2:])
 
     @property
     def line(self) -> str:
-        """One line for a person: code, cause, what was met, remedy."""
+        """One line of text: code, cause, detail, remedy."""
         _, cause, remedy = CATALOGUE[self.code]
         return f"{self.code}: {cause}{': ' + shown(self.detail) if self.detail else ''} → {remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, on the wire and on the command line."""
+        """The JSON form, on the network and with `--json`."""
         _, cause, remedy = CATALOGUE[self.code]
         return {"code": self.code, "cause": cause, "detail": self.detail, "remedy": remedy, "data": self.data}
 
     @classmethod
     def from_dict(cls, given: Any) -> EnrollError:
-        """The error a server sent; E311 if it is none of ours."""
+        """Parse an error that a server sent; E311 if it is not one of the catalogue."""
         if not isinstance(given, Mapping) or str(given.get("code")) not in CATALOGUE:
             return cls("E311", str(given)[:120])
         made, data = cls(str(given["code"]), str(given.get("detail", ""))[:500]), given.get("data")
@@ -138,17 +139,17 @@ class EnrollError(Exception):
         return made
 
 
-DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
-"""What the system says where a disk is full, over a quota or a limit of file sizes, read-only or broken."""
-DATABASE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
-"""What SQLite says there."""
+DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""The errno values of a disk that is full, over quota, read-only or failing, and of a file size limit."""
+DISK_SQLITE_ERRORS = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
+"""Prefixes of SQLite's names for these errors."""
 
 
 def unwritable(error: BaseException) -> EnrollError | None:
-    """E321 for an error that says that a disk is full or cannot be written; None for any other."""
-    if isinstance(error, OSError) and error.errno in DISK:
+    """EnrollError E321 for an error of a disk that is full or cannot be written; None for any other."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         return EnrollError("E321", ": ".join(str(part) for part in (error.filename, error.strerror) if part))
     cause = getattr(error, "orig", error)  # SQLAlchemy's errors hold SQLite's
-    if isinstance(cause, sqlite3.Error) and str(getattr(cause, "sqlite_errorname", "")).startswith(DATABASE):
+    if isinstance(cause, sqlite3.Error) and str(getattr(cause, "sqlite_errorname", "")).startswith(DISK_SQLITE_ERRORS):
         return EnrollError("E321", f"the registry: {cause}")
     return None

@@ -1,8 +1,7 @@
-"""One process a folder: a lock that says who holds it, and that a process which was killed lets go of.
+"""One process per folder: a lock file that names the process that has it.
 
-The lock is the kernel's (`flock`), so neither `kill -9` nor a power cut leaves one behind; what is written in the file
-only tells whoever comes second who was first.
-"""
+The lock is the kernel's (`flock`), so neither `kill -9` nor a power cut leaves one behind. The file's content is only
+for the error message of a second process."""
 
 from __future__ import annotations
 
@@ -18,33 +17,33 @@ from fedhet.system.file_lock import acquired
 
 
 @contextlib.contextmanager
-def alone(path: Path, doing: str, patience_s: float = 0.5) -> Iterator[None]:
-    """Hold the lock file `path` while `doing` something ("serves it"); the folder must exist.
+def alone(path: Path, doing: str, timeout_s: float = 0.5) -> Iterator[None]:
+    """Context manager: lock the file `path`, in an existing folder. `doing` ("serves it") is shown to a second process.
 
-    Raises EnrollError E320 with the holder's process id, and since when it holds it, after `patience_s` seconds.
+    Raises EnrollError E320 after `timeout_s` seconds, with process id and start time of the process that has the lock.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if not acquired(handle, patience_s):
+        if not acquired(handle, timeout_s):
             holder = _holder(handle)
-            told = f"process {holder[0]} {holder[1]}" if holder else "another process uses it"
-            raise EnrollError("E320", f"{path.parent}: {told}", **({"pid": holder[0]} if holder else {}))
-        _sign(handle, doing)
+            text = f"process {holder[0]} {holder[1]}" if holder else "another process uses it"
+            raise EnrollError("E320", f"{path.parent}: {text}", **({"pid": holder[0]} if holder else {}))
+        _describe_holder(handle, doing)
         yield
     finally:
         os.close(handle)
 
 
-def _sign(handle: int, doing: str) -> None:
+def _describe_holder(handle: int, doing: str) -> None:
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     text = json.dumps({"pid": os.getpid(), "doing": f"{doing} since {since}"}).encode()
-    with contextlib.suppress(OSError):  # a full disk leaves the lock without a name, which is a lock all the same
+    with contextlib.suppress(OSError):  # on a full disk the lock works without the description
         os.ftruncate(handle, 0)
         os.pwrite(handle, text, 0)
 
 
 def _holder(handle: int) -> tuple[int, str] | None:
-    """Process id of who holds it, and what it does since when; None if it has not said so."""
+    """Process id of the process that has the lock, and its description; None if it wrote none."""
     try:
         about = json.loads(os.pread(handle, 4096, 0))
         return int(about["pid"]), str(about["doing"])

@@ -1,4 +1,4 @@
-"""How commands speak: one JSON object, or lines for a person; refusals end with the exit code of their error."""
+"""Output of commands: one JSON object or lines of text; an error ends the command with its exit code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fedhet.display import shown, shown_json
 from fedhet.errors import InputError
 from fedhet.federation.common.errors import EnrollError, unwritable
 
-PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+PATH_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 @contextmanager
 def spoken(as_json: bool) -> Iterator[None]:
-    """Turn an EnrollError into its line or object, and into typer.Exit with its code.
+    """Context manager: print an EnrollError as a line or a JSON object, and raise typer.Exit with its exit code.
 
-    An input that makes no sense ends any command with 2 and its line; as an object it has the code E319. A path that
-    cannot be used is E317, a disk that cannot be written E321.
+    An InputError ends any command with 2 and its line; as JSON it has the code E319. A path that cannot be used becomes
+    E317, a disk that cannot be written E321.
     """
     try:
         try:
             yield
-        except PATHS as error:
+        except PATH_ERRORS as error:
             raise EnrollError("E317", f"{error.filename}: {error.strerror}") from None
         except Exception as error:
             full = unwritable(error)
@@ -50,7 +50,7 @@ def spoken(as_json: bool) -> Iterator[None]:
 
 
 def say(as_json: bool, value: Any, *lines: str) -> None:
-    """The value as JSON, or the lines; what others said in them is spelled out (fedhet/display.py)."""
+    """Print the value as JSON, or the lines with control characters escaped (fedhet/display.py)."""
     if as_json:
         print(shown_json(value))
     else:
@@ -58,7 +58,7 @@ def say(as_json: bool, value: Any, *lines: str) -> None:
 
 
 def confirm(yes: bool, as_json: bool, *lines: str) -> None:
-    """Say on standard error what is about to be done, and ask whether it is meant, unless `yes` says so.
+    """Print on standard error what is about to be done, and ask for confirmation unless `yes`.
 
     Raises EnrollError E325 if the answer is no, or if there is no terminal to ask at.
     """
@@ -73,7 +73,7 @@ def confirm(yes: bool, as_json: bool, *lines: str) -> None:
 
 
 def table_of(*columns: str) -> Table:
-    """An empty table as commands print one; its cells are to be made by `cells`."""
+    """An empty table in the commands' style; its cells are made by `cells`."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -81,11 +81,11 @@ def table_of(*columns: str) -> Table:
 
 
 def cells(*texts: object) -> Iterator[Text]:
-    """Cells of a table, spelled out, and no markup in them."""
+    """Cells of a table, with control characters escaped and without markup."""
     return (Text(shown(text)) for text in texts)
 
 
 def put(table: Table, width: int) -> None:
-    """Print a table, as wide as the terminal or, where there is none, so many characters."""
+    """Print a table as wide as the terminal, or `width` characters without one."""
     console = Console()
     (console if console.is_terminal else Console(width=width)).print(table)

@@ -1,4 +1,4 @@
-"""Files that hold keys and state: whole or not at all, and readable by their owner alone."""
+"""Files with keys and state: written atomically, and readable by their owner alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedhet.system.atomic_file import sync_folder
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder of mode 0700, or check that an existing one is. Raises EnrollError E305."""
+    """Create a folder of mode 0700, or check the mode of an existing one. Raises EnrollError E305."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
@@ -27,8 +27,8 @@ def private_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def all_or_none(path: Path) -> Iterator[None]:
-    """Around making the first files of a private folder: if that fails, they are gone again, and so is the folder if
-    it is new. Raises EnrollError E305."""
+    """Context manager for creating the first files of a private folder: after an exception they are removed, and the
+    folder too if it is new. Raises EnrollError E305."""
     before = set(path.iterdir()) if path.exists() else None
     private_folder(path)
     try:
@@ -38,13 +38,14 @@ def all_or_none(path: Path) -> Iterator[None]:
             if made.is_file():
                 made.unlink()
         if before is None:
-            with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+            with contextlib.suppress(OSError):  # another process has put a file there
                 path.rmdir()
         raise
 
 
 def write_file(path: Path, content: bytes | str, mode: int = 0o600) -> None:
-    """Write by temporary file, fsync and rename; a reader sees the old content or the new, never a part."""
+    """Write a file atomically: temporary file, fsync, rename. A reader sees the old content or the new. Raises
+    OSError."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -60,26 +61,26 @@ def write_file(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-ADVICE = re.compile(r" See https|\s\(Background on")
-"""Where libraries begin to point to their pages."""
+DOCUMENTATION_HINT = re.compile(r" See https|\s\(Background on")
+"""The part of a library's error message that begins a reference to its documentation."""
 
 
 @contextlib.contextmanager
 def sound(path: Path) -> Iterator[None]:
-    """Around reading and parsing a file of our own. Raises EnrollError E324 with its name if it is empty, or cut or
-    altered so that it cannot be understood."""
+    """Context manager for reading and parsing a file that fedhet wrote. Raises EnrollError E324 with its name if it is
+    empty or cannot be parsed."""
     try:
         yield
     except EnrollError as error:
         if error.code != "E306" or str(path) in error.detail:
             raise
         raise EnrollError("E324", f"{path}: {error.detail}") from None
-    except OperationalError:  # busy, or the disk is full: nothing is said of the file
+    except OperationalError:  # busy, or the disk is full: the file is not damaged
         raise
     except (ValueError, KeyError, TypeError, IndexError, YAMLError, DatabaseError) as error:
         empty = path.is_file() and not path.stat().st_size
-        told = "it is empty" if empty else " ".join(ADVICE.split(str(error))[0].split())[:160]
-        raise EnrollError("E324", f"{path}: {told or type(error).__name__}") from None
+        reason = "it is empty" if empty else " ".join(DOCUMENTATION_HINT.split(str(error))[0].split())[:160]
+        raise EnrollError("E324", f"{path}: {reason or type(error).__name__}") from None
 
 
 def read_private(path: Path) -> bytes:

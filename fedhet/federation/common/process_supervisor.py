@@ -1,4 +1,5 @@
-"""Programs that are kept running: started in groups of their own, restarted after a delay, ended together."""
+"""Supervision of child processes: each runs in its own group, is restarted after a delay, and all are ended
+together."""
 
 from __future__ import annotations
 
@@ -22,20 +23,20 @@ _PDEATHSIG, _DUMPABLE = 1, 4
 _NAMES = """HOME LANG LANGUAGE LD_LIBRARY_PATH LOGNAME PATH SHELL TERM TMPDIR TZ USER VIRTUAL_ENV SSL_CERT_FILE
 SSL_CERT_DIR REQUESTS_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY"""
 INHERITED = frozenset(_NAMES.split())
-"""Variables that a server's programs get, in capitals."""
-_BEGIN = """LC_ XDG_ PYTHON OMP_ MKL_ OPENBLAS_ KMP_ CUDA_ NVIDIA_ NCCL_ HIP_ ROCR_ TORCH PYTORCH_ HF_ TRANSFORMERS_
+"""Names of environment variables that a server's programs inherit, in upper case."""
+_PREFIXES = """LC_ XDG_ PYTHON OMP_ MKL_ OPENBLAS_ KMP_ CUDA_ NVIDIA_ NCCL_ HIP_ ROCR_ TORCH PYTORCH_ HF_ TRANSFORMERS_
 FLWR_ FEDHET_ DYLD_ COVERAGE_"""
-FAMILIES = tuple(_BEGIN.split())
-"""And those that begin so."""
-SECRET = "FEDHET_PASSPHRASE"
-"""What begins so stays here."""
+INHERITED_PREFIXES = tuple(_PREFIXES.split())
+"""Prefixes of further ones."""
+SECRET_PREFIX = "FEDHET_PASSPHRASE"
+"""Prefix of variables that are never passed on."""
 PASS_ENV = "FEDHET_PASS_ENV"
-"""Names of further ones, with commas between: what an app of the operator's own needs, and may read."""
+"""Variable with the comma-separated names of further ones, for apps of the operator's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A command, its log file, and how many seconds pass between its end and its next start."""
+    """A command, its log file, and the seconds between its end and its restart."""
 
     name: str
     command: Sequence[str]
@@ -45,8 +46,8 @@ class Program:
 
 
 def flower_environment(home: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment in which Flower's programs find one another and our code, and tell nobody outside; over this
-    process's own, or another one."""
+    """The environment of Flower's programs: FLWR_HOME, search paths, telemetry off; added to `base`, by default this
+    process's environment without passphrases."""
     base = without_secrets() if base is None else base
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     root = os.pathsep.join([str(source_tree.root()), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -56,34 +57,36 @@ def flower_environment(home: Path, base: Mapping[str, str] | None = None) -> dic
 
 
 def inherited() -> dict[str, str]:
-    """This process's variables without those that may be a secret of its own."""
+    """This process's environment, restricted to the names that may be inherited."""
     more = set(os.environ.get(PASS_ENV, "").split(","))
     return {
         name: value
         for name, value in os.environ.items()
-        if name in more or name.upper() in INHERITED or (name.startswith(FAMILIES) and not name.startswith(SECRET))
+        if name in more
+        or name.upper() in INHERITED
+        or (name.startswith(INHERITED_PREFIXES) and not name.startswith(SECRET_PREFIX))
     }
 
 
 def without_secrets() -> dict[str, str]:
-    """This process's variables without a passphrase."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(SECRET)}
+    """This process's environment without passphrases."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SECRET_PREFIX)}
 
 
 def close_memory() -> None:
-    """Let no other process of this account read this one's memory and environment, nor a core file be written; on
-    Linux.
+    """On Linux, stop other processes of this account from reading this process's memory and environment, and disable
+    core dumps. Raises OSError if the kernel refuses.
 
-    What it starts is not closed by that. Root reads everything.
+    Child processes are not protected by this, and root can read everything.
     """
     if _LIBC is not None and _LIBC.prctl(_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise OSError("the kernel does not close this process's memory")
+        raise OSError("the kernel refused to protect this process's memory (PR_SET_DUMPABLE)")
 
 
 @dataclass
 class Supervisor:
-    """Keeps programs running. `step` must be called often, always from the same thread: on Linux a program gets
-    SIGTERM when the thread that started it ends, so that nothing is left behind by a supervisor that was killed."""
+    """Keeps programs running. `step` must be called often, always from the same thread: on Linux a program gets SIGTERM
+    when the thread that started it ends, so that a killed supervisor leaves nothing behind."""
 
     programs: Sequence[Program]
     clock: Callable[[], float] = time.monotonic
@@ -93,7 +96,7 @@ class Supervisor:
     _due: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> list[str]:
-        """Start what is due; the names of the programs that ended since the last step."""
+        """Start what is due; returns the names of the programs that ended since the last step."""
         ended = []
         for program in self.programs:
             process = self._running.get(program.name)
@@ -113,15 +116,15 @@ class Supervisor:
         return process.pid if process else None
 
     def end(self, name: str) -> None:
-        """SIGTERM to a running program; it starts again as after any other end."""
+        """Send SIGTERM to a running program, which is then restarted."""
         if name in self._running:
             _signal(self._running[name], signal.SIGTERM)
 
-    def stop(self, patience_s: float = 10.0) -> None:
-        """SIGTERM to all, last started first; SIGKILL to what is still there after `patience_s`."""
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Send SIGTERM to all programs, last started first, and SIGKILL to those still running after `timeout_s`."""
         for process in reversed(list(self._running.values())):
             _signal(process, signal.SIGTERM)
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + timeout_s
         while time.monotonic() < end and any(p.poll() is None for p in self._running.values()):
             time.sleep(0.05)
         for process in self._running.values():
@@ -144,7 +147,7 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
 def _log(path: Path) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except OSError as error:  # a program that cannot be heard is better than none
+    except OSError as error:  # a program without a log is better than none
         log.warning("%s cannot be written: %s", path, error.strerror)
         return os.open(os.devnull, os.O_WRONLY)
 

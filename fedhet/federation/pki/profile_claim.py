@@ -28,8 +28,6 @@ TEXT = frozenset({"gpu", "software"})
 
 MAX_LABELS = 4096
 """Most labels a histogram may have."""
-
-
 MAX_LABEL_CHARACTERS = 100
 
 

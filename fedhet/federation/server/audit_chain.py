@@ -22,12 +22,8 @@ START = "0" * 64
 
 ALTERED = "altered"
 """The action of a line that records that the log was found altered."""
-
-
 REKEYED = "rekey"
 """The action of a line from which on the log is authenticated by a new key."""
-
-
 KEY_BYTES = 32
 
 

@@ -24,8 +24,6 @@ from fedhet.system.file_lock import acquired
 
 TAIL_BYTES = 1 << 16
 """Bytes at the end of the log that are searched for lines which were written already."""
-
-
 REKEY_HINT = "if there is no copy: fedhet audit rekey"
 
 

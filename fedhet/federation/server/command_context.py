@@ -17,8 +17,6 @@ from fedhet.federation.server.operator import Federation
 UNENCRYPTED = """NOT ENCRYPTED: the keys in %s
   Any program of this account, a backup or a stolen disk can disclose them; whoever has them can admit devices and
   impersonate this server. To encrypt them: fedhet ca passphrase"""
-
-
 UNPROVED = "lines 1 to %d are not authenticated by the key: the log was rekeyed in line %d; they are unchanged since"
 
 

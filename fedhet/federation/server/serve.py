@@ -35,8 +35,6 @@ log = logging.getLogger("fedhet.federation")
 RENEWAL_CHECK_S = 3600.0
 LOCK = "serve.lock"
 """Lock file in the federation's folder, locked by the process that serves it."""
-
-
 CLOCK_JUMP_S = 30.0
 """Jump of the time of day against the monotonic clock, in seconds, above which the clock counts as set."""
 

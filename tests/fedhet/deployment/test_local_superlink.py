@@ -31,7 +31,7 @@ def test_a_command_that_no_superlink_answers_is_an_error_and_no_hang(flwr, monke
 
 
 def test_a_run_that_never_begins_is_an_error_and_no_hang(flwr, monkeypatch, tmp_path):
-    monkeypatch.setattr(local_superlink, "LOOK_S", 0.1)
+    monkeypatch.setattr(local_superlink, "STATUS_INTERVAL_S", 0.1)
     monkeypatch.setattr(local_superlink, "BEGIN_S", 0.5)
     told = 'import sys; print({"list": \'{"runs": [{"status": "pending"}]}\'}.get(sys.argv[1], "its last words"))'
     with pytest.raises(SuperLinkError, match=r"still pending; its log ends: its last words"):

@@ -75,7 +75,7 @@ time.sleep(600)
     until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), "the grandchild")
     until(lambda: "deaf" in (tmp_path / "stubborn.log").read_text(), "the stubborn program")
     pids = [supervisor.pid("family"), supervisor.pid("stubborn"), int((tmp_path / "pids").read_text())]
-    supervisor.stop(patience_s=0.5)
+    supervisor.stop(timeout_s=0.5)
     until(lambda: not any(_alive(pid) for pid in pids), "all to be gone")
 
 

@@ -7,7 +7,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import RunNotRunningException
 
 from fedhet.deployment import device_node
-from fedhet.deployment.device_node import Node, pause
+from fedhet.deployment.device_node import Node, polling_interval
 from fedhet.flower.compat import ErrorCode, claim_identity, set_message_id
 from fedhet.flower.fleet_api import PUSHES, FleetNode
 
@@ -88,15 +88,15 @@ def test_an_app_that_raises_is_an_error_reply_and_leaves_no_trace():
 
 
 def test_only_the_newest_runs_are_kept():
-    _, carrier = worked(*[request(run) for run in [*range(1, device_node.RUNS + 2), 1]])
+    _, carrier = worked(*[request(run) for run in [*range(1, device_node.MAX_CONTEXTS + 2), 1]])
     assert carrier.replies[-1][0].content["told"]["calls"] == 1
 
 
 def test_questions_cost_a_twentieth_of_the_time_without_work():
     clock, carrier = worked(*[None] * 200, request(1))
     assert carrier.replies and clock.now > 60
-    assert [pause(t) for t in (0, 2, 10, 60, 9e9)] == [0.1, 0.1, 0.5, 3.0, 3.0]
-    assert [pause(1, took) for took in (0.01, 0.2, 9)] == [0.1, 0.8, 3.0]
+    assert [polling_interval(t) for t in (0, 2, 10, 60, 9e9)] == [0.1, 0.1, 0.5, 3.0, 3.0]
+    assert [polling_interval(1, took) for took in (0.01, 0.2, 9)] == [0.1, 0.8, 3.0]
 
 
 def test_questions_are_frequent_again_after_work():
@@ -184,7 +184,7 @@ def test_an_earlier_life_is_ended_once_the_server_answers(monkeypatch):
 
     monkeypatch.setattr(device_node.time, "sleep", slept.append)
     device_node._end_earlier_life(end)
-    assert not answers and slept[-1] == device_node.GONE_S
+    assert not answers and slept[-1] == device_node.OFFLINE_S
     refusal = httpx.HTTPStatusError("gone", request=httpx.Request("POST", "https://x"), response=httpx.Response(412))
     answers[:] = [refusal]
     slept.clear()

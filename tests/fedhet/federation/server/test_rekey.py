@@ -65,7 +65,7 @@ def test_a_damaged_or_missing_key_is_named_and_replaced(home, damage, why):
     assert (verdict["lines"], verdict["unproved"]) == (5, 2), "the line that waited is written, and no alarm"
     assert "altered" not in {row["action"] for row in lines(home)}
     told = CliRunner().invoke(main.app, ["audit", "verify", "--home", str(home)]).output
-    assert "lines 1 to 2 are no longer proved by the key: the log was rekeyed in line 3" in told
+    assert "lines 1 to 2 are not authenticated by the key: the log was rekeyed in line 3" in told
     assert "authenticates the log" in fedhet(home, "audit", "rekey", "--yes", code="E319")["detail"]
 
 

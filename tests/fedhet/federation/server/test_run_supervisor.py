@@ -7,7 +7,7 @@ import pytest
 
 from fedhet.federation.common.errors import EnrollError
 from fedhet.federation.server import submit
-from fedhet.federation.server.run_supervisor import FOR_NOTHING, Runs
+from fedhet.federation.server.run_supervisor import MAX_FAILED_STARTS, Runs
 from fedhet.federation.server.submit import Submission
 from fedhet.runs.run_ending import FAILED, GIVEN_UP, STOPPED, RunEnding
 from fedhet.runs.write_ahead_log import Journal, alone
@@ -138,7 +138,7 @@ def test_nobody_is_asked_while_the_superlink_is_away(watch):
 def lives(watch, seconds, answers):
     """Lives of a run that is killed again and again: how long each is, and whether the server hears something in it."""
     with contextlib.closing(Journal(watch.folder)) as journal:
-        for job in range(4 * FOR_NOTHING):
+        for job in range(4 * MAX_FAILED_STARTS):
             before = len(watch.link.begun)
             with alone(watch.folder):
                 watch.look()
@@ -154,18 +154,18 @@ def lives(watch, seconds, answers):
 
 def test_a_run_that_dies_at_once_each_time_is_given_up_and_says_so(watch):
     lives(watch, 1.0, False)
-    assert len(watch.link.begun) == 1 + FOR_NOTHING and watch.entries == []
+    assert len(watch.link.begun) == 1 + MAX_FAILED_STARTS and watch.entries == []
     ended = watch.made.ended
-    assert ended.how == GIVEN_UP and f"{FOR_NOTHING} times" in ended.why and "its last words" in ended.trace
+    assert ended.how == GIVEN_UP and f"{MAX_FAILED_STARTS} times" in ended.why and "its last words" in ended.trace
     assert watch.made.restarted() is None
     told = watch.made.end_error()
-    assert told.code == "E314" and not told.data["killed"] and f"{FOR_NOTHING} times" in told.detail
+    assert told.code == "E314" and not told.data["killed"] and f"{MAX_FAILED_STARTS} times" in told.detail
 
 
 @pytest.mark.parametrize(("seconds", "answers"), [(1.0, True), (90.0, False)])
 def test_a_run_that_gets_on_or_lives_for_a_while_is_never_given_up(watch, seconds, answers):
     lives(watch, seconds, answers)
-    assert len(watch.link.begun) == 1 + 4 * FOR_NOTHING and len(watch.entries) == 1
+    assert len(watch.link.begun) == 1 + 4 * MAX_FAILED_STARTS and len(watch.entries) == 1
 
 
 def test_a_run_that_was_submitted_anew_starts_with_a_clean_slate(watch):
