@@ -74,18 +74,18 @@ class LocalSuperLink:
             home = Path(temporary)
             with _processes(home) as start:
                 start(
-                    "flower-superlink", "--insecure", *_address_options(0), "--disable-runtime-dependency-installation"
+                    "flower-superlink", "--insecure", *_listen_at(0), "--disable-runtime-dependency-installation"
                 )
                 _reachable(home)
                 for number in range(clients):
-                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0), *_address_options(1 + number),
+                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0), *_listen_at(1 + number),
                           "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
                 run_id = _submit(home, folder.resolve(), clients)
                 _follow(home, folder, run_id, progress)
         return Result.read(folder)
 
 
-def _address_options(number: int) -> list[str]:
+def _listen_at(number: int) -> list[str]:
     host, _, port = socket_files.address(number).rpartition(":")
     return ["--host", host, "--port", port]
 
