@@ -73,13 +73,11 @@ class LocalSuperLink:
         with tempfile.TemporaryDirectory(prefix="fedhet-superlink-") as temporary:
             home = Path(temporary)
             with _processes(home) as start:
-                start(
-                    "flower-superlink", "--insecure", *_listen_at(0), "--disable-runtime-dependency-installation"
-                )
+                start("flower-superlink", "--insecure", *_listen_at(0), "--disable-runtime-dependency-installation")
                 _reachable(home)
                 for number in range(clients):
-                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0), *_listen_at(1 + number),
-                          "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
+                    start("flower-supernode", "--insecure", "--superlink", socket_files.address(0),
+                          *_listen_at(1 + number), "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
                 run_id = _submit(home, folder.resolve(), clients)
                 _follow(home, folder, run_id, progress)
         return Result.read(folder)
