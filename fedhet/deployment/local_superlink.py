@@ -77,7 +77,8 @@ class LocalSuperLink:
                 _reachable(home)
                 for number in range(clients):
                     start("flower-supernode", "--insecure", "--superlink", socket_files.address(0),
-                          *_listen_at(1 + number), "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
+                          *_listen_at(1 + number),
+                          "--node-config", f"partition-id={number} num-partitions={clients}")  # fmt: skip
                 run_id = _submit(home, folder.resolve(), clients)
                 _follow(home, folder, run_id, progress)
         return Result.read(folder)
