@@ -63,7 +63,7 @@ def test_a_federation_is_founded_once(fedhet, tmp_path):
     [
         (["--passphrase-file", "short"], "E323", "at least 8 characters"),
         (["--root", "short"], "E306", "go together"),
-        (["--root", "short", "--signer", "false"], "E319", "short holds no certificate"),
+        (["--root", "short", "--signer", "false"], "E319", "short contains no certificate"),
         (["--root", "none", "--signer", "false"], "E317", "none: No such file"),
         (["--root", "foreign", "--signer", "false"], "E309", "false ended with 1"),
         (["--federation", "x" * 57], "E319", "--federation has 57 bytes, at most 56"),

@@ -130,7 +130,7 @@ def test_a_revocation_that_cannot_be_written_holds_in_the_server_that_runs_and_i
     served = Federation(home, door.clock)
     server = Server(served)
     assert outside(door, served) == "active"
-    with contextlib.closing(served), ControlSocket(home, server._hear):
+    with contextlib.closing(served), ControlSocket(home, server._handle):
         disk.fill()
         error = fedhet(home, "clients", "revoke", "a", "--reason", "stolen", code=FULL)["error"]
         assert error["data"]["shut_out"] and f"process {os.getpid()}" in error["detail"]
@@ -148,10 +148,10 @@ def test_a_server_notes_who_was_shut_out_although_flower_is_not_there(door, monk
     door.member("a")
     server = Server(door.federation)
     monkeypatch.setattr(server, "_flower_listens", lambda: False)
-    keeper = threading.Thread(target=server._keep, args=(types.SimpleNamespace(should_exit=False), None))
+    keeper = threading.Thread(target=server._maintain, args=(types.SimpleNamespace(should_exit=False), None))
     keeper.start()
     try:
-        assert server._hear({"shut": "a", "reason": "stolen"}) == {"name": "a", "pid": os.getpid()}
+        assert server._handle({"shut": "a", "reason": "stolen"}) == {"name": "a", "pid": os.getpid()}
         end = time.monotonic() + 10
         while door.federation.shut_out:
             assert time.monotonic() < end

@@ -111,7 +111,7 @@ def test_a_server_goes_on_registering_whatever_the_time_of_day_is_set_to(tmp_pat
     monkeypatch.setattr(server, "_flower_listens", lambda: True)
     monkeypatch.setattr(server, "_renew", lambda now, door: renewed.set())
     door = types.SimpleNamespace(should_exit=False)
-    keeper = threading.Thread(target=server._keep, args=(door, None))
+    keeper = threading.Thread(target=server._maintain, args=(door, None))
     keeper.start()
     try:
         assert looked.acquire(timeout=5)

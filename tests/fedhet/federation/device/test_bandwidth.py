@@ -48,7 +48,7 @@ def test_what_was_measured_reaches_the_schedule(door):
     device = door.member("a")
     before = join.measured(device)
     found = {"uplink_bytes_per_s": 125_000, "downlink_bytes_per_s": 1_250_000, "latency_us": 20_000}
-    join.tell(device, found)
+    join.update_profile(device, found)
     client = door.federation.registry.client("a")
     assert client.measured == {**before, **found}
     believed = client_profiles.believed(client)

@@ -183,10 +183,10 @@ def test_an_earlier_life_is_ended_once_the_server_answers(monkeypatch):
             raise error
 
     monkeypatch.setattr(device_node.time, "sleep", slept.append)
-    device_node._end_earlier_life(end)
+    device_node._unregister_earlier(end)
     assert not answers and slept[-1] == device_node.OFFLINE_S
     refusal = httpx.HTTPStatusError("gone", request=httpx.Request("POST", "https://x"), response=httpx.Response(412))
     answers[:] = [refusal]
     slept.clear()
-    device_node._end_earlier_life(end)
+    device_node._unregister_earlier(end)
     assert not answers and not slept

@@ -117,7 +117,7 @@ def test_an_interrupted_rotation_is_finished_by_the_next_one(door, monkeypatch, 
         with pytest.raises(Cut):
             device.rotate()
     if at == "settling":
-        device.settle_keys()
+        device.install_new_keys()
     else:
         device.rotate()
     assert device.ask("whoami")["state"] == "active"

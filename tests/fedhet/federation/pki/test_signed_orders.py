@@ -343,7 +343,7 @@ def test_a_server_hears_of_no_code_but_fedhets_and_what_jobs_may_use(door, monke
     device = door.member("a")
     monkeypatch.setenv("FEDHET_STATE", str(device.folder))
     claim_identity(1)
-    clientapp._fence.cache_clear()
+    clientapp._allowlist.cache_clear()
     names = ["fedhet.numerics.wire_format", "strategies.rules.mean", "json", "cryptography.x509", "fedhetx"]
     asked = Message(RecordDict({"fedhet": ConfigRecord({"modules": json.dumps(names)})}), 10, "query.profile")
     set_message_id(asked, "m")

@@ -24,7 +24,7 @@ def raise_to(door, name, examples):
     """A device declares another number and tells its server, as `fedhet client profile` does."""
     device = door.device(name)
     device.note(declared={**device.about["declared"], "examples": examples})
-    join.tell(device, {})
+    join.update_profile(device, {})
 
 
 def fedhet(door, *words, code=0):

@@ -49,7 +49,7 @@ def place(tmp_path_factory):
         device.note(endpoint="127.0.0.1:1")
         (device.folder / "root.pem").write_bytes(certificates.text([federation.authority.root]))
         (device.folder / "root.pem").chmod(0o600)
-        join.take(device, told)
+        join.store_answer(device, told)
         yield client, device, body
     federation.close()
 

@@ -32,7 +32,7 @@ def ward(door):
         door.member(name, join.Data(examples=7))
     door.device("active").renew()
     door.device("rotated").rotate()
-    join.tell(door.device("active"), {"batch": 64})
+    join.update_profile(door.device("active"), {"batch": 64})
     door.federation.weigh("active", 5)
     door.federation.suspend("suspended")
     door.federation.revoke("revoked", "stolen")
