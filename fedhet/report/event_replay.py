@@ -57,7 +57,7 @@ class Story:
         match row.data.get("event"):
             case "assign":
                 self._assign(row, at)
-            case "client_timing" | "client_timing":  # as it was called at first
+            case "client_timing" | "flight":  # its name in logs of earlier versions
                 self._flight(row)
             case "arrived":
                 self._arrived(row, at)
