@@ -44,7 +44,7 @@ def members(door):
 def test_a_raise_waits_for_the_operator_and_is_in_the_audit_log(door, members):
     raise_to(door, "c0", 60_000)
     member = members.now()[0]
-    assert (member.examples, member.claims, member.profile.num_examples) == (600, 60_000, 600)
+    assert (member.examples, member.declared_examples, member.profile.num_examples) == (600, 60_000, 600)
     [line] = [r for r in door.federation.audit.rows() if r["action"] == "profile"]
     assert line["detail"]["examples"] == {"old": 600, "new": 60_000, "approved": 600}
     assert "60000 examples (600 approved; the rest: fedhet clients weight c0)" in fedhet(door, "clients", "list")
