@@ -91,7 +91,7 @@ def test_optional_axes_have_an_option_none():
         assert OmegaConf.load(source_tree.conf() / group / "none.yaml") == {}
 
 
-def test_no_file_lies_beside_the_groups_unnoticed():
+def test_every_file_under_conf_belongs_to_a_group():
     assert {p.stem for p in source_tree.conf().glob("*.yaml")} == TOP
     assert [p for p in source_tree.conf().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 

@@ -123,7 +123,7 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         return [*out, ("labels", "none: each sample is a sequence")]
     distance, without = facts["label_distance"], facts["clients_without_class"]
     looked = "" if facts["clients_looked_at"] == facts["clients"] else f" ({facts['clients_looked_at']:,} clients)"
-    nobody = sum(n == facts["clients_looked_at"] for n in without)
+    unowned = sum(n == facts["clients_looked_at"] for n in without)
     return [
         *out,
         ("a client's classes", f"{_range(facts['classes_per_client'])} of {facts['classes']}{looked}"),
@@ -131,7 +131,7 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "missing classes",
             f"a class is missing at {min(without):,} to {max(without):,} clients"
-            + (f"; {nobody} classes have no owner" if nobody else ""),
+            + (f"; {unowned} classes have no owner" if unowned else ""),
         ),
     ]
 

@@ -58,7 +58,7 @@ def sequence_classifier(
     pretrained, new = _load("AutoModelForSequenceClassification", input_shape, path, revision, num_labels=classes)
     padding = pretrained.config.pad_token_id
     if padding is None:
-        raise ValueError(f"model.path={path}: its configuration names no pad_token_id, so padding cannot be told")
+        raise ValueError(f"model.path={path}: its configuration has no pad_token_id, so padding is not known")
     return SequenceClassifier(pretrained, int(padding), new, path)
 
 

@@ -41,7 +41,7 @@ class ByDeadline:
         if self.rank < 0:
             raise ValueError(f"rank={self.rank} must not be negative; 0 means that no rank is used")
         if not 0.0 < self.width <= 1.0:
-            raise ValueError(f"width={self.width} is not in (0, 1]; 1.0 is the whole model")
+            raise ValueError(f"width={self.width} is not in (0, 1]; 1.0 is the full model")
 
     def __call__(self, client: ClientId, view: View) -> Budget:
         s = view.observed(client).seconds_per_step

@@ -18,7 +18,7 @@ def check(f: Tolerance, name: str = "f") -> None:
     if isinstance(f, bool) or not isinstance(f, int | float):
         raise ValueError(f"{name}={f!r} is neither a number of updates nor a share of them")
     if (isinstance(f, int) and f < 0) or (isinstance(f, float) and not 0.0 <= f < 0.5):
-        raise ValueError(f"{name}={f!r} must be a whole number from 0, or a share of the updates in [0, 0.5)")
+        raise ValueError(f"{name}={f!r} must be an integer from 0, or a share of the updates in [0, 0.5)")
 
 
 def count(f: Tolerance, n: int) -> int:

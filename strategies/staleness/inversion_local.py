@@ -126,7 +126,7 @@ def unfit(module: nn.Module) -> str:
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             return f"{name} drops units at random"
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-            return f"{name} takes whole numbers, which have no gradient"
+            return f"{name} takes integers, which have no gradient"
         if any(True for _ in part.buffers(recurse=False)):
             return f"{name} has statistics in addition to its parameters"
     return ""

@@ -151,7 +151,7 @@ def test_evaluation_changes_neither_the_model_nor_its_mode() -> None:
     assert torch.equal(model.flat, before) and model.module.training
 
 
-def test_clients_who_are_alike_all_expect_the_accuracy_of_the_whole() -> None:
+def test_iid_clients_all_expect_the_total_accuracy() -> None:
     here = SimulatedWorld(Given(points()), Iid(), softmax, 4, 0)
     model = here.model()
     with torch.no_grad():

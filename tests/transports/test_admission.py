@@ -44,7 +44,7 @@ def test_a_client_trains_with_just_enough_memory_and_refuses_with_a_byte_less(tm
     assert row["updates"]["accepted"] == 10
 
 
-def test_a_model_nobody_can_hold_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_model_too_large_for_every_client_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model takes 400 bytes, but no client has a memory_bytes above 300"):
         run(tmp_path, [{"memory_bytes": 300}, {"memory_bytes": 200}, {"memory_bytes": 100}])
 
@@ -60,7 +60,7 @@ def test_energy_is_that_of_the_steps_trained_and_batteries_are_counted(tmp_path:
     assert row["batteries_exhausted"] == 1
 
 
-def test_nobody_who_declares_no_energy_is_said_to_use_none(tmp_path: Path) -> None:
+def test_clients_that_declare_no_energy_are_left_out_of_the_energy_used(tmp_path: Path) -> None:
     row = run(tmp_path, [{}, {}, {}]).row
     assert row["energy_joules"] is None and row["batteries_exhausted"] is None
 

@@ -135,7 +135,7 @@ def numbers(reply):
 
 
 @pytest.mark.transport
-def test_one_that_uploads_slowly_or_never_ends_keeps_nobody_waiting(link):
+def test_a_slow_or_endless_upload_does_not_delay_others(link):
     quick, slow, gone = nodes = link.nodes(3)
     asked = link.ask(nodes)
     for number, one in enumerate(nodes):
@@ -175,7 +175,7 @@ def test_a_node_that_is_gone_is_an_error_as_on_flowers_own_grid(link):
 
 @pytest.mark.transport
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_one_that_left_counts_what_is_whole_and_nobody_waits_for_the_rest(link, whole):
+def test_complete_updates_of_a_client_that_left_count_and_no_others_are_awaited(link, whole):
     with contextlib.ExitStack() as brief:
         node = Node(brief.enter_context(http_request_response(link.address, True)))
         [asked] = link.ask([node]).values()
@@ -304,7 +304,7 @@ def test_a_node_takes_first_what_is_whole_first_and_goes_on_after_a_server_that_
 
 
 @pytest.mark.transport
-def test_a_message_whose_parts_a_superlink_lost_is_answered_with_an_error_and_nobody_waits(link, monkeypatch):
+def test_a_message_with_lost_parts_is_answered_with_an_error_at_once(link, monkeypatch):
     number, receive, send, _, _, pull, put, confirm = link.stack.enter_context(
         http_request_response(link.address, True)
     )
@@ -405,7 +405,7 @@ def run(link, folder, workers, *more):
 
 
 @pytest.mark.transport
-def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path):
+def test_a_run_continues_while_a_clients_upload_is_stalled(link, tmp_path):
     workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, None)]
     row = run(link, tmp_path, workers, "stop.versions=12", "stop.seconds=120")
     assert row["bytes_up"] > 12 * SLACK and row["updates"]["accepted"] == row["versions"] == 12
@@ -415,7 +415,7 @@ def test_a_run_goes_on_beside_a_client_whose_upload_stands_still(link, tmp_path)
 
 
 @pytest.mark.transport
-def test_of_a_reply_that_nobody_waits_for_nothing_is_kept(link, caplog):
+def test_a_reply_to_no_open_message_is_dropped(link, caplog):
     [node] = link.nodes(1)
     [asked] = link.ask([node]).values()
     node.announce(answer(node.pull(), [1.0]))

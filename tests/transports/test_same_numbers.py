@@ -116,7 +116,7 @@ def processes(marker):
     return found
 
 
-def test_a_method_is_a_flower_strategy_in_somebodys_own_server_app(tmp_path, virtual):
+def test_a_method_is_a_flower_strategy_in_another_server_app(tmp_path, virtual):
     """On the virtual grid, whose nodes run our client app: the same bits as the experiment's own run."""
     e = experiment()
     model = e.world.model()

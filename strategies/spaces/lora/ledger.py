@@ -204,4 +204,4 @@ def receive(kept: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[s
     for found in (base, kept):  # the second if a device receives a payload again
         if found and fingerprint(found) == hash_of(payload):
             return dict(found)
-    raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send them whole")
+    raise WrongBase(f"base: the weights here are not those of version {version_of(payload)}: send all weights")

@@ -128,7 +128,7 @@ def test_digits_split_is_fixed_and_even_over_classes(tmp_path):
     assert mine == sorted(map(tuple, np.column_stack([images, labels]).astype(int)))
 
 
-def test_synthetic_classes_are_balanced_and_can_be_told_apart(tmp_path):
+def test_synthetic_classes_are_balanced_and_separable(tmp_path):
     data = Synthetic(samples=500, shape=(3, 4), classes=5, spread=2.0, cache=str(tmp_path)).load()
     assert data.x_train.shape == (500, 3, 4) and len(data.x_test) == 100
     assert np.bincount(data.y_train.numpy()).tolist() == [100] * 5

@@ -89,7 +89,7 @@ def test_even_sizes_and_classes_in_sorted_data(dataset):
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(seed=st.integers(0, 1000), beta=st.floats(0.01, 10))
-def test_uneven_sizes_leave_nobody_empty_and_labels_alone(dataset, seed, beta):
+def test_uneven_sizes_leave_no_client_empty_and_labels_iid(dataset, seed, beta):
     partition = Quantity(beta=beta).split(dataset, 50, seed)
     assert partition.counts.min() >= 1
     largest = int(partition.counts.argmax())
@@ -116,7 +116,7 @@ def test_balance_keeps_dirichlet_sizes_below_an_even_share_plus_one_class(datase
         assert partition.counts.max() < 1000 / 8 + 160
 
 
-def test_a_draw_that_leaves_somebody_short_is_repeated_or_topped_up_as_asked(dataset):
+def test_a_draw_with_too_few_samples_for_a_client_is_repeated_or_topped_up(dataset):
     with pytest.raises(DataError, match=r"partition\.top_up=true"):
         Dirichlet(0.01, min_size=15, top_up=False).split(dataset, 50, 0)
     topped = Dirichlet(0.01, min_size=15).split(dataset, 50, 0)
@@ -127,7 +127,7 @@ def test_a_draw_that_leaves_somebody_short_is_repeated_or_topped_up_as_asked(dat
         Dirichlet(min_size=21).split(dataset, 50, 0)
 
 
-def test_top_up_changes_nothing_where_nobody_is_short(dataset):
+def test_top_up_changes_nothing_if_all_clients_have_enough(dataset):
     plain, topped = (Dirichlet(0.5, min_size=1, top_up=t).split(dataset, 5, 0) for t in (False, True))
     assert np.array_equal(used(plain), used(topped)) and not topped.notice
 
@@ -197,7 +197,7 @@ def test_label_quantity_gives_client_i_the_class_i_mod_c(dataset):
     assert ((histogram > 0).sum(1) == 3).all()
 
 
-def test_label_quantity_of_few_clients_leaves_classes_out_and_keeps_the_rest_whole(dataset):
+def test_label_quantity_of_few_clients_leaves_classes_out_and_uses_the_others_fully(dataset):
     histogram = LabelQuantity(2).split(dataset, 3, 0).histogram
     totals = histogram.sum(0)
     assert (totals == 0).any()
@@ -238,7 +238,7 @@ def test_natural_clients_are_owners_largest_first_with_their_own_test_data(make_
     assert np.isnan(partition.client_accuracy(np.ones(4))[1])
 
 
-def test_strangers_in_the_test_set_belong_to_nobody_and_the_last_client_may_have_none(make_dataset):
+def test_unknown_owners_in_the_test_set_are_left_out_and_a_client_may_have_none(make_dataset):
     train, test = np.array(["a", "a", "a", "c", "c", "e"]), np.array(["bb", "a", "z", "A", "c"])
     data = make_dataset(np.zeros(6), np.zeros(5), owner_train=train, owner_test=test)
     partition = Natural().split(data, 3, 0)
@@ -283,7 +283,7 @@ def test_expected_accuracy_is_that_of_the_classes_weighted_by_a_clients_mix(make
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(st.lists(st.booleans(), min_size=1000, max_size=1000), st.integers(0, 100))
-def test_client_accuracies_average_to_the_whole_when_train_and_test_labels_agree(dataset, right, seed):
+def test_client_accuracies_average_to_the_total_when_train_and_test_labels_agree(dataset, right, seed):
     partition = Dirichlet(0.3).split(dataset, 9, seed)
     mean = np.average(partition.client_accuracy(np.array(right, float)), weights=partition.counts)
     assert mean == pytest.approx(np.mean(right), abs=1e-12)

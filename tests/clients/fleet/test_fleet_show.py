@@ -54,7 +54,7 @@ def test_who_may_be_away_or_drop_out_is_counted():
         (Profile(flops_per_s=2e9), "s/GFLOP", "0.5"),
     ],
 )
-def test_slowness_is_told_in_the_unit_it_was_declared_in(profile, unit, figure):
+def test_slowness_is_shown_in_the_declared_unit(profile, unit, figure):
     told = text(Clients.from_profiles([profile]))
     assert unit in told and figure in told
 
@@ -66,7 +66,7 @@ def test_the_share_of_time_online():
     assert online_share(Profile(sec_per_step=1.0, availability=((0.0, 10.0),))) is None
 
 
-def test_small_fleets_are_shown_whole_and_large_ones_in_part():
+def test_small_fleets_are_shown_fully_and_large_ones_in_part():
     told = text(MixedDevices().build(0))
     assert all(name in told for name in ("rack-1", "phone-old", "500 kB", "75%", "10%"))
     many = text(Clients.from_columns(5000, {"sec_per_step": 1.0}))
@@ -154,7 +154,7 @@ def test_windows_take_their_share_of_the_period():
     assert "client 0 (client-0): online from 30 s to 55 s, once" in told(once)
 
 
-def test_an_unlimited_upload_beside_limited_ones_lies_on_the_edge_and_says_so():
+def test_an_unlimited_upload_among_limited_ones_is_drawn_on_the_edge_with_a_label():
     clients = Clients.from_profiles([Profile(sec_per_step=1.0), Profile(sec_per_step=2.0, uplink_bytes_per_s=1e6)])
     assert "client 0 (client-0): 1 s/step, upload unlimited" in told(clients)
     assert "client 1 (client-1): 2 s/step, upload 1 MB/s" in told(clients)

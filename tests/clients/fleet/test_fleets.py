@@ -62,7 +62,7 @@ def test_the_linear_grid_is_from_slowest_to_fastest():
     assert np.allclose(speeds(Tiers(clients=4, sec_per_step=1.0, factors=(1.0, 3.0))), [1, 1, 3, 3])
 
 
-def test_the_default_fleet_is_not_alike():
+def test_the_default_fleet_is_heterogeneous():
     fleet = MixedDevices().build(0)
     steps = [p.sec_per_step for p in fleet.values()]
     assert len(fleet) == 12 == len({p.name for p in fleet.values()}) and max(steps) / min(steps) == pytest.approx(12)

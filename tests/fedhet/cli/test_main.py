@@ -291,7 +291,7 @@ def test_an_explanation_joins_notes_measured_speed_and_fate():
     assert explain(ROWS, 0).jobs[0].end == "still out when the record ends"
 
 
-def test_a_client_without_a_job_is_told_from_one_that_does_not_exist():
+def test_a_client_without_a_job_differs_from_one_that_does_not_exist():
     with pytest.raises(ValueError, match="client 2 was given no job"):
         explain(ROWS, 2)
     with pytest.raises(ValueError, match="no client 3 in this run; its clients are 0 to 2"):

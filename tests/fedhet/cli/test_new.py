@@ -87,7 +87,7 @@ def test_nothing_is_overwritten(fedhet, tmp_path: Path) -> None:
         ("rules", "x", "there is rule, schedule, space, transform, work, model, data, transport (nearest: rule)"),
     ],
 )  # fmt: skip
-def test_a_name_that_cannot_be_is_told_why_with_one_that_can(fedhet, kind: str, name: str, told: str) -> None:
+def test_the_error_for_an_invalid_name_has_a_valid_one(fedhet, kind: str, name: str, told: str) -> None:
     code, _, err = fedhet("new", kind, name)
     assert code == 2 and told in err, err
     assert list(Path().iterdir()) == []

@@ -53,7 +53,7 @@ def test_a_plain_line_carries_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_long_version_is_told_of_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_version_is_reported_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("fedhet.cli.progress.time.monotonic", lambda: now[0])
     stream, at = io.StringIO(), []

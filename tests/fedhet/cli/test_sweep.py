@@ -31,7 +31,7 @@ def test_what_steers_a_display_is_spelled_out_in_what_a_failed_run_says(fedhet):
 
 
 @pytest.mark.parametrize("told", [["--out", "mine"], ["hydra.sweep.dir=mine"]])
-def test_a_sweep_goes_where_it_is_told_and_keeps_what_is_finished(fedhet, told):
+def test_a_sweep_uses_the_given_folder_and_keeps_finished_runs(fedhet, told):
     assert fedhet("run", "--multirun", *QUICK, "seed=1,2", *told)[0] == 0
     before = {k: Path(f"mine/{k}/events.jsonl").stat().st_mtime_ns for k in (0, 1)}
     code, out, err = fedhet("run", "--multirun", "--resume", "mine", "--json")
@@ -60,7 +60,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(fedhet, monkeypatch):
     assert json.loads(out)[0]["runs"] == 2
 
 
-def test_a_single_run_goes_where_hydra_is_told_and_ignores_no_other_word_of_it(fedhet):
+def test_a_single_run_uses_hydras_folder_and_refuses_its_other_settings(fedhet):
     code, out, _ = fedhet("run", *QUICK, "hydra.run.dir=mine")
     assert code == 0 and out.splitlines()[-1] == "mine"
     code, _, err = fedhet("run", *QUICK, "hydra.verbose=true")

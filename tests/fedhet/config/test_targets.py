@@ -134,7 +134,7 @@ def test_a_run_with_a_class_is_called_by_it_and_records_its_code(
     assert f"<h1>fedavg + rule={own}.Weighted</h1>" in (folder / "report.html").read_text()
 
 
-def test_a_resumed_run_finds_its_plug_ins_beside_the_folder_of_options(
+def test_a_resumed_run_finds_its_plug_ins_next_to_the_folder_of_options(
     tmp_path: Path, own: str, fedhet_elsewhere: Callable[..., tuple[int, str]]
 ) -> None:
     resolved = compose(tmp_path, f"rule={own}.Weighted", "debug=quick", "stop.versions=1", "fleet.clients=2")

@@ -47,7 +47,7 @@ def run(tmp_path):
     return run
 
 
-def test_clients_that_are_not_there_are_told_and_count_nowhere(run):
+def test_absent_clients_are_reported_and_not_counted(run):
     row, said, events, metrics = run([2, 3])
     assert any(text.startswith("2 of fleet.clients=4 clients are here; the others count nowhere") for text in said)
     assert row["clients"] == 2 and row["worst_decile_accuracy"] == pytest.approx(0.3)
@@ -57,13 +57,13 @@ def test_clients_that_are_not_there_are_told_and_count_nowhere(run):
     assert any("2 of fleet.clients=4 clients took part" in text for text in row["notices"])
 
 
-def test_a_whole_fleet_is_no_news(run):
+def test_a_complete_fleet_is_not_reported(run):
     row, said, _, _ = run([0, 1, 2, 3])
     assert said == [] and row["notices"] == [] and row["clients"] == 4
     assert row["worst_decile_accuracy"] == pytest.approx(0.1)
 
 
-def test_nodes_beyond_the_fleet_are_told(run):
+def test_nodes_beyond_the_fleet_are_reported(run):
     row, said, _, _ = run([0, 1, 2, 7])
     assert any("1 nodes get no work: their numbers (7) are not below fleet.clients=4" in text for text in said)
     assert row["clients"] == 3

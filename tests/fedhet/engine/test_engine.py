@@ -84,7 +84,7 @@ def test_fedavg_is_the_closed_form(tmp_path):
     assert result.row["versions"] == 10 and result.row["virtual_seconds"] == 50.0
 
 
-def test_fedbuff_of_everybody_with_equal_clients_is_fedavg_bit_for_bit(tmp_path):
+def test_fedbuff_of_all_clients_with_equal_speeds_is_fedavg_bit_for_bit(tmp_path):
     rows = [
         experiment(m, QuadraticWorld(A, B, [10] * 3)).run(tmp_path / m.name).row
         for m in (
@@ -215,7 +215,7 @@ def test_an_answer_after_its_timeout_is_not_used_twice(tmp_path):
     assert result.row["updates"]["accepted"] == 12
 
 
-def test_nobody_left_online_is_an_end_with_a_reason(tmp_path):
+def test_a_run_without_online_clients_ends_with_a_reason(tmp_path):
     world = QuadraticWorld(A, B, N)
     clients = equal_clients(world, availability=((0.0, 12.0),))
     with pytest.raises(Stalled):

@@ -68,7 +68,7 @@ def test_of_many_the_first_are_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", [Sync(), Sync(per_round=6), FedBuff(size=3, concurrency=6)], ids=str)
-def test_the_same_error_of_everybody_ends_the_run_soon(tmp_path, schedule):
+def test_the_same_error_of_all_clients_ends_the_run_soon(tmp_path, schedule):
     with pytest.raises(
         TooManyFailures, match=r"clients failed by the same error.*nothing has arrived.*batch of 1 sample"
     ):
@@ -86,7 +86,7 @@ def test_those_who_fail_first_do_not_speak_for_those_who_are_slower(tmp_path, sc
     )
 
 
-def test_a_connection_that_is_lost_is_nobodys_fault(tmp_path):
+def test_a_lost_connection_is_no_violation(tmp_path):
     world = QuadraticWorld([1.0] * 3, [0.0, 1.0, 2.0])
     lossy = [Profile(sec_per_step=1.0, dropout_prob=p) for p in (0.0, 0.0, 1.0)]
     clients = Clients.from_profiles(lossy).with_examples(world.examples())

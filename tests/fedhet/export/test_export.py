@@ -61,7 +61,7 @@ def test_an_adapter_is_loaded_by_peft_and_gives_the_runs_outputs(fedhet, stacked
     assert torch.allclose(model.merge_and_unload()(x), wanted, atol=1e-4)
 
 
-def test_the_base_beside_an_adapter_is_what_the_run_began_with(fedhet, stacked, tmp_path):
+def test_the_base_of_an_exported_adapter_is_the_initial_model(fedhet, stacked, tmp_path):
     assert fedhet("export", stacked, "--to", "adapter", "--out", tmp_path / "a")[0] == 0
     first, x, wanted = outputs(stacked)
     for p in first.parameters():
@@ -178,7 +178,7 @@ def test_merged_transformers_models_load_by_themselves(fedhet, language, tmp_pat
     assert torch.equal(model(x).logits, wanted)
 
 
-def test_a_new_head_goes_along_although_nobody_trained_it(fedhet, tmp_path):
+def test_an_untrained_new_head_is_exported(fedhet, tmp_path):
     config = transformers.BertConfig(
         vocab_size=12, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, pad_token_id=0,

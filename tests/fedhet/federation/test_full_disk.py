@@ -198,7 +198,7 @@ def test_a_device_without_room_knows_it_before_it_trains(disk, how):
     assert str(disk.folder) not in str(caught.value), "where a device keeps things is told to nobody"
 
 
-def test_a_device_that_cannot_write_is_told_to_the_operator_and_rests(door, crowd, monkeypatch, tmp_path):
+def test_a_device_that_cannot_write_is_reported_to_the_operator_and_pauses(door, crowd, monkeypatch, tmp_path):
     monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     monkeypatch.setattr("fedhet.deployment.membership_monitor.FIRST_PAUSE_S", 0.05)
     check, trained = ClientStateStore.check, []

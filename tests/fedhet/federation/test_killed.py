@@ -55,7 +55,7 @@ def test_a_relay_passes_bytes_until_it_is_cut_and_afterwards_again():
     target.close()
 
 
-def test_a_memory_that_starts_anew_is_told_from_one_that_went_on():
+def test_a_reset_memory_differs_from_one_that_continued():
     def after(own, sent):
         answer = RecordDict({"payload": payload_record(wire_format.encode({"a": sent[:2], "b": sent[2:]}))})
         return ClientState("2 0 1", answer, {"work": {"linear": own}})

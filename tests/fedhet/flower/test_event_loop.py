@@ -70,7 +70,7 @@ def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, 
     assert heard == [(7, told, now)]
 
 
-def test_a_reply_may_be_as_large_as_its_job_lets_expect_and_one_too_late_is_for_nobody():
+def test_a_reply_may_have_the_expected_size_and_a_late_one_is_dropped():
     server = SimpleNamespace(inflight={7: "job"}, expects={"job": wire_format.Schema.of({"x": torch.zeros(1000)})}.get)
     one = EventLoop(server=server, grid=None, clock=None, gate=None, nodes=int)  # type: ignore[arg-type]
     one._pending = {"in flight": 7, "timed out": 8}

@@ -101,7 +101,7 @@ def test_a_number_that_was_asked_for_is_waited_for_and_missed_by_name():
     assert made.silent == [2] and len(told) > 10, "it says what it waits for, again and again"
 
 
-def test_nobody_begins_without_anybody():
+def test_a_run_without_clients_does_not_start():
     _, _, gather = gathering({10: NEVER, 11: NEVER, 12: NEVER})
     with pytest.raises(NoClients, match="0 of 1"):
         gather(3, least=1)
@@ -172,7 +172,7 @@ class Skewed:
         return reply
 
 
-def test_a_run_leaves_other_code_out_strikes_nobody_and_says_so(tmp_path):
+def test_a_run_excludes_and_reports_clients_with_other_code_without_a_violation(tmp_path):
     claim_identity(1)
     e = small.experiment(FedBuff(size=2), versions=4)
     app = Skewed(small.counting_app(e, []), 12, "fedhet.engine.client_runner")
@@ -207,7 +207,7 @@ def test_a_run_without_enough_clients_says_what_it_waits_for(tmp_path, monkeypat
     assert heard[:3] == ["a round opens with 4 clients; 3 are online"] * 3
 
 
-def test_messages_are_told_once_or_again_after_a_time_and_in_plain_characters(tmp_path, capsys):
+def test_messages_are_reported_once_or_again_after_a_time_and_in_plain_characters(tmp_path, capsys):
     second = [0.0]
     made, read = Notices(tmp_path, lambda: 7.0, lambda: second[0]), Reader(tmp_path)
     made.say("c\x1b[31m2\u202e is here\n")

@@ -146,7 +146,7 @@ def test_a_rule_that_cannot_stand_so_few_says_so_as_with_the_server(columns: Col
     assert torch.equal(combined(columns, Krum()), flat(Krum()(ARRIVING, SPACE, view())))
 
 
-def test_a_function_that_no_process_can_be_told_is_named(columns: Columns) -> None:
+def test_a_function_that_cannot_be_sent_to_a_process_is_named(columns: Columns) -> None:
     @dataclass(frozen=True)
     class Own(AbstractCoordinateRule):
         def reduce(self, block: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -73,9 +73,7 @@ def test_processes_that_keep_dying_are_an_error(team: Team, monkeypatch: pytest.
         team.wait([asked(team)])
 
 
-def test_a_process_whose_pipe_somebody_else_holds_is_seen_to_be_dead(
-    team: Team, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_process_whose_pipe_is_open_elsewhere_is_detected(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     """As what it started might, or a process that was forked meanwhile: its pipe never ends."""
     monkeypatch.setattr(process_liveness, "PATIENCE_S", 1e9)
     team.resize(1)

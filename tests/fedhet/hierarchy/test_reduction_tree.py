@@ -262,7 +262,7 @@ def test_a_run_that_broke_off_goes_on_bit_for_bit(tmp_path: Any) -> None:
         assert resumed[key] == whole[key], key
 
 
-def test_somebody_elses_server_app_combines_flat_or_says_so() -> None:
+def test_another_server_app_aggregates_flat_or_gives_an_error() -> None:
     from fedhet.deployment.strategy import MethodStrategy
 
     experiment = composed("aggregation=hierarchical")

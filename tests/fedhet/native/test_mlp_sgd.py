@@ -157,7 +157,7 @@ def test_a_sample_that_is_not_there_is_not_picked_and_moves_nothing(bad: str) ->
 
 
 @needs_compiler
-def test_a_step_beside_one_that_is_too_large_keeps_its_bits() -> None:
+def test_a_step_in_a_batch_with_one_too_large_has_the_same_bits() -> None:
     m, steps = model(8), batches([10, mlp_sgd.SAMPLES + 1])
     start = m.flat.clone()
     assert m.perceptron.descend_all(steps, 0.1) is None and torch.equal(m.flat, start)

@@ -137,7 +137,7 @@ def test_the_mean_loss_of_many_steps_is_a_mean(work: Work) -> None:
 
 
 @both
-def test_a_model_in_half_precision_is_told_of_with_what_it_cannot_take_up(kind: torch.dtype) -> None:
+def test_a_model_in_half_precision_gives_a_warning(kind: torch.dtype) -> None:
     def notices(dtype: torch.dtype) -> list[str]:
         def halved(input_shape: tuple[int, ...], classes: int) -> nn.Module:
             return mlp(input_shape=input_shape, classes=classes).to(dtype)

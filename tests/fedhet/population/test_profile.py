@@ -340,7 +340,7 @@ others = st.fixed_dictionaries(
 
 
 @given(st.sampled_from(["sec_per_step", "sec_per_sample", "flops_per_s"]), positive, calendars(), others)
-def test_a_profile_crosses_flowers_records_whole(field, speed, when, given):
+def test_a_profile_is_unchanged_by_flowers_records(field, speed, when, given):
     profile = Profile(**{field: speed}, availability=when[0], availability_period_s=when[1], **given)
     assert Profile.from_dict(dict(ConfigRecord(profile.to_dict()))) == profile
     assert Profile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile

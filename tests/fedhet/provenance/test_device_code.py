@@ -113,7 +113,7 @@ def test_a_package_of_the_users_own_belongs_to_it_and_is_not_imported(tmp_path):
     assert {n for n, h in found.items() if h == "missing"} == {"mine.gone", "no.such", "a b"}
 
 
-def test_a_file_that_is_newer_than_the_process_that_runs_it_is_told(tmp_path):
+def test_a_file_newer_than_the_running_process_is_reported(tmp_path):
     (tmp_path / "mine.py").write_text("x = 1\n")
     (tmp_path / "theirs.py").write_text("x = 1\n")
     code = f"""

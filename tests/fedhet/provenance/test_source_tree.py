@@ -23,7 +23,7 @@ def _tree(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_the_root_holds_all_there_is_beside_fedhet():
+def test_the_root_has_all_packages_in_addition_to_fedhet():
     for name in ("strategies", "clients", "conf"):
         assert (source_tree.root() / name).is_dir()
     assert source_tree.conf() == source_tree.root() / "conf"

@@ -119,7 +119,7 @@ def test_a_mean_is_drawn_only_where_every_run_has_evaluations():
     assert average([[(0.0, 1.0)], [(1.0, 1.0)]]) == ([], [])
 
 
-def test_configurations_are_told_apart_by_what_differs_except_the_seed():
+def test_labels_of_configurations_are_their_differences_except_the_seed():
     base = "strategy: x\nseed: {}\nsize: {}\n"
     assert variants([base.format(0, 4), base.format(1, 4)]) == ["", ""]
     assert variants([base.format(0, 4), base.format(1, 9), base.format(1, 4)]) == ["size=4", "size=9", "size=4"]

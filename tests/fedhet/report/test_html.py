@@ -40,7 +40,7 @@ def test_control_characters_and_lone_surrogates_are_spelled_out():
     assert escape("\ud800").encode() == rb"\ud800"
 
 
-def test_plain_text_is_escaped_beside_markup():
+def test_plain_text_is_escaped_next_to_markup():
     assert join(tag("b", "x"), "<b>") == "<b>x</b>&lt;b&gt;"
     assert tag("p", Html("<i></i>"), None) == "<p><i></i></p>"
 

@@ -64,7 +64,7 @@ def test_a_chosen_level_is_shown_as_it_was_written(ten_thousandth):
     assert float(number_format.level(ten_thousandth / 10_000)[:-1]) == pytest.approx(ten_thousandth / 100, abs=1e-9)
 
 
-def test_a_level_is_not_rounded_to_a_target_nobody_set():
+def test_a_level_is_not_rounded_to_another_target():
     assert [number_format.level(x) for x in (0.85, 0.855, 1.0)] == ["85%", "85.5%", "100%"]
 
 

@@ -18,7 +18,7 @@ def test_another_part_is_named_by_its_class_and_not_by_all_that_it_brings():
     ]
 
 
-def test_many_differences_are_cut_and_still_told_apart():
+def test_labels_of_many_differences_are_shortened_and_unique():
     long = ["".join(f"key{k}: {'x' * 30}{k + n}\n" for k in range(9)) for n in range(3)]
     names = variants(long)
     assert len(set(names)) == 3 and max(map(len, names)) <= 125 and "configuration" not in "".join(names)

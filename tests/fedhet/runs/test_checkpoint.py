@@ -166,7 +166,7 @@ def test_who_is_there_and_what_a_client_said_of_itself_outlast_the_process(tmp_p
     journal.close()
 
 
-def test_a_model_is_let_go_of_as_soon_as_nobody_needs_it_and_a_long_run_does_not_grow() -> None:
+def test_old_models_are_released_and_a_long_run_does_not_grow() -> None:
     server, sends = begun(lambda: FedBuff(size=1))
     slow, first = sends[0], weakref.ref(flat(server))
     queue, past, sizes = sends[1:], [], []

@@ -126,7 +126,7 @@ def test_a_finished_run_whose_files_changed_is_not_used(runs, tmp_path, capsys):
             assert not (tmp_path / "next").exists()
 
 
-def test_an_edited_configuration_is_told(runs, tmp_path, capsys):
+def test_an_edited_configuration_is_reported(runs, tmp_path, capsys):
     folder, _ = runs
     shutil.copytree(folder / "broken", tmp_path / "copy")
     path = tmp_path / "copy" / "config.yaml"

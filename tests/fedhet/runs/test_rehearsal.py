@@ -140,7 +140,7 @@ def test_labels_that_are_no_classes_are_named():
         labels.copy_(kept)
 
 
-def test_a_model_too_large_for_the_machine_is_told_by_numbers(monkeypatch):
+def test_the_error_for_a_model_too_large_for_the_machine_has_the_sizes(monkeypatch):
     monkeypatch.setattr(rehearsal.os, "sysconf", lambda name: 64)
     with pytest.raises(Misfit, match=r"this machine has 4,096: lower workers"):
         runner.prepare(composition.compose(QUICK))

@@ -110,7 +110,7 @@ def test_an_error_of_the_strategy_ends_the_run_and_its_threads():
     assert not [t for t in threading.enumerate() if t.name.startswith("fedhet-crew")]
 
 
-def test_threads_of_another_kind_are_told_what_to_do():
+def test_threads_of_another_kind_get_an_error_with_a_remedy():
     app, errors = ServerApp(), []
 
     @app.main()
@@ -137,7 +137,7 @@ def test_threads_of_another_kind_are_told_what_to_do():
     assert len(errors) == 1 and "one send_and_receive" in errors[0]
 
 
-def test_a_server_that_waits_for_nodes_is_told_that_no_more_will_come(caplog):
+def test_a_server_that_waits_for_nodes_gets_an_error_if_no_more_will_come(caplog):
     app = ServerApp()
 
     @app.main()

@@ -52,7 +52,7 @@ def context(state=None, node=2):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("size", [3, 200_000])
-def test_replies_and_states_cross_whole_whatever_their_size(workers, size):
+def test_replies_and_states_of_any_size_are_transferred_unchanged(workers, size):
     with Pool(app, workers) as pool:
         shared = Array(np.arange(size, dtype=np.float64))
         for n in range(6):
@@ -250,7 +250,7 @@ def outcomes(pool, hows):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("bad", ["raise", "die", "exit", "apart"])
-def test_in_a_bundle_everybody_fails_or_succeeds_for_himself(workers, bad):
+def test_in_a_bundle_each_client_fails_or_succeeds_separately(workers, bad):
     hows = ["work"] * 5 + [bad] + ["work"] * 6
     with Pool(Bundled(), workers) as pool:
         got = outcomes(pool, hows)
@@ -266,7 +266,7 @@ def test_in_a_bundle_everybody_fails_or_succeeds_for_himself(workers, bad):
 
 
 @pytest.mark.parametrize(("how", "why"), [("apart", "asks for messages"), ("raise", "ValueError: told to")])
-def test_an_app_that_cannot_do_with_briefs_is_not_asked_for_ever_and_that_is_told(how, why, caplog):
+def test_an_app_that_cannot_use_compact_jobs_is_detected_and_reported(how, why, caplog):
     with Pool(Bundled(), 1) as pool:
         for _ in range(UNDONE):
             assert not caplog.records

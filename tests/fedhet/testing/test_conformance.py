@@ -106,7 +106,7 @@ def test_a_wrong_rule_is_told_what_it_breaks(rule: Any, check: str, told: str, o
     assert set(found) <= {check, *others}, found
 
 
-def test_all_that_fails_is_told_at_once_and_exceptions_have_a_name() -> None:
+def test_all_failures_are_reported_together_and_exceptions_have_a_name() -> None:
     with pytest.raises(AssertionError) as caught:
         check_rule(Unit())
     first, *rest = str(caught.value).splitlines()

@@ -30,7 +30,7 @@ def test_steps_fit_unless_the_bounds_say_otherwise(
     assert got == least + more or (got + 1) * s > seconds * (1 - 1e-6)
 
 
-def test_quotients_that_floats_put_just_below_a_whole_number_count_as_it(fake_view: Make) -> None:
+def test_quotients_that_rounding_puts_just_below_an_integer_count_as_it(fake_view: Make) -> None:
     assert 0.3 / 0.1 < 3 and steps(ByDeadline(0.3), 0.1, fake_view) == 3
 
 

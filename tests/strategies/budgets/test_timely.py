@@ -35,7 +35,7 @@ def test_the_published_rule_on_five_clients() -> None:
 
 
 @given(st.lists(st.floats(0.01, 50.0), min_size=1, max_size=9), st.floats(0.05, 1.0), st.integers(1, 200))
-def test_everybody_is_done_in_time_and_the_share_trains_the_whole_model(
+def test_all_clients_finish_in_time_and_the_share_trains_the_full_model(
     seconds: list[float], share: float, examples: int
 ) -> None:
     v = view(seconds, examples)

@@ -141,7 +141,7 @@ def test_of_two_values_equally_far_the_smaller_is_kept() -> None:
     assert float(mean_around(rows, torch.zeros(1), 1)) == 0.0
 
 
-def test_plain_mappings_of_unlike_dtypes_are_reduced_leaf_by_leaf(fake_view: Any, make_updates: Any) -> None:
+def test_plain_mappings_of_different_dtypes_are_reduced_leaf_by_leaf(fake_view: Any, make_updates: Any) -> None:
     from dataclasses import replace
     from types import SimpleNamespace
 
@@ -164,7 +164,7 @@ def test_too_few_updates_for_f_are_refused(combine: Combine, rule: Any, n: int) 
 
 
 @pytest.mark.parametrize("kind", [TrimmedMean, Meamed, Phocas, Bulyan])
-def test_a_share_of_a_few_updates_is_nobody_and_the_answer_their_mean(combine: Combine, kind: Any) -> None:
+def test_a_share_of_few_updates_rounds_to_zero_and_gives_the_mean(combine: Combine, kind: Any) -> None:
     rows = rows_of(3, 4)
     assert combine(kind(f=0.2), rows) == pytest.approx(rows.mean(0))
     with pytest.raises(ValueError, match=r"f=0\.5"):

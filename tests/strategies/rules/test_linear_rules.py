@@ -196,7 +196,7 @@ def test_f_is_a_count_or_a_share_below_one_half(combine: Combine, kind: Any) -> 
 
 @pytest.mark.parametrize("kind", [MultiKrum, MinimumDiameter, Smea, Caf, Monna])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_a_share_of_a_few_updates_is_nobody_and_the_answer_their_mean(combine: Combine, kind: Any, n: int) -> None:
+def test_a_share_of_few_updates_rounds_to_zero_and_gives_the_mean(combine: Combine, kind: Any, n: int) -> None:
     rows = rows_of(1, n=9)[:n]
     assert combine(kind(f=0.2), rows) == pytest.approx(rows.mean(0))
 

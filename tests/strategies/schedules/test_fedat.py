@@ -42,7 +42,7 @@ def test_a_client_that_joins_later_belongs_to_the_last_tier(world: World) -> Non
     assert any({2, 3, 9} <= {j.client for j in jobs} for _, jobs, _ in w.versions)
 
 
-def test_a_tier_whose_round_failed_whole_tries_again_after_the_pause(world: World) -> None:
+def test_a_tier_whose_round_has_no_updates_tries_again_after_the_pause(world: World) -> None:
     fate = lambda job: "crash" if job.client == 1 and job.turn > 0 else None  # noqa: E731
     time = lambda job: 2.0 if job.turn == 0 or job.client == 0 else 0.0  # noqa: E731
     w = world(FedAT(tiers=2, pause_seconds=5.0), 2, time, fate).run(seconds=18.0)

@@ -150,7 +150,7 @@ def test_equal_bounds_on_the_steps_give_mostly_single_updates(world: World) -> N
     assert {j.budget.steps for j in w.jobs} == {50}
 
 
-def test_a_wide_range_of_steps_ends_in_one_group_of_everybody(world: World) -> None:
+def test_a_wide_range_of_steps_ends_in_one_group_of_all_clients(world: World) -> None:
     speeds = (0.01, 0.02, 0.05, 0.1, 0.3)
     w = world(FedCompass(1, 100_000), 5, pace(*speeds)).run(versions=40)
     assert all(len(jobs) == 5 and set(ages) == {0} for _, jobs, ages in w.versions[20:])
@@ -190,7 +190,7 @@ def test_without_patience_noise_makes_about_half_of_the_answers_late(world: Worl
     assert 0.3 < share[1.0] < 0.7 and share[1.5] < 0.05
 
 
-def test_a_late_answer_keeps_nobody_waiting_and_goes_with_the_next_group(world: World) -> None:
+def test_no_client_waits_for_a_late_answer_which_joins_the_next_group(world: World) -> None:
     slow = {6: 3.0}  # a job that takes three times as long as expected
     time = lambda job: job.budget.steps * FIGURE[job.client] * slow.get(job.id, 1.0)  # noqa: E731
     w = world(FedCompass(20, 100, latency_factor=1.0, join_slack=1.0), 5, time).run(versions=12)
@@ -210,7 +210,7 @@ def test_a_client_that_is_always_late_still_moves_the_model(world: World) -> Non
     w.check_ledger()
 
 
-def test_a_group_whose_timer_finds_nobody_drains_through_the_late_path(world: World) -> None:
+def test_a_group_without_answers_at_its_deadline_ends_through_late_answers(world: World) -> None:
     time = lambda job: job.budget.steps * 0.1 * (1.0 if job.turn != 1 else 2.5)  # noqa: E731
     w = world(FedCompass(latency_factor=1.2), 2, time).run(versions=4)
     assert max(Counter(j.id for _, jobs, _ in w.versions for j in jobs).values()) == 1

@@ -35,7 +35,7 @@ def test_a_group_past_its_latest_second_is_no_guide_for_a_new_one() -> None:
     assert groups.found(2.0, 10.0, 2, 10, 1.0)[0] == 10
 
 
-def test_quotients_just_below_a_whole_number_count_as_it() -> None:
+def test_quotients_just_below_an_integer_count_as_it() -> None:
     assert 0.3 / 0.1 < 3 and whole_steps(0.3, 0.1) == 3
     assert whole_steps(0.2999, 0.1) == 2 and whole_steps(-0.1, 0.2) == -1
 

@@ -17,7 +17,7 @@ def by_client(*seconds: float) -> Any:
     return lambda job: seconds[job.client]
 
 
-def test_everybody_is_waited_for_and_starts_again_together(world: World) -> None:
+def test_all_clients_are_waited_for_and_start_again_together(world: World) -> None:
     w = world(Sync(), 3, by_client(1.0, 2.0, 5.0)).run(versions=3)
     assert [t for t, _, _ in w.versions] == [5.0, 10.0, 15.0]
     assert all([j.client for j in jobs] == [0, 1, 2] and ages == [0, 0, 0] for _, jobs, ages in w.versions)
@@ -53,7 +53,7 @@ def test_failed_members_do_not_block_a_round(world: World) -> None:
     assert w.versions[0][0] == 7.0 and w.clients_of(1) == [0, 2]
 
 
-def test_a_round_that_failed_whole_is_followed_by_another_after_the_pause(world: World) -> None:
+def test_a_round_without_updates_is_followed_by_another_after_the_pause(world: World) -> None:
     fate = lambda job: "crash" if job.turn < 2 else None  # noqa: E731
     w = world(Sync(pause_seconds=10.0), 2, by_client(0.0, 0.0), fate).run(versions=1)
     assert [j.sent for j in w.jobs[::2]] == [0.0, 10.0, 20.0]

@@ -36,7 +36,7 @@ def test_with_too_few_answers_a_window_is_extended_by_its_length(world: World) -
     assert w.versions[0][0] == 6.0 and w.clients_of(1) == [0, 1]
 
 
-def test_if_nobody_works_on_more_those_who_wait_go_on(world: World) -> None:
+def test_if_no_client_is_training_the_resting_ones_continue(world: World) -> None:
     w = world(TimeWindow(2.0, min_updates=3), 2, by_client(1.0, 1.0)).run(versions=1)
     assert w.versions[0][0] == 4.0 and w.clients_of(1) == [0, 0, 1, 1]
 

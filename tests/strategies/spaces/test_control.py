@@ -39,7 +39,7 @@ def random_delta(state: FlatTree, seed: int) -> FlatTree:
     return FlatTree(state.schema, torch.from_numpy(np.random.default_rng(seed).normal(size=len(state.flat))).float())
 
 
-def test_the_first_state_has_a_zero_beside_every_parameter_and_none_beside_statistics() -> None:
+def test_the_first_state_has_a_zero_control_per_parameter_and_none_for_statistics() -> None:
     m = model()
     state = ControlVariates(5).begin(m)
     parameters = [n for n, _ in m.module.named_parameters()]

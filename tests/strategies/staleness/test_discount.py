@@ -28,7 +28,7 @@ forms = st.one_of(
 
 
 @given(forms)
-def test_fresh_updates_count_whole_and_age_never_helps(form: Any) -> None:
+def test_fresh_updates_have_factor_one_and_factors_never_increase(form: Any) -> None:
     values = [form.factor(u) for u in range(200)]
     assert values[0] == 1.0
     assert all(0.0 < b <= a <= 1.0 for a, b in itertools.pairwise(values))

@@ -56,7 +56,7 @@ def test_weights_of_tiny_windows_are_proportional_to_the_asynchronous_ones() -> 
     assert ratios == pytest.approx([1 / window / sum(1 / t for t in TAUS)] * len(TAUS), rel=1e-4)
 
 
-def test_a_quotient_just_above_a_whole_number_is_that_number() -> None:
+def test_a_quotient_just_above_an_integer_is_that_integer() -> None:
     assert windows(1 - 0.8, 0.2) == 1 and windows(0.6, 0.2) == 3 and windows(0.6000001, 0.2) == 4
     assert windows(0.0, 0.2) == 1
 

@@ -74,7 +74,7 @@ BUSY = [
 ]
 
 
-def test_inversions_beside_the_run_cost_its_clock_and_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_inversions_as_server_tasks_take_time_and_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
     rows = {}
     for workers in (0, 1, 2):
         rows[workers] = experiment(*BUSY, f"workers={workers}").run(tmp_path / str(workers)).row

@@ -126,7 +126,7 @@ def test_a_server_goes_on_registering_whatever_the_time_of_day_is_set_to(tmp_pat
         federation.close()
 
 
-def test_a_clock_that_is_set_is_told_from_one_that_runs():
+def test_a_clock_that_is_set_differs_from_one_that_runs():
     at = [1000.0, 50.0]
     dial = ClockWatch(lambda: at[0], lambda: at[1])
     at[:] = [1060.0, 110.0]

@@ -226,7 +226,7 @@ def test_a_partition_has_one_client(door, refused):
     refused("E116", door.begin, "b", line, Data(examples=5, partition=0, partitions=2))
 
 
-def test_a_rejected_device_is_told_the_reason(door, refused):
+def test_a_rejected_device_gets_the_reason(door, refused):
     _, line = door.invite("a")
     door.begin("dev", line)
     door.federation.reject("a", "not ours")

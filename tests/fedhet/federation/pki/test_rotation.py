@@ -284,7 +284,7 @@ def test_devices_that_heard_of_it_believe_a_stolen_issuing_key_no_more(door, lis
         door.port = own
 
 
-def test_a_client_certificate_from_a_stolen_issuing_key_is_nobodys(door, refused):
+def test_a_client_certificate_of_a_stolen_issuing_key_is_refused(door, refused):
     device, pair, key = door.member("a"), door.federation.authority.issuing_pair(), identity.new_tls_key()
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(certificates.URN + device.identity.node_id)])
     made = certificates.leaf(key.public_key(), names, False, 7.0, door.clock(), pair).public_bytes(Encoding.DER)

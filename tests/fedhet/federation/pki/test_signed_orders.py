@@ -51,7 +51,7 @@ def test_a_device_takes_what_its_operator_signed_until_it_expires(door, refused)
     refused("E216", check, CONFIG, order.sent)
 
 
-def test_an_order_that_was_altered_is_nobodys(door, refused):
+def test_an_altered_order_is_refused(door, refused):
     check = guard(door.member("a")).check
     order = give(door)
     other = order.text.replace('"expires":', '"expires": ')

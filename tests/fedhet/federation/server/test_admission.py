@@ -128,7 +128,7 @@ def test_a_certificate_that_a_stolen_issuing_key_signed_is_not_in_the_registry(d
     assert "registry" in str(refused("E208", authenticate, door, headers))
 
 
-def test_a_device_whose_clock_is_off_is_told_by_how_much(door, refused):
+def test_the_error_for_a_wrong_device_clock_has_the_difference(door, refused):
     device = door.member("a")
     error = refused("E203", authenticate, door, sealed(device, clock=lambda: door.clock() - 412))
     assert error.data["seconds"] in (412, 413)

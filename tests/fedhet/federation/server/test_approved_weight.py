@@ -55,7 +55,7 @@ def test_a_raise_waits_for_the_operator_and_is_in_the_audit_log(door, members):
     assert "approved" not in fedhet(door, "clients", "list")
 
 
-def test_less_counts_at_once_and_coming_back_needs_nobody(door, members):
+def test_a_lower_weight_counts_at_once_and_its_return_needs_no_approval(door, members):
     raise_to(door, "c0", 100)
     assert members.now()[0].examples == 100
     raise_to(door, "c0", 600)
@@ -64,7 +64,7 @@ def test_less_counts_at_once_and_coming_back_needs_nobody(door, members):
     assert members.now()[0].examples == 50
 
 
-def test_nobody_is_weighed_who_is_not_in(door, refused):
+def test_only_enrolled_clients_get_a_weight(door, refused):
     door.invite("b")
     refused("E211", door.federation.weigh, "b")
     refused("E210", door.federation.weigh, "nobody")
@@ -100,7 +100,9 @@ def test_a_registry_from_before_approves_what_was_declared_then(door, members):
     registry.close()
 
 
-def test_in_a_run_a_raise_counts_as_approved_and_is_told_and_strikes_nobody(door, crowd, monkeypatch, tmp_path):
+def test_in_a_run_a_higher_weight_counts_as_approved_and_is_reported_without_a_violation(
+    door, crowd, monkeypatch, tmp_path
+):
     """The devices of this run train on 10, 20, 30 and 40 examples; c2 was approved with 5 and says 50 by now."""
     monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     door.federation.weigh("c2", 5)
@@ -114,7 +116,7 @@ def test_in_a_run_a_raise_counts_as_approved_and_is_told_and_strikes_nobody(door
     ]
 
 
-def test_nobody_counts_more_than_ten_median_clients_and_who_is_cut_is_named(door, crowd, monkeypatch, tmp_path):
+def test_weights_are_at_most_ten_medians_and_reduced_ones_are_named(door, crowd, monkeypatch, tmp_path):
     monkeypatch.setattr("fedhet.deployment.membership_monitor.WATCH_INTERVAL_S", 0.0)
     for name in ("c0", "c1", "c2"):
         door.federation.weigh(name, 1)

@@ -34,7 +34,7 @@ def copy(log, folder, change):
     return Audit(folder / "audit.jsonl")
 
 
-def test_an_untouched_log_is_whole(log, tmp_path):
+def test_an_unchanged_log_is_valid(log, tmp_path):
     assert (log.verify().lines, log.verify().bad) == (5, None)
     assert Audit(tmp_path / "none.jsonl").verify().lines == 0
 
@@ -80,7 +80,7 @@ def test_a_torn_last_line_is_cut_off_by_the_next_append(log, tmp_path):
     assert (torn.verify().lines, torn.verify().bad, torn.verify().torn) == (6, None, 0)
 
 
-def test_a_line_that_was_written_before_its_head_is_whole(log, tmp_path):
+def test_a_line_written_before_its_head_is_valid(log, tmp_path):
     ahead = copy(log, tmp_path, lambda c: c)
     ahead.append("operator", "revoke")
     ahead.path.with_name("audit.jsonl.head").write_bytes(log.path.with_name("audit.jsonl.head").read_bytes())
@@ -151,7 +151,7 @@ def test_a_log_without_its_key_or_with_another_is_not_in_order(log, tmp_path):
     assert copied.verify().bad == 1
 
 
-def test_a_head_kept_elsewhere_finds_what_was_put_back_whole(log, tmp_path):
+def test_a_stored_head_detects_a_restored_earlier_log(log, tmp_path):
     grown = copy(log, tmp_path, lambda c: c)
     earlier = {p: p.read_bytes() for p in tmp_path.iterdir()}
     kept = grown.append("operator", "revoke", "st-mary")
@@ -186,7 +186,7 @@ def _until_killed(path):
         Audit(path).append("somebody", "something", text="x" * 3000)
 
 
-def test_appends_that_are_killed_leave_a_log_that_is_whole(tmp_path):
+def test_killed_appends_leave_a_valid_log(tmp_path):
     path, context = tmp_path / "a.jsonl", multiprocessing.get_context("fork")
     for n in range(12):
         writers = [context.Process(target=_until_killed, args=(path,)) for _ in range(2)]
@@ -229,7 +229,7 @@ def test_a_full_disk_breaks_nothing(tmp_path, more):
 
 
 @pytest.mark.parametrize("use", [lambda log: log.append("a", "b"), lambda log: log.verify()], ids=["append", "verify"])
-def test_a_log_that_somebody_who_is_stopped_keeps_locked_is_an_error_and_no_hang(tmp_path, monkeypatch, use):
+def test_a_log_locked_by_a_stopped_process_is_an_error_and_no_hang(tmp_path, monkeypatch, use):
     monkeypatch.setattr(audit_file, "LOCK_S", 0.1)
     log = Audit(tmp_path / "audit.jsonl")
     log.append("a", "b")

@@ -220,7 +220,7 @@ def test_without_a_registry_a_node_is_who_it_says(tmp_path):
     assert nodes.refresh() == ([0, 4], []) and nodes.declared_profile(0) == {}
 
 
-def test_paths_on_a_device_are_told_to_nobody(door, tmp_path):
+def test_paths_of_a_device_are_not_sent(door, tmp_path):
     e = small.experiment(FedBuff(size=3))
     app = small.counting_app(e, [])
     claim_identity(1)

@@ -119,7 +119,7 @@ def test_a_change_that_is_not_made_leaves_no_line(door, refused):
     assert [r["action"] for r in door.federation.audit.rows()] == ["found", "invite"]
 
 
-def test_a_waiting_line_of_somebody_without_the_key_is_found(door):
+def test_a_pending_line_signed_without_the_key_is_detected(door):
     door.invite("a")
     with door.federation.registry.transaction() as session:
         line = door.federation.audit.line("operator", "approve", "a")

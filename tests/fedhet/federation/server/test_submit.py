@@ -73,7 +73,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert caught.value.code == "E306" and len(list((tmp_path / "run").iterdir())) == 1
 
 
-def test_the_operator_is_told_what_a_method_does_to_the_clients_before_it_is_submitted(tmp_path, capsys):
+def test_the_operator_is_shown_what_a_method_does_to_the_clients_before_it_is_submitted(tmp_path, capsys):
     words = ["strategy=gradient_inversion", "fleet=linear_grid", "model=mlp"]
     path = cli_submit._prepare(words, None, tmp_path / "run", THREE)
     told = capsys.readouterr()

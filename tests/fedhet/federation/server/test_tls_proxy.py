@@ -76,7 +76,7 @@ def behind(door, listening, tmp_path):
         made.client.close()
 
 
-def test_an_active_clients_messages_pass_whole_in_both_directions(door, behind):
+def test_an_active_clients_messages_pass_unchanged_in_both_directions(door, behind):
     device = door.member("a")
     answer = behind.post("/v1/fleet/push-object", device, b"\x00\xff" * 4000, **{"flwr-timestamp": "now"})
     assert (answer.status_code, answer.text, answer.headers["x-flower"]) == (200, "answer " * 1000, "1")

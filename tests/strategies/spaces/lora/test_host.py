@@ -99,7 +99,7 @@ def test_one_object_serves_ranks_in_any_order_as_new_ones_would() -> None:
     assert len(shared.module._panels) == 4
 
 
-def test_parameters_sent_whole_are_trained_beside_the_adapters() -> None:
+def test_parameters_sent_in_full_are_trained_in_addition_to_the_adapters() -> None:
     space, plain, device = StackedLora(rank=2, whole=("bias",)), model(), model(5)
     state = space.begin(plain)
     payload = space.offer(state, job())
@@ -171,7 +171,7 @@ def test_a_weight_that_is_stored_transposed_is_merged_transposed() -> None:
     torch.testing.assert_close(plain.predict(x), device.predict(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_weight_is_told_by_its_name_where_shapes_cannot_tell() -> None:
+def test_a_weight_is_identified_by_name_if_shapes_are_equal() -> None:
     """Square layers of the rank's size: A, B and W have one shape."""
     torch.manual_seed(0)
     plain, device = (Model(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))) for _ in range(2))
@@ -202,7 +202,7 @@ def test_ranks_of_single_layers_are_held_to_their_pattern() -> None:
     assert expected["1.lora_A"].shape == (2, 16) and expected["3.lora_A"].shape == (3, 8)
 
 
-def test_clients_draw_their_own_start_unless_told_to_share_it() -> None:
+def test_clients_draw_their_own_start_unless_same_start_is_set() -> None:
     own, same = StackedLora(rank=3), StackedLora(rank=3, same_start=True)
     state, device = own.begin(model()), model()
 
