@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedhet.config import composition, factory, overrides
-from fedhet.engine.method import ONION
+from fedhet.engine.method import TRANSFORM_SLOTS
 from fedhet.provenance import source_tree
 
 FILES = sorted(
@@ -50,7 +50,7 @@ def test_every_option_composes_and_its_parts_can_be_built(name, tmp_path):
     node = cfg.get(group)
     if isinstance(node, Mapping) and "_target_" in node:
         assert composition.instantiate(node, group) is not None
-    elif group in ONION:
+    elif group in TRANSFORM_SLOTS:
         assert all(part is not None for part in composition.transforms(node, group))
 
 
@@ -86,7 +86,7 @@ def test_an_option_spells_out_every_value_its_part_takes(name):
 
 
 def test_optional_axes_have_an_option_none():
-    for group in (*ONION, "attack"):
+    for group in (*TRANSFORM_SLOTS, "attack"):
         assert "none" in composition.options()[group]
         assert OmegaConf.load(source_tree.conf() / group / "none.yaml") == {}
 

@@ -13,7 +13,7 @@ from typing import cast
 from clients.work.loop import AbstractLocal, plain_metrics, portions
 from fedhet.model.flat_model import Model
 from fedhet.native import BatchedStepper
-from fedhet.protocols import OffersIndexedBatches, Shard, keeps
+from fedhet.protocols import OffersIndexedBatches, Shard, implements
 from fedhet.types import Job, Memory
 
 
@@ -36,7 +36,7 @@ class Sgd(AbstractLocal):
         count, rate = jobs[0].budget.steps, self.rate(jobs[0])
         if count < 1:
             return None  # `run` raises the error
-        if all(keeps(type(shard), OffersIndexedBatches) for shard in data):
+        if all(implements(type(shard), OffersIndexedBatches) for shard in data):
             shards = cast(Sequence[OffersIndexedBatches], data)
             losses = rows.pick([shard.pick(self.batch, count) for shard in shards], rate)
             if losses is not None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from fedhet.config import composition
 from fedhet.engine.aggregator import Aggregation, Flat
 from fedhet.engine.client_runner import Device
-from fedhet.engine.method import ONION, Method
+from fedhet.engine.method import TRANSFORM_SLOTS, Method
 from fedhet.population.roster import Clients
 from fedhet.protocols import Transform, View
 from fedhet.types import ClientId
@@ -19,7 +19,7 @@ def method(cfg: Mapping[str, Any]) -> Method:
     """The composed method. Raises Misfit, and ConfigError naming the key of a bad value."""
     work, layers = (
         composition.instantiate(cfg["work"], "work"),
-        {slot: composition.transforms(cfg[slot], slot) for slot in ONION},
+        {slot: composition.transforms(cfg[slot], slot) for slot in TRANSFORM_SLOTS},
     )
     if cfg["attack"]:
         attack = composition.instantiate(cfg["attack"], "attack")

@@ -51,7 +51,7 @@ def live(
     one answers from its disk. `order` is the signed order (signed_orders.py) that is sent with jobs. Raises NoClients
     if too few nodes answer in time."""
     world = experiment.for_devices()
-    clock, grid = WallClock(poll), reply_stream.whole_replies(grid)
+    clock, grid = WallClock(poll), reply_stream.complete_replies(grid)
     nodes = NodeDirectory(
         grid,
         clock,

@@ -24,7 +24,7 @@ from fedhet.engine.update_validation import Gate
 from fedhet.flower import reply_stream
 from fedhet.flower.event_loop import EventLoop
 from fedhet.flower.initial_model import Layout, install
-from fedhet.flower.node_directory import NodeDirectory, absence
+from fedhet.flower.node_directory import NodeDirectory, absence_notices
 from fedhet.protocols import Clock
 from fedhet.provenance import device_code
 from fedhet.runs.experiment import Experiment
@@ -76,7 +76,7 @@ class MethodStrategy(flower.Strategy):
             raise ValueError("train_config and evaluate_config are not used: set the method's hyper-parameters")
         self.summary()
         clock = self.clock or (grid.as_clock() if isinstance(grid, OwnTime) else WallClock(self.poll))
-        grid = reply_stream.whole_replies(grid)
+        grid = reply_stream.complete_replies(grid)
         server = self._server(initial_arrays, Limits(versions=num_rounds, seconds=clock.now() + timeout))
         world = self.experiment.for_devices()
         nodes = NodeDirectory(grid, clock, code=device_code.hashes(device_code.modules(world), running=False))
@@ -84,7 +84,7 @@ class MethodStrategy(flower.Strategy):
         nodes.gather(self.wanted or there, timeout, lambda: clock.wait(None), least=self.wanted or 1)
         result = flower.Result()
         server.excluded.update(set(server.roster) - set(nodes.of_client))
-        for notice in absence(server.taking_part, len(server.roster)):
+        for notice in absence_notices(server.taking_part, len(server.roster)):
             log.warning(notice)
         gate = Gate(max_weight=self.experiment.max_weight, code=device_code.digest(world, running=False), sealed=True)
         loop = EventLoop(

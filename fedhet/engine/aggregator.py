@@ -1,8 +1,8 @@
-"""Where updates are combined: with the server, or in processes that start when updates arrive. Opt-in, per run.
+"""Where updates are combined: in the server, or in processes that begin when updates arrive. Configured per run.
 
-An `Aggregation` is what is configured; `begin` makes an `Aggregator`, which lives as long as the run. What the server
-asks of it shows in no decision: a schedule, a layer or a rule cannot tell them apart. Rules whose sums can be formed as
-updates arrive say so by being `Additive`; rules on rows (`fedhet.bases.rule`) can be split by columns.
+An `Aggregation` is the configuration; its `begin` makes an `Aggregator`, which lives as long as the run. The choice
+does not change a decision: a schedule, a transform or a rule cannot observe it. A rule whose sums can be formed as
+updates arrive is `Additive`; a rule on a matrix of updates (`fedhet.bases.rule`) can be split by columns.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class Aggregator(Protocol):
-    """Holds updates from their arrival to their combination."""
+    """Stores updates from their arrival to their combination."""
 
     def arrived(self, update: Update) -> Update:
-        """An update passed the gate. Returns it, its delta wherever it is kept from now on."""
+        """Take an update that passed the gate. Returns it with its delta where it is stored from now on."""
         ...
 
     def dropped(self, jobs: Sequence[JobId]) -> None:
-        """These updates will never be combined."""
+        """Delete updates that are not combined."""
         ...
 
     def combine(self, rule: Rule, updates: Sequence[Update], space: Space, view: View) -> Tree:
-        """The rule's answer to updates that arrived; they are gone afterwards."""
+        """The rule's result on updates that arrived; they are deleted afterwards."""
         ...
 
     def close(self) -> None:
-        """The run is over."""
+        """Release all resources; the run is over."""
         ...
 
 
@@ -42,40 +42,40 @@ class Aggregation(Protocol):
     """Hyper-parameters of an aggregator."""
 
     def check(self, method: Method) -> None:
-        """Raises Misfit if the method cannot be combined in this way."""
+        """Raises Misfit if updates of the method cannot be combined in this way."""
         ...
 
     def begin(self, method: Method, clients: int) -> Aggregator:
-        """The aggregator of one run with so many clients."""
+        """The aggregator of one run with this number of clients."""
         ...
 
     def notices(self, method: Method, clients: int) -> tuple[str, ...]:
-        """What whoever runs this should hear of it, such as what was planned."""
+        """Sentences for the operator, such as the plan that was chosen."""
         ...
 
 
 @runtime_checkable
 class KnownGroupSize(Protocol):
-    """What a schedule says if it knows before the run how many updates it combines at a time."""
+    """A schedule that knows before the run how many updates it combines at a time."""
 
     def at_a_time(self, clients: int) -> int | None:
-        """Updates that a usual combination takes, of so many clients; None if that depends on what happens."""
+        """Updates of a usual combination with this number of clients; None if it depends on the course of the run."""
         ...
 
 
 @runtime_checkable
 class Repeating(Protocol):
-    """What a schedule says if a combination of its can hold several updates of one client."""
+    """A schedule whose combinations can contain several updates of one client."""
 
     def at_most(self, clients: int) -> int | None:
-        """Updates of so many clients that one combination can hold; None for any number."""
+        """The largest number of updates in one combination with this number of clients; None for any number."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why a rule cannot combine: `key` is the hyper-parameter that asks for more, dotted from the rule, with its
-    `value`; `why` is a sentence."""
+    """Why a rule cannot combine: `key` is the hyper-parameter that needs more updates, as a dotted path from the rule,
+    with its `value`; `why` is a sentence."""
 
     key: str
     value: object
@@ -84,38 +84,37 @@ class Shortage:
 
 @runtime_checkable
 class Demanding(Protocol):
-    """What a rule says if not every number of updates will do."""
+    """A rule that needs a minimal number of updates."""
 
     def lacks(self, clients: Sequence[ClientId]) -> Shortage | None:
-        """Whether one update of each of these clients is too few to be combined. A client below 0 stands for several,
-        whose updates were merged."""
+        """Why one update of each of these clients is too few to combine; None if it is enough. A negative client is a
+        merged update of several clients."""
         ...
 
 
 @runtime_checkable
 class Additive(Protocol):
-    """What a rule says so that its sums can be formed piece by piece, in any number of places and in any order:
+    """A rule whose result is a quotient of sums, which can be formed in parts, in any number of places and any order:
 
-    answer = sum_i c_i u_i / whole(sum_i m_i, n),  with c_i and m_i from update i alone
+    result = sum_i c_i u_i / divisor(sum_i m_i, n),  with c_i and m_i from update i alone
     """
 
     def compares(self) -> str:
-        """The part that has to see all updates together, by name; empty if none has: only then may they be split."""
+        """The name of the part that needs all updates together; empty if there is none: only then may they be split."""
         ...
 
     def part(self, update: Update) -> tuple[float, float]:
-        """c_i, which multiplies `update.scale` times its delta, and m_i."""
+        """(c_i, m_i); c_i multiplies `update.scale` times the delta."""
         ...
 
     def divisor(self, mass: float, count: int, view: View) -> float:
-        """What the sum is divided by, from the sum of all m_i and the number of updates. Raises ValueError if there is
-        nothing to divide by."""
+        """The divisor, from the sum of all m_i and the number of updates. Raises ValueError if it is not positive."""
         ...
 
 
 @dataclass(frozen=True)
 class Flat:
-    """All updates wait with the server, which applies the rule to them at once."""
+    """The server stores all updates and applies the rule to them at once."""
 
     def check(self, method: Method) -> None:
         return None

@@ -1,4 +1,4 @@
-"""An answer as it came from a client, before the gate has looked at it."""
+"""A client's answer before the gate has checked it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it came, before anything in it is believed."""
+    """An answer as it was received: no field is trusted.
+
+    `payload` is an encoded tree with digest `sha256`, `code` the hash of the client's code, `node` and `signature`
+    (hex) those of an enrolled client, empty otherwise.
+    """
 
     job: int
     client: int

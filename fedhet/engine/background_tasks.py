@@ -1,7 +1,8 @@
-"""Work of the server's own that takes its time: a layer asks for it when an update arrives, the run goes on meanwhile.
+"""Server tasks: computation of the server that a transform asks for when an update arrives; the run goes on meanwhile.
 
-The update is in until the chore is done, `seconds` of the run's clock later; then the schedule hears of its arrival and
-the layer gets the result. What a chore gives depends on its task alone, so who does it, where and when shows in no bit.
+A task takes `seconds` of the run's clock. When it is done, the transform gets the result, the update enters the buffer
+and the schedule sees it arrive. A result depends on the task's input alone, so it has the same bits whichever executor
+computes it, and when.
 """
 
 from __future__ import annotations
@@ -16,97 +17,99 @@ from fedhet.types import JobId, Memory, Tree, Update
 
 @runtime_checkable
 class AsksServerTasks(Protocol):
-    """A layer with server_tasks, beside the hooks every layer has."""
+    """A transform with server tasks, in addition to the hooks that every transform has."""
 
     def prepare(self, update: Update, view: View, memory: Memory) -> tuple[Tree, float] | None:
-        """Server, when an update arrives: the task and what it costs, seconds above 0 of the run's clock; or None."""
+        """Server, when an update arrives: the task's input and its cost, seconds above 0 of the run's clock; or None
+        for no task."""
         ...
 
     def run(self, task: Tree) -> Tree:
-        """Do a task, in whatever process; pure."""
+        """Compute the result from the input, in any process; a pure function."""
         ...
 
     def complete(self, update: Update, result: Tree, memory: Memory) -> None:
-        """Server, when the time is over: keep the result until the update is combined."""
+        """Server, when the task is done: store the result until the update is combined."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTask:
-    """A task on its way. `layer` is the name of the layer that asked, `due` the second at which it is done."""
+    """An open task. `transform` is the name of the transform that asked for it, `due` the second of the run at which it
+    is done."""
 
     update: Update
-    layer: str
-    task: Tree
+    transform: str
+    input: Tree
     due: float
     seconds: float
     """From the update's dispatch to its arrival."""
 
 
 class TaskExecutor(Protocol):
-    """Whoever does server_tasks."""
+    """Computes server tasks."""
 
-    def begin(self, chore: ServerTask) -> None:
-        """A chore comes up; its result will be asked for when it is due."""
+    def begin(self, task: ServerTask) -> None:
+        """Take a new task; its result is asked for when it is due."""
         ...
 
-    def result(self, chore: ServerTask) -> Tree:
-        """The result, once; waits for it."""
+    def result(self, task: ServerTask) -> Tree:
+        """The result, asked for once; waits for it."""
         ...
 
-    def forget(self, chore: ServerTask) -> None:
-        """Nobody will ask for it."""
+    def forget(self, task: ServerTask) -> None:
+        """The result will not be asked for."""
         ...
 
 
 @dataclass
 class InlineExecutor:
-    """The server itself, when the result is asked for."""
+    """Computes a task in the server itself, when the result is asked for."""
 
-    layers: Mapping[str, Transform]
+    transforms: Mapping[str, Transform]
 
-    def begin(self, chore: ServerTask) -> None:
+    def begin(self, task: ServerTask) -> None:
         return None
 
-    def result(self, chore: ServerTask) -> Tree:
-        layer = self.layers[chore.layer]
-        assert isinstance(layer, AsksServerTasks)
-        return layer.run(chore.task)
+    def result(self, task: ServerTask) -> Tree:
+        transform = self.transforms[task.transform]
+        assert isinstance(transform, AsksServerTasks)
+        return transform.run(task.input)
 
-    def forget(self, chore: ServerTask) -> None:
+    def forget(self, task: ServerTask) -> None:
         return None
 
 
 @dataclass
 class ServerTasks:
-    """Those that are not done, by job, and the hands that do them."""
+    """The open tasks by job, and the executor that computes them."""
 
-    hands: TaskExecutor
+    executor: TaskExecutor
     open: dict[JobId, ServerTask] = field(default_factory=dict)
 
     @property
     def next_due(self) -> float | None:
-        """The second at which the next one is done."""
-        return min((chore.due for chore in self.open.values()), default=None)
+        """The second of the run at which the next task is done; None if none is open."""
+        return min((task.due for task in self.open.values()), default=None)
 
-    def take(self, chore: ServerTask) -> None:
-        """A new one."""
-        self.open[chore.update.job.id] = chore
-        self.hands.begin(chore)
+    def take(self, task: ServerTask) -> None:
+        """Add a task."""
+        self.open[task.update.job.id] = task
+        self.executor.begin(task)
 
-    def set_executor(self, hands: TaskExecutor) -> None:
-        """Other hands from now on; what is open is begun by them."""
-        self.hands = hands
-        for chore in self.open.values():
-            hands.begin(chore)
+    def set_executor(self, executor: TaskExecutor) -> None:
+        """Use another executor from now on; it begins all open tasks."""
+        self.executor = executor
+        for task in self.open.values():
+            executor.begin(task)
 
     def due(self, now: float) -> ServerTask | None:
-        """The next one that is done by `now`, in order of (time, job); it is not open any more."""
-        done = [(chore.due, job) for job, chore in self.open.items() if chore.due <= now]
+        """Remove and return the next task that is done by `now`, in order of (time, job); None if there is none."""
+        done = [(task.due, job) for job, task in self.open.items() if task.due <= now]
         return self.open.pop(min(done)[1]) if done else None
 
     def drop(self, job: JobId) -> ServerTask:
-        """One that nobody waits for any more."""
-        chore = self.open.pop(job)
-        self.hands.forget(chore)
-        return chore
+        """Remove and return the task of a job whose update is dropped."""
+        task = self.open.pop(job)
+        self.executor.forget(task)
+        return task

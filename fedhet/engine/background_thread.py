@@ -1,7 +1,8 @@
-"""The server's server_tasks in real time: in a thread of its own, while the server hears its clients.
+"""Server tasks in real time: a thread computes them while the server receives messages.
 
-Kernels let go of the interpreter while they compute, so one thread is enough for both to go on; a chore that is not
-ready when it is due is waited for. The task is copied when it comes up, since the server may use its memory again.
+Kernels release the interpreter lock while they compute, so one thread is enough for both to go on. If a task is not
+ready when it is due, the server waits for it. The task's input is copied when it begins, since the server may reuse its
+memory.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from fedhet.types import JobId, Tree
 
 @dataclass
 class ThreadExecutor:
-    """`TaskExecutor` that begin at once, one chore after the other. As a context: what is not done at its end is
-    dropped."""
+    """A `TaskExecutor` that begins tasks at once, one after the other. A context manager: at its end, tasks that have
+    not begun are cancelled."""
 
-    own: InlineExecutor
+    inline: InlineExecutor
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "server_tasks"))
     _begun: dict[JobId, Future[Tree]] = field(default_factory=dict)
 
@@ -28,12 +29,12 @@ class ThreadExecutor:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def begin(self, chore: ServerTask) -> None:
-        copy = replace(chore, task={name: leaf.clone() for name, leaf in chore.task.items()})
-        self._begun[chore.update.job.id] = self._thread.submit(self.own.result, copy)
+    def begin(self, task: ServerTask) -> None:
+        copy = replace(task, input={name: leaf.clone() for name, leaf in task.input.items()})
+        self._begun[task.update.job.id] = self._thread.submit(self.inline.result, copy)
 
-    def result(self, chore: ServerTask) -> Tree:
-        return self._begun.pop(chore.update.job.id).result()
+    def result(self, task: ServerTask) -> Tree:
+        return self._begun.pop(task.update.job.id).result()
 
-    def forget(self, chore: ServerTask) -> None:
-        self._begun.pop(chore.update.job.id).cancel()
+    def forget(self, task: ServerTask) -> None:
+        self._begun.pop(task.update.job.id).cancel()

@@ -1,15 +1,15 @@
-"""All that a server can be told."""
+"""The inputs of a server, as a protocol."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from fedhet.engine.server import Send
+from fedhet.engine.commands import Send
 from fedhet.types import ClientId, Job, JobId, Update
 
 
 class Inputs(Protocol):
-    """All that a server can be told; a `Server` is one, and so is a `Journaled` one."""
+    """All inputs of a server; `Server` implements it, and so does `Journaled`, which logs them first."""
 
     def start(self) -> None: ...
     def arrived(self, update: Update, now: float) -> None: ...

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PATIENCE = 100
-"""Jobs that may fail one after the other, in small fleets; three times the number of clients in larger ones."""
-FEW = 5
-"""Jobs of different clients that may fail by the same error of theirs before anything has arrived."""
-PERSISTENT = 3
-"""Failures in a row by which a client that has worked before is named."""
-NAMED = 20
-"""Failing clients that a result names for one cause."""
-BLAMELESS = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
-"""Codes that say nothing against the sender: it was late, fast, copied, of another version, or judged elsewhere."""
+MAX_CONSECUTIVE_FAILURES = 100
+"""Failures in a row that end a run in small fleets; in larger ones three times the number of clients."""
+
+
+MIN_CLIENTS_OF_COMMON_ERROR = 5
+"""Different clients that fail by the same client error before any update has arrived: the run ends."""
+REPORTED_AFTER_FAULTS = 3
+"""Failures in a row after which a client that worked before is reported."""
+MAX_REPORTED_CLIENTS = 20
+"""Failing clients that a result names per cause."""
+
+
+NEUTRAL_CODES = frozenset({"unsolicited", "member", "suspended", "quota", "clone", "code"})
+"""Rejection codes that are no violation of the sender: late, too fast, copied by another client, of another version of
+the code, or counted elsewhere."""
 
 
 class Diverged(RuntimeError):
-    """The combined update is not finite: the model is lost, the last good one is kept."""
+    """The combined update is not finite: it is discarded, the last finite model stays."""
 
 
 class TooManyFailures(RuntimeError):
-    """Job after job fails and nothing arrives: the run would go on like this for ever."""
+    """Job after job fails and no update arrives: the run would not end."""
 
 
 class ScheduleError(RuntimeError):
-    """A schedule gave a command that makes no sense."""
+    """A schedule gave an invalid command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a run ends; whichever comes first, None is no limit. Seconds are of the run's clock.
+    """When a run ends: at the first limit reached; None is no limit. Seconds are of the run's clock.
 
     `target` is an accuracy in (0, 1]: the first evaluation that reaches it ends the run. It may never be reached, so
-    it needs one of the others beside it. Raises ValueError for values out of range.
+    one of the other limits must be set too. Raises ValueError for values out of range.
     """
 
     versions: int | None = None

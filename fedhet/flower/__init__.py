@@ -1,4 +1,4 @@
-"""Touch points with Flower: messages, the event loop over a Grid, client state, and the few private names that we use.
+"""The interface to Flower: messages, the event loop over a Grid, client state, and the few private names that we use.
 Apps that Flower starts are in `deployment`. `fedhet.flower.MethodStrategy` is a method as a Flower Strategy."""
 
 from typing import Any

@@ -1,12 +1,12 @@
-"""The Flower app that a SuperLink is given to run: our ServerApp and ClientApp, and values a run fills in."""
+"""The Flower app that a SuperLink runs: our ServerApp and ClientApp, and configuration keys that a run sets."""
 
 from __future__ import annotations
 
 
 def pyproject(poll: float) -> str:
-    """The app's pyproject.toml. The server looks for messages every `poll` seconds; a run overrides `config` (the path
-    of its resolved configuration), `folder` (its own), `wanted` (nodes to wait for) and `least` (how many of them must
-    answer; 0: all)."""
+    """The app's pyproject.toml. The server polls for messages every `poll` seconds. A run overrides `config` (the path
+    of its resolved configuration), `folder` (the run folder), `wanted` (nodes to wait for) and `least` (how many of
+    them must answer; 0: all)."""
     return f"""[project]
 name = "fedhet-run"
 version = "1.0.0"

@@ -1,7 +1,7 @@
-"""Message handlers of a client: a ClientApp around a device, for one across a network and for simulated ones.
+"""Message handlers of a client: a ClientApp around a device, for devices across a network and for simulated ones.
 
-Plug-ins' memories live on the device's own disk where it has a place for them (`state` in the node's configuration),
-and in Flower's `Context.state` where it does not.
+The memories of plug-ins are stored on the device's disk if the node's configuration names a folder (`state`), and in
+Flower's `Context.state` otherwise.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fedhet.numerics import wire_format
 from fedhet.provenance import device_code, source_tree
 from fedhet.types import Job, Memory
 
-PRIVATE = frozenset({"data", "state"})
-"""Of a node's configuration: paths on the device, which nobody else is told."""
+PRIVATE_KEYS = frozenset({"data", "state"})
+"""Keys of a node's configuration that are paths on the device; they are not sent."""
 
 
 def client_app(
     device_of: Callable[[Message], Device], *, seal: bool, signer: Callable[[str], Sign | None] = lambda run: None,
     tells: Callable[[str], bool] = lambda module: True, code: str = "",
 ) -> ClientApp:  # fmt: skip
-    """A ClientApp around a way to get the device. `seal` is for a device across a network: every answer has a SHA-256,
-    and what it is asked is checked. `signer` gives what signs the updates of a run; `tells` says whether a server may
-    know which version of a module this process has. `code` is the fingerprint of a device that was built together with
-    its server; fedhet's own if empty."""
+    """A ClientApp; `device_of` gives the device for a message. `seal` is for a device across a network: every answer
+    has a SHA-256, and every job is checked. `signer` maps a run to the function that signs its updates; `tells` decides
+    whether a server may learn which version of a module this process has. `code` is the fingerprint of the code of a
+    device that was built together with its server; by default fedhet's own."""
     app = ClientApp()
 
     @app.train()
@@ -55,36 +55,36 @@ def client_app(
         return Message(records.answer(update, code=code_of(message, code), seal=seal, sign=sign), reply_to=message)
 
     def _from_disk(state: Path, run: str, job: Job, message: Message) -> RecordDict:
-        """The answer that the disk holds if it is to this very job, else a new one, kept before it is sent."""
+        """The stored answer if it answers this same job, else a new one, which is stored before it is sent."""
         from fedhet.flower.client_state import ClientStateStore
 
-        keep = ClientStateStore(state / "runs")
-        kept = keep.read(run)
+        store = ClientStateStore(state / "runs")
+        stored = store.read(run)
         payload, sha256 = records.read_payload(message.content)
         name = f"{job.id} {job.version} {job.turn} {sha256 or wire_format.digest(payload)}"
-        if kept.job == name and kept.answer is not None:
-            return kept.answer
-        keep.check(run)
-        update = device_of(message).answer(job, wire_format.open_tree(payload, sha256), kept.memories)
+        if stored.job == name and stored.answer is not None:
+            return stored.answer
+        store.check(run)
+        update = device_of(message).answer(job, wire_format.open_tree(payload, sha256), stored.memories)
         answer = records.answer(update, code=code_of(message, code), seal=seal, sign=signer(run))
-        keep.write(run, name, answer, kept.memories)
+        store.write(run, name, answer, stored.memories)
         return answer
 
-    def chore(message: Message, context: Context) -> Message:
-        """The server's own work, done by a simulated run's workers: the layer's name is the group of the message."""
-        layer = dict(device_of(message).method.transforms)[message.metadata.group_id]
-        assert isinstance(layer, AsksServerTasks)
-        found = layer.run(wire_format.open_tree(message.content.array_records["task"]["tree"].data))
+    def server_task(message: Message, context: Context) -> Message:
+        """A server task, computed by a worker of a simulation; the message's group is the transform's name."""
+        transform = dict(device_of(message).method.transforms)[message.metadata.group_id]
+        assert isinstance(transform, AsksServerTasks)
+        found = transform.run(wire_format.open_tree(message.content.array_records["task"]["tree"].data))
         return Message(RecordDict({"result": records.payload_record(wire_format.encode(found))}), reply_to=message)
 
-    if not seal:  # a device far from the server does no work of the server's
-        app.query("server_task")(chore)
+    if not seal:  # a device across a network runs no server tasks
+        app.query("server_task")(server_task)
 
     @app.query("profile")
     def profile(message: Message, context: Context) -> Message:
         record = ConfigRecord()
         for name, value in context.node_config.items():
-            if name not in PRIVATE:
+            if name not in PRIVATE_KEYS:
                 record[name] = value
         return Message(RecordDict({"profile": record, "fedhet": own_code(message, tells)}), reply_to=message)
 
@@ -92,8 +92,8 @@ def client_app(
 
 
 def code_of(message: Message, code: str = "") -> str:
-    """What an answer says of the code that made it: that of a device's half of the configuration that came with the
-    job, or, where the device was built together with the server, that of the whole."""
+    """The hash of the code that an answer reports: of the modules in the configuration that came with the job, or,
+    where the device was built together with the server, of the complete code."""
     world = records.read_world(message.content)
     return device_code.digest(world) if world else code or source_tree.fingerprint()
 
@@ -108,7 +108,7 @@ def own_code(message: Message, tells: Callable[[str], bool]) -> ConfigRecord:
 
 
 class DeviceApp:
-    """The ClientApp around one device for processes of our own, which may do several jobs without their messages."""
+    """The ClientApp around one device for our own worker processes, which can run several jobs without messages."""
 
     def __init__(self, device: Device, code: str = "") -> None:
         self._device, self._app = device, client_app(lambda message: device, seal=False, code=code)
@@ -118,20 +118,20 @@ class DeviceApp:
         return self._app(message, context)
 
     def record_of(self, message: Message, context: Context) -> JobRecord | None:
-        """The job and its payload, if they are all there is; None if the message is for the app."""
+        """The job and its payload, if the message has nothing else; None if it needs the app."""
         if not self._device.can_batch or context.state or message.metadata.message_type != "train":
             return None
         payload, sha256 = records.read_payload(message.content)
         own = context.node_config.get("partition-id", "")
         return None if sha256 else JobRecord(f"{own} {records.job_text(message.content)}", payload)
 
-    def run_batch(self, briefs: Sequence[JobRecord], rooms: Sequence[memoryview | None]) -> list[JobRecord] | None:
-        """Header and payload of the answers; None if the messages are for the app."""
-        told = [brief.text.partition(" ") for brief in briefs]
-        jobs = [records.parse_job(job)[0] for _, _, job in told]
-        if any(own not in ("", str(job.client)) for job, (own, _, _) in zip(jobs, told, strict=True)):
-            return None  # the app says what is wrong with it
-        updates = self._device.run_batch(jobs, [wire_format.open_tree(brief.payload) for brief in briefs], rooms)
+    def run_batch(self, jobs: Sequence[JobRecord], buffers: Sequence[memoryview | None]) -> list[JobRecord] | None:
+        """Header and payload of each answer; None if the messages need the app."""
+        split = [record.text.partition(" ") for record in jobs]
+        parsed = [records.parse_job(job)[0] for _, _, job in split]
+        if any(own not in ("", str(job.client)) for job, (own, _, _) in zip(parsed, split, strict=True)):
+            return None  # the app reports what is wrong
+        updates = self._device.run_batch(parsed, [wire_format.open_tree(record.payload) for record in jobs], buffers)
         if updates is None:
             return None
         return [
@@ -139,12 +139,12 @@ class DeviceApp:
         ]
 
     def reply(self, message: Message, answer: JobRecord) -> Message:
-        """The message that the app would have answered with."""
+        """The reply message that the app would have returned."""
         return Message(records.compose_answer(answer.text, answer.payload), reply_to=message)
 
 
 def recall(context: Context) -> Memories:
-    """The plug-ins' memories a client's context holds."""
+    """The plug-ins' memories in a client's context."""
     memories: Memories = {}
     for name, record in context.state.items():
         if name.startswith("memory.") and isinstance(record, ArrayRecord):
@@ -154,7 +154,7 @@ def recall(context: Context) -> Memories:
 
 
 def remember(context: Context, memories: Memories) -> None:
-    """Put memories back into the context; one that emptied is removed."""
+    """Store memories in the context; those that are empty now are removed."""
     for name in [n for n in context.state if n.startswith("memory.")]:
         del context.state[name]
     for name, memory in sorted(memories.items()):

@@ -1,8 +1,8 @@
-"""What a device keeps of a run on its own disk: its plug-ins' memories, and its last answer, in one file, whole or not.
+"""The state of a run on a device's disk: its plug-ins' memories and its last answer, in one file, written atomically.
 
-Personal layers, error feedback and control variates survive the process, the run's server and the machine's power. A
-job that comes a second time, because the server died before it could hear the answer, is answered from the disk: it is
-not trained twice, and the memories do not move twice.
+Personal layers, error feedback and control variates survive the process, the run's server and a power failure. A job
+that is sent a second time, because the server died before it received the answer, is answered from the disk: it is
+not trained twice, and the memories do not change twice.
 
     SHA-256 of all that follows, a line
     JSON line {"job", "head", "memories"} | payload of the answer | payloads of the memories
@@ -26,19 +26,20 @@ from fedhet.flower.messages import payload_record
 from fedhet.numerics import wire_format
 from fedhet.system.atomic_file import DamagedError
 
-ROOM = 1 << 20
-"""Bytes that must be free, beside what was kept last, before a job is begun."""
-RUNS = 4
-"""Runs kept; the one that was silent for longest is forgotten first."""
+MIN_FREE_BYTES = 1 << 20
+"""Bytes that must be free, in addition to the size of the stored file, before a job begins."""
+MAX_RUNS = 4
+"""Stored runs; the least recently written one is deleted first."""
 
 
 class CannotWrite(OSError):
-    """The device's disk takes no answer and no memory, so that it can do no job. Names no path: the server is told."""
+    """The device's disk cannot store an answer, so it can run no job. The text names no path: it is sent to the
+    server."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """A run's file as it was read: the job answered last, its answer, and the memories after it."""
+    """The content of a run's file: the last answered job, its answer, and the memories after it."""
 
     job: str = ""
     answer: RecordDict | None = None
@@ -47,18 +48,18 @@ class ClientState:
 
 @dataclass(frozen=True, slots=True)
 class ClientStateStore:
-    """The folder of a device's runs."""
+    """The folder with the files of a device's runs."""
 
     folder: Path
 
     def read(self, run: str) -> ClientState:
-        """What is kept of a run; empty if it is new. Raises DamagedError for a file that is not what was written:
-        memories that were altered would bend every later answer."""
+        """The stored state of a run; empty if the run is new. Raises DamagedError if the file's hash does not match:
+        altered memories would falsify every later answer."""
         path = self._path(run)
         if not path.exists():
             return ClientState()
-        told, _, rest = private_files.read_private(path).partition(b"\n")
-        if told.decode(errors="replace") != wire_format.digest(rest):
+        digest, _, rest = private_files.read_private(path).partition(b"\n")
+        if digest.decode(errors="replace") != wire_format.digest(rest):
             raise DamagedError(f"{path} is not what was written: delete it, and the client goes on with empty memories")
         data = memoryview(rest)
         end = bytes(data[: 1 << 20]).index(b"\n")
@@ -73,19 +74,19 @@ class ClientStateStore:
         return ClientState(about["job"], RecordDict(content), memories)  # type: ignore[arg-type]
 
     def check(self, run: str) -> None:
-        """Before a job is done: raises CannotWrite if its answer could hardly be kept."""
-        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        disk = os.statvfs(place)
+        """Before a job: raises CannotWrite if the disk is read-only or has too little space for the answer."""
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        disk = os.statvfs(existing)
         if disk.f_flag & os.ST_RDONLY:
             raise CannotWrite(errno.EROFS, os.strerror(errno.EROFS))
         path = self._path(run)
-        needed = ROOM + (path.stat().st_size if path.exists() else 0)
-        if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:  # some that are mounted from afar do not say
+        needed = MIN_FREE_BYTES + (path.stat().st_size if path.exists() else 0)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:  # some network file systems report 0 blocks
             raise CannotWrite(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, run: str, job: str, answer: RecordDict, memories: Memories) -> None:
-        """Keep an answer and the memories after it, in place of what was kept before; on the disk on
-        return. Raises CannotWrite."""
+        """Store an answer and the memories after it instead of the former ones; synced to the disk on return. Raises
+        CannotWrite."""
         try:
             self._write(run, job, answer, memories)
         except OSError as error:
@@ -99,7 +100,7 @@ class ClientStateStore:
         about = {"job": job, "head": dict(answer.config_records["fedhet"]), "answer": len(payload), "memories": sizes}
         data = b"".join([json.dumps(about).encode(), b"\n", payload, *packed.values()])
         private_files.write_file(self._path(run), wire_format.digest(data).encode() + b"\n" + data)
-        for old in sorted(self.folder.glob("*.keep"), key=lambda path: path.stat().st_mtime)[:-RUNS]:
+        for old in sorted(self.folder.glob("*.keep"), key=lambda path: path.stat().st_mtime)[:-MAX_RUNS]:
             old.unlink()
 
     def _path(self, run: str) -> Path:

@@ -1,12 +1,12 @@
-"""The few private touch points with Flower 1.41 and 1.42, in files of their own, so that an upgrade breaks there only.
+"""Private names of Flower 1.41 and 1.42, in this file and those listed here, so that an upgrade breaks nowhere else.
 
-* `Message(...)` for a request reads a process-wide task identity that Flower's runtime sets; outside it we must.
-* A grid gives messages their ids through a private slot, as Flower's own grids do.
+* `Message(...)` for a request reads a process-wide task identity that Flower's runtime sets; outside it we set it.
+* A grid sets the ids of messages through a private slot, as Flower's own grids do.
 * `Grid.run` is typed with a class that has no public name; error codes and the server's node id likewise.
-* Both ends of the conversation with a SuperLink: `fedhet.flower.fleet_api` and `fedhet.flower.reply_stream`.
+* The two sides of the protocol with a SuperLink: `fedhet.flower.fleet_api` and `fedhet.flower.reply_stream`.
 * `fedhet.flower.socket_files` starts Flower's programs so that they listen on socket files.
 * `fedhet.simulation.legacy_servers` lets servers of Flower's former API send from their threads in virtual time.
-* What a run configuration means is asked of Flower's own parser: `parse_overrides` and `flat_config`.
+* Run configurations are parsed by Flower's own parser: `parse_overrides` and `flat_config`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def claim_identity(run_id: int) -> None:
-    """Let this process create request messages for a run, as a ServerApp's process may."""
+    """Allow this process to create request messages for a run, as a ServerApp's process can."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
 
 
@@ -41,14 +41,15 @@ def empty_run(run_id: int) -> Run:
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Name a message that a grid accepted."""
+    """Set the id of a message that a grid accepted."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """What `flwr run --run-config` makes of its texts. Raises ValueError for what it refuses, OSError for a file."""
+    """Parse texts as `flwr run --run-config` does. Raises ValueError for invalid texts, OSError for an unreadable
+    file."""
     import click
-    from flwr.common.config import parse_config_args  # a tenth of a second, which nobody else needs
+    from flwr.common.config import parse_config_args  # imported here since it takes a tenth of a second
 
     try:
         return parse_config_args(texts)
@@ -57,7 +58,7 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
 
 
 def flat_config(table: dict[str, Any] | None) -> dict[str, Any]:
-    """A `[tool.flwr.app.config]` as an app sees it, nested tables as dotted keys. Raises ValueError for other values
+    """A `[tool.flwr.app.config]` as an app reads it, nested tables as dotted keys. Raises ValueError for values other
     than booleans, numbers and strings."""
     from flwr.common.config import flatten_dict
 
@@ -65,7 +66,7 @@ def flat_config(table: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def aggregate_arrayrecords(records: list[RecordDict], weighting_metric_name: str) -> ArrayRecord:
-    """The weighted mean as Flower's own strategies take it, to measure ours against."""
-    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords as theirs
+    """The weighted mean of Flower's own strategies, for benchmarks against ours."""
+    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords as flower_mean
 
-    return theirs(records, weighting_metric_name)
+    return flower_mean(records, weighting_metric_name)

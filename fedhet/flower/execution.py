@@ -1,4 +1,4 @@
-"""One message to a ClientApp and what comes of it: the reply or an error reply, and the state after it."""
+"""One message to a ClientApp and its outcome: the reply or an error reply, and the client's state after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Outcome:
 
 
 def execute(app: App, message: Message, context: Context) -> Outcome:
-    """Run one message. A client that raises keeps the state it had: its half-done changes are thrown away."""
+    """Run one message. If the client raises, its state stays as it was: partial changes are discarded."""
     before = RecordDict(dict(context.state))
     try:
         reply = app(message, context)

@@ -1,10 +1,9 @@
-"""A SuperNode's half of the conversation with a SuperLink, which has no public name: private touch points, as in
-flower_compat.
+"""A node's side of the protocol with a SuperLink, with private names of Flower 1.41 (see `compat`).
 
-Without the SuperNode's waits of three seconds, and without its new process for every message. A SuperLink announces a
-message when the server begins to upload it, and everybody's before anybody's; Flower then waits for a second and longer
-for what is not there yet, and for minutes if the server was killed in the middle. Here it is asked for again soon, and
-whatever else comes meanwhile is taken first if it is whole first.
+Unlike Flower's SuperNode it does not wait three seconds between pulls and starts no process per message. A SuperLink
+announces a message when the server begins to upload it, and all messages of a round before the first is complete.
+Flower then waits a second and longer for each missing part, and minutes if the server was killed during the upload.
+Here missing parts are requested again soon, and the message that is complete first is returned first.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ from fedhet.flower.compat import ErrorCode, set_message_id
 
 log = logging.getLogger("fedhet.fleet")
 
-SOONEST_S, LATEST_S, SHARE = 0.02, 1.0, 0.1
-"""The pause before the next look at what is coming: a share of the time it has been coming, within these bounds."""
+MIN_PAUSE_S, MAX_PAUSE_S, PAUSE_SHARE = 0.02, 1.0, 0.1
+"""The pause before missing parts are requested again: a share of the time waited so far, within these bounds."""
 
 NOT_SENT = "the message was not sent to its end"
 
-PUSHES = 3
-"""How often a reply is sent whose objects a SuperLink does not take."""
+MAX_PUSHES = 3
+"""How often a reply is sent if the SuperLink does not accept its objects."""
 
 
 @dataclass(slots=True)
-class _Coming:
-    """A message that was announced, itself without its content, and what is here of it."""
+class _Incoming:
+    """A message that was announced (without its content), and the parts received so far."""
 
     announced: Message
     tree: Any
     parts: dict[str, bytes] = field(default_factory=dict)
 
     def fetch(self, pull: Callable[[int, str], bytes]) -> bool:
-        """Ask for the missing parts, several at a time; True if that was all. Raises ObjectPullError if they will not
-        come."""
+        """Request the missing parts, several at a time; True if the message is complete. Raises ObjectPullError if the
+        upload was aborted."""
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
         from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
 
@@ -61,7 +60,7 @@ class _Coming:
 
 @dataclass(frozen=True, slots=True)
 class FleetNode:
-    """An online node: it can pull a message for it and push the reply. Both retry as long as the SuperLink is away."""
+    """An online node: pulls messages and pushes replies. Both retry as long as the SuperLink is unreachable."""
 
     node_id: int
     _receive: Callable[[], Any]
@@ -69,31 +68,32 @@ class FleetNode:
     _pull_object: Callable[[int, str], bytes]
     _push_object: Callable[[int, str, str, bytes], None]
     _confirm: Callable[[int, str], None]
-    _coming: list[_Coming] = field(default_factory=list)
+    _incoming: list[_Incoming] = field(default_factory=list)
 
     def pull(self) -> Message | None:
-        """The next message that is whole; None if none is on its way."""
+        """The next complete message; None if none was announced."""
         begun = time.monotonic()
         while True:
-            self._hear()
-            for one in list(self._coming):
+            self._poll()
+            for one in list(self._incoming):
                 message = self._take(one)
                 if message is not None:
                     return message
-            if not self._coming:
+            if not self._incoming:
                 return None
-            time.sleep(min(LATEST_S, max(SOONEST_S, SHARE * (time.monotonic() - begun))))
+            time.sleep(min(MAX_PAUSE_S, max(MIN_PAUSE_S, PAUSE_SHARE * (time.monotonic() - begun))))
 
-    def _hear(self) -> None:
+    def _poll(self) -> None:
         from flwr.supercore.run import RunNotRunningException
 
         with contextlib.suppress(RunNotRunningException):
             received = self._receive()
             if received is not None:
-                self._coming.append(_Coming(*received))
+                self._incoming.append(_Incoming(*received))
 
-    def _take(self, one: _Coming) -> Message | None:
-        """The message if it is whole. One that never will be is answered with an error: somebody may wait for it."""
+    def _take(self, one: _Incoming) -> Message | None:
+        """The message if it is complete. One that never will be is answered with an error, so that the server does not
+        wait for it."""
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
         from flwr.supercore.run import RunNotRunningException
 
@@ -103,14 +103,14 @@ class FleetNode:
                 return None
             self._confirm(one.announced.metadata.run_id, name)
         except RunNotRunningException:
-            self._coming.remove(one)
+            self._incoming.remove(one)
             return None
         except ObjectPullError:
-            self._coming.remove(one)
+            self._incoming.remove(one)
             log.warning(NOT_SENT)
             self.push(Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, NOT_SENT), reply_to=one.announced), 0.0)
             return None
-        self._coming.remove(one)
+        self._incoming.remove(one)
         message = inflate_object_from_contents(name, one.parts)
         if not isinstance(message, Message):
             raise TypeError(f"expected a message, but got {type(message).__name__}")
@@ -118,19 +118,19 @@ class FleetNode:
         return message
 
     def push(self, reply: Message, seconds: float) -> bool:
-        """Send a reply that took so many seconds; False if its run has ended.
+        """Send a reply whose computation took `seconds`; False if its run has ended.
 
-        A SuperLink that died in the middle forgot what the objects were for: the same reply is announced again, or the
-        server would wait for them until Flower gives them up, which takes three minutes.
+        A SuperLink that restarted during the upload has lost the announcement: the reply is announced again, otherwise
+        the server would wait for its objects until Flower's timeout of three minutes.
         """
         from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
         from flwr.supercore.run import RunNotRunningException
 
         set_message_id(reply, reply.object_id)
-        tries = PUSHES
+        tries = MAX_PUSHES
         while True:
             try:
-                self._push_whole(reply, seconds)
+                self._push_once(reply, seconds)
             except RunNotRunningException:
                 return False
             except ObjectPushError:
@@ -140,7 +140,7 @@ class FleetNode:
             else:
                 return True
 
-    def _push_whole(self, reply: Message, seconds: float) -> None:
+    def _push_once(self, reply: Message, seconds: float) -> None:
         from flwr.supercore.inflatable.inflatable_object import (
             get_all_nested_objects,
             get_object_tree,
@@ -160,9 +160,11 @@ class FleetNode:
 
 @contextlib.contextmanager
 def fleet(address: str, root: str, key: ec.EllipticCurvePrivateKey) -> Iterator[FleetNode]:
-    """Go online as the node of this key, with heartbeats until the end. `root` is a path to a PEM certificate.
+    """A context manager: the node of this key is online, with heartbeats, until its end. `root` is the path of a PEM
+    file with the root certificate.
 
-    A refusal ends the process, as it does with Flower's own SuperNode: an exit at first, a SIGINT later.
+    If the SuperLink refuses the node, the process ends as Flower's own SuperNode does: by an exit at first, by a SIGINT
+    later.
     """
     from flwr.supernode.fleet_http_connection import http_request_response
 
@@ -178,7 +180,7 @@ def fleet(address: str, root: str, key: ec.EllipticCurvePrivateKey) -> Iterator[
 
 
 def forget(address: str, root: str, key: ec.EllipticCurvePrivateKey, node_id: int) -> None:
-    """Take the node of this key offline: what a life that was killed did not do. Raises httpx.HTTPError."""
+    """Take the node of this key offline, which a killed process did not do. Raises httpx.HTTPError."""
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
     from flwr.supernode.fleet_http_client import FleetHttpClient

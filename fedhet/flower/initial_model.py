@@ -1,9 +1,9 @@
-"""A model's tensors as a Flower app gives and takes them: `ArrayRecord(model.state_dict())`, or a list of arrays.
+"""A model's tensors in the form of a Flower app: `ArrayRecord(model.state_dict())`, or a list of arrays.
 
-Names are matched, not positions. What travels (see `fedhet.model.flat_model.Model`) is taken into the model; buffers
-that do not, such as a batch norm's count of batches, are set aside and are in the result as they were given, so that it
-can be loaded strictly. Tied weights may be given under each of their names, or one. A list without names is read in the
-order of `state_dict`, with or without the buffers that are set aside, or in that of the parameters and then the
+Tensors are matched by name, not by position. Those that are sent to clients (see `fedhet.model.flat_model.Model`) are
+copied into the model; buffers that are not, such as a batch norm's count of batches, are stored and returned in the
+result unchanged, so that it can be loaded strictly. Tied weights may be given under one or each of their names. A list
+without names is read in the order of `state_dict`, with or without the unsent buffers, or parameters first and then
 buffers.
 """
 
@@ -25,62 +25,62 @@ WHO = "initial_arrays"
 
 @dataclass(frozen=True)
 class Layout:
-    """How an app names the model's tensors: its `keys`, the `names` of the tensors they stand for, and the values of
-    those that do not travel."""
+    """How an app names the model's tensors: the app's `keys`, the model's `names` of the same tensors, and the values
+    of those that are not sent to clients (`unsent`)."""
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
-    aside: Mapping[str, np.ndarray]
+    unsent: Mapping[str, np.ndarray]
 
     def record(self, module: nn.Module) -> ArrayRecord:
-        """The tensors of such a module as the app names them."""
+        """The tensors of a module of this layout under the app's names."""
         tensors = _tensors(module)
-        taken = {n: self.aside[n] if n in self.aside else _copy(tensors[n]) for n in self.names}
-        return ArrayRecord({key: Array(taken[n]) for key, n in zip(self.keys, self.names, strict=True)})
+        values = {n: self.unsent[n] if n in self.unsent else _copy(tensors[n]) for n in self.names}
+        return ArrayRecord({key: Array(values[n]) for key, n in zip(self.keys, self.names, strict=True)})
 
 
 def install(record: ArrayRecord, model: Model) -> Layout:
-    """Take an app's arrays into a model. Raises ValueError naming the first tensor that differs and how, with the
-    nearest name; nothing is changed then."""
+    """Copy an app's arrays into a model. Raises ValueError naming the first tensor that differs and how, with the
+    nearest name; the model is unchanged then."""
     tensors = _tensors(model.module)
-    homes = _homes(model, tensors)
+    sent = _sent_names(model, tensors)
     unnamed = list(record) == [str(n) for n in range(len(record))] and not set(record) <= set(tensors)
     arrays = {key: _array(key, array) for key, array in record.items()}
-    names = _in_order(list(arrays.values()), tensors, homes, model) if unnamed else list(record)
+    names = _in_order(list(arrays.values()), tensors, sent, model) if unnamed else list(record)
     given = dict(zip(names, arrays.values(), strict=True))
-    _refuse_names(given, _saved(model.module), homes, tensors)
+    _check_names(given, _saved(model.module), sent, tensors)
     for name, key in zip(names, record, strict=True):
-        called = f"array {key} ({name})" if unnamed else name
-        _refuse_value(called, given[name], tensors[name], travels=name in homes)
+        label = f"array {key} ({name})" if unnamed else name
+        _check_value(label, given[name], tensors[name], is_sent=name in sent)
     first: dict[str, str] = {}
     for name in given:
-        twin = first.setdefault(homes.get(name, name), name)
-        if not np.array_equal(given[twin], given[name], equal_nan=True):
-            raise ValueError(f"{WHO}: {twin} and {name} are one tensor in the model, and differ here")
+        other = first.setdefault(sent.get(name, name), name)
+        if not np.array_equal(given[other], given[name], equal_nan=True):
+            raise ValueError(f"{WHO}: {other} and {name} are one tensor in the model, and differ here")
     tree = model.tree()
-    for home, name in first.items():
-        if home in tree:
-            tree[home].copy_(torch.from_numpy(given[name]))
-    aside = {name: array for name, array in given.items() if name not in homes}
+    for leaf, name in first.items():
+        if leaf in tree:
+            tree[leaf].copy_(torch.from_numpy(given[name]))
+    unsent = {name: array for name, array in given.items() if name not in sent}
     if unnamed:
-        return Layout(tuple(record), tuple(names), aside)
-    whole = tuple(dict.fromkeys([*_saved(model.module), *given]))
-    return Layout(whole, whole, aside)
+        return Layout(tuple(record), tuple(names), unsent)
+    everything = tuple(dict.fromkeys([*_saved(model.module), *given]))
+    return Layout(everything, everything, unsent)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What `state_dict` holds, tied tensors under each name, and then the buffers it leaves out."""
+    """The tensors of `state_dict`, tied ones under each name, and then the buffers that it omits."""
     state = module.state_dict(keep_vars=True)
     return {name: state[name] for name in _saved(module)} | dict(module.named_buffers())
 
 
 def _saved(module: nn.Module) -> list[str]:
-    """The tensors of its `state_dict`: a module may have other things there."""
+    """The names of the tensors in `state_dict`; a module may have other values there."""
     return [name for name, value in module.state_dict().items() if isinstance(value, Tensor)]
 
 
-def _homes(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The name under which a tensor travels, for each name of one that does."""
+def _sent_names(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name of a tensor that is sent to clients, the name it is sent under."""
     own = {id(t): n for n, t in [*model.module.named_parameters(), *model.module.named_buffers()] if n in model.schema}
     return {name: own[id(tensor)] for name, tensor in tensors.items() if id(tensor) in own}
 
@@ -89,52 +89,52 @@ def _array(key: str, array: Array) -> np.ndarray:
     try:
         return np.array(array.numpy())
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{WHO}: {key} is no array that can be read: {error}") from None
+        raise ValueError(f"{WHO}: {key} is not a readable array: {error}") from None
 
 
 def _in_order(
-    arrays: Sequence[np.ndarray], tensors: Mapping[str, Tensor], homes: Mapping[str, str], model: Model
+    arrays: Sequence[np.ndarray], tensors: Mapping[str, Tensor], sent: Mapping[str, str], model: Model
 ) -> list[str]:
-    """The names of arrays that come without. Raises ValueError if their number fits no order."""
-    whole = _saved(model.module)
-    orders = [whole, [name for name in whole if name in homes], list(model.schema)]
+    """The names of arrays that have none. Raises ValueError if their number matches no order."""
+    saved = _saved(model.module)
+    orders = [saved, [name for name in saved if name in sent], list(model.schema)]
     fitting = [order for order in orders if len(order) == len(arrays)]
     if not fitting:
         raise ValueError(
-            f"{WHO}: a list of {len(arrays)} arrays, and the model's state_dict has {len(whole)} tensors: "
-            f"{', '.join(whole[:8])}{', ...' if len(whole) > 8 else ''}"
+            f"{WHO}: a list of {len(arrays)} arrays, and the model's state_dict has {len(saved)} tensors: "
+            f"{', '.join(saved[:8])}{', ...' if len(saved) > 8 else ''}"
         )
     shapes = [array.shape for array in arrays]
     return next((o for o in fitting if [tuple(tensors[n].shape) for n in o] == shapes), fitting[0])
 
 
-def _refuse_names(
-    given: Mapping[str, np.ndarray], saved: Iterable[str], homes: Mapping[str, str], known: Mapping[str, Tensor]
+def _check_names(
+    given: Mapping[str, np.ndarray], saved: Iterable[str], sent: Mapping[str, str], known: Mapping[str, Tensor]
 ) -> None:
-    """Raises ValueError for a tensor that travels and is not given, or one that the model does not have."""
-    there = {homes.get(name, name) for name in given}
-    strange = [name for name in given if name not in known]
+    """Raises ValueError if a tensor that is sent to clients is missing, or if the model has no tensor of a name."""
+    present = {sent.get(name, name) for name in given}
+    unknown = [name for name in given if name not in known]
     for name in saved:
-        if name in homes and homes[name] not in there:
-            raise ValueError(f"{WHO} lack {name}, {_kind(known[name])}{_near(name, strange)}")
-    if strange:
+        if name in sent and sent[name] not in present:
+            raise ValueError(f"{WHO} lack {name}, {_kind(known[name])}{_near(name, unknown)}")
+    if unknown:
         left = [name for name in known if name not in given]
-        raise ValueError(f"{WHO}: the model has no {strange[0]}{_near(strange[0], left or list(known))}")
+        raise ValueError(f"{WHO}: the model has no {unknown[0]}{_near(unknown[0], left or list(known))}")
 
 
-def _refuse_value(called: str, array: np.ndarray, tensor: Tensor, *, travels: bool) -> None:
-    """Raises ValueError for another shape or dtype than the model's, and for another value of what clients make
-    themselves."""
+def _check_value(label: str, array: np.ndarray, tensor: Tensor, *, is_sent: bool) -> None:
+    """Raises ValueError for a shape or dtype other than the model's, and for another value of a frozen parameter, which
+    clients build themselves."""
     if array.shape != tuple(tensor.shape):
-        raise ValueError(f"{WHO}: {called} has shape {array.shape}, the model's has {tuple(tensor.shape)}")
-    if not travels and not isinstance(tensor, nn.Parameter):
+        raise ValueError(f"{WHO}: {label} has shape {array.shape}, the model's has {tuple(tensor.shape)}")
+    if not is_sent and not isinstance(tensor, nn.Parameter):
         return
     kind = str(tensor.dtype).removeprefix("torch.")
     if str(array.dtype) != kind:
-        raise ValueError(f"{WHO}: {called} is {array.dtype}, the model's is {kind}: convert it with .astype({kind!r})")
-    if not travels and not np.array_equal(array, _copy(tensor), equal_nan=True):
+        raise ValueError(f"{WHO}: {label} is {array.dtype}, the model's is {kind}: convert it with .astype({kind!r})")
+    if not is_sent and not np.array_equal(array, _copy(tensor), equal_nan=True):
         raise ValueError(
-            f"{WHO}: {called} is frozen in the model and is not sent: the clients build it with the values of the "
+            f"{WHO}: {label} is frozen in the model and is not sent: the clients build it with the values of the "
             "configuration, which these are not"
         )
 

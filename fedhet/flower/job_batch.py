@@ -1,4 +1,4 @@
-"""Jobs without their messages: what an app needs of several at once, for apps that can answer them together."""
+"""Jobs without Flower messages, for apps that can run several at once: the job's text and its payload alone."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from flwr.app import Context, Message
 
 
 class JobRecord(NamedTuple):
-    """What an app needs of a message or makes of it."""
+    """The parts of a request that an app needs, or those of its answer: one line of text, and the encoded payload."""
 
     text: str
     payload: Any
-    """Bytes, or a view of them."""
+    """Bytes or a memoryview."""
 
 
 @runtime_checkable
 class BatchingApp(Protocol):
-    """An app that can answer several messages at once, from what it needs of them alone."""
+    """A client app that can answer several job records at once."""
 
     def __call__(self, message: Message, context: Context) -> Message: ...
 
     def record_of(self, message: Message, context: Context) -> JobRecord | None:
-        """What `together` needs of a message; None if it is for a call, such as for a client with a state."""
+        """The record of a message for `run_batch`; None if the message needs a call, as for a client with a state."""
         ...
 
-    def run_batch(self, briefs: Sequence[JobRecord], rooms: Sequence[memoryview | None]) -> Sequence[JobRecord] | None:
-        """What `reply` needs, in order; None if these are for one call each. An answer's payload may be written into
-        its room, from where it need not be copied."""
+    def run_batch(self, jobs: Sequence[JobRecord], buffers: Sequence[memoryview | None]) -> Sequence[JobRecord] | None:
+        """The answers in order; None if each of these jobs needs a call. The payload of an answer may be written into
+        its buffer, from which it need not be copied."""
         ...
 
     def reply(self, message: Message, answer: JobRecord) -> Message:
-        """What the app would have answered to the message if it had been called."""
+        """The reply message that a call of the app would have returned."""
         ...

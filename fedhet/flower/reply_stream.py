@@ -1,10 +1,10 @@
-"""Replies from a SuperLink, one by one as they are whole. Private to Flower 1.41 and 1.42, as `flower.compat`.
+"""Replies from a SuperLink, each as soon as it is complete. Uses private names of Flower 1.41 and 1.42 (see `compat`).
 
 A SuperLink announces a reply when its sender begins to upload it, and Flower's own grid then waits for the rest: one
-client on a slow line, or one that was switched off in the middle, would keep the server from everybody else and from
-its own timers, until three minutes after the last byte. Nor does Flower's grid doubt what a reply says of itself. Here
-what is not there yet is asked for at the next look, and a reply is what it was announced as, and no larger than
-allowed, or it is empty: the gate then refuses it, and says so, like any other that is not in order.
+client with a slow connection, or one that was switched off during the upload, would block the server's other clients
+and timers until three minutes after the last byte. Nor does Flower's grid verify the metadata in a reply. Here missing
+parts are requested again by the next pull. A reply that differs from its announcement or is larger than allowed becomes
+an empty one, which the gate rejects as malformed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from fedhet.flower.compat import ErrorCode, Run, set_message_id
 
 log = logging.getLogger("fedhet.replies")
 
-SLACK = 1 << 20
-"""Bytes a reply may have beside the payload that is expected: heads, metrics, Flower's names for its parts."""
+OVERHEAD_BYTES = 1 << 20
+"""Bytes that a reply may have in addition to the expected payload: headers, metrics, object ids of Flower."""
 
-PARTS = 100
-"""Most parts of one reply that are fetched at a look: small ones take as long as large ones, and others wait."""
+MAX_PARTS_PER_PULL = 100
+"""Parts of one reply that one pull fetches: a small part takes as long as a large one, and other replies wait."""
 
-BROKEN_OFF = "its upload was broken off"
+UPLOAD_ABORTED = "its upload was broken off"
 
 
 Allowance: TypeAlias = Callable[[str], int | None]
-"""Of a request, by its id: bytes that the payload of its reply may have; None if nobody waits for it any more."""
+"""Maps the id of a request to the largest size of its reply's payload in bytes; None if the reply is not needed any
+more."""
 
 
-class WholeReplies(Grid):
-    """A SuperLink's grid. A reply that nobody waits for any more is given all the same, but empty."""
+class CompleteReplies(Grid):
+    """A SuperLink's grid that yields complete replies only. A reply that is not needed any more is yielded empty."""
 
     def __init__(self, grid: Any) -> None:
         self._grid = grid
@@ -45,26 +46,26 @@ class WholeReplies(Grid):
         self.allowance: Allowance = lambda request: 0
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Of these requests, the replies that are whole by now, each fetched when it is asked for."""
+        """The replies to these requests that are complete now, each fetched when the iterator reaches it."""
         wanted = set(message_ids)
-        if unheard := wanted - set(self._arriving):
-            self._arriving |= {one.request: one for one in self._announced(unheard)}
+        if unannounced := wanted - set(self._arriving):
+            self._arriving |= {one.request: one for one in self._announced(unannounced)}
         for request in [request for request in self._arriving if request in wanted]:
             reply = self._arriving[request].fetch(self.allowance(request))
             if reply is not None:
                 del self._arriving[request]
                 yield reply
-        yield from self._forsaken(wanted)
+        yield from self._abandoned(wanted)
 
-    def _forsaken(self, wanted: set[str]) -> Iterator[Message]:
-        """Errors for replies that are not whole and whose senders went offline, as a SuperLink gives where there is no
-        reply at all; of one that it has announced it says nothing more."""
+    def _abandoned(self, wanted: set[str]) -> Iterator[Message]:
+        """Error replies for incomplete replies whose senders went offline. A SuperLink gives such an error only if it
+        has announced no reply."""
         late = [one for request, one in self._arriving.items() if request in wanted and one.waits]
         online = set(self._grid.get_node_ids()) if late else set()
         for one in late:
             if one.metadata.src_node_id in online:
                 continue
-            reply = one.fetch(self.allowance(one.request))  # it may have been whole before its sender went
+            reply = one.fetch(self.allowance(one.request))  # it may have been complete before its sender left
             if reply is None and one.waits:
                 reply = one.failed(ErrorCode.NODE_UNAVAILABLE, "")
             if reply is not None:
@@ -75,14 +76,14 @@ class WholeReplies(Grid):
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest
         from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-        told = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=requests))
+        pulled = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=requests))
         found = []
-        for proto, tree in zip(told.messages_list, told.message_object_trees, strict=True):
+        for proto, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
             parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
             found.append(_Arriving(self._grid, proto.metadata, parts[::-1]))
         return found
 
-    # The rest as it is
+    # Forwarded unchanged
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -111,7 +112,7 @@ class WholeReplies(Grid):
 
 @dataclass
 class _Arriving:
-    """A reply that was announced. `missing` are its parts that are not here yet, the first to be sent at the end."""
+    """A reply that was announced. `missing` are the ids of the parts not received yet, in reverse order of sending."""
 
     grid: Any
     metadata: Any
@@ -119,26 +120,27 @@ class _Arriving:
     parts: dict[str, bytes] = field(default_factory=dict)
     size: int = 0
     waits: bool = False
-    """Whether the next part was not there at the last look; if not, there was only no time for it."""
+    """Whether the last pull ended because the next part was not uploaded yet, not because of its own limits."""
 
     @property
     def request(self) -> str:
-        """The id of the message it answers."""
+        """The id of the request that it answers."""
         return str(self.metadata.reply_to_message_id)
 
     def fetch(self, allowance: int | None) -> Message | None:
-        """What there is, at most as much as honest replies are; None until it is whole. An error if its sender gave up.
+        """Fetch parts, at most as many bytes as a valid reply has; None until the reply is complete. An error reply if
+        its sender aborted the upload.
 
-        What is too large, or what nobody waits for, is fetched to its end, or its sender would take that for a failure
-        of the SuperLink; but not kept.
+        A reply that is too large or not needed is fetched to its end, since its sender would take anything else for a
+        failure of the SuperLink; its parts are not stored.
         """
         from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
-        allowed = SLACK + (allowance or 0)
+        allowed = OVERHEAD_BYTES + (allowance or 0)
         client, node = self.grid._runtime_client, self.grid.node
         pull = make_pull_object_fn_protobuf(client.PullObject, node, self.metadata.run_id)
-        end, rest = self.size + allowed, len(self.missing) - PARTS  # of this look
+        end, rest = self.size + allowed, len(self.missing) - MAX_PARTS_PER_PULL  # limits of this pull
         self.waits = False
         while self.missing:
             if self.size > end or len(self.missing) <= rest:
@@ -149,7 +151,7 @@ class _Arriving:
                 self.waits = True
                 return None
             except ObjectPullError:
-                return self.failed(ErrorCode.MESSAGE_UNAVAILABLE, BROKEN_OFF)
+                return self.failed(ErrorCode.MESSAGE_UNAVAILABLE, UPLOAD_ABORTED)
             self.size += len(part)
             self.parts[self.missing.pop()] = part
             if allowance is None or self.size > allowed:
@@ -159,14 +161,14 @@ class _Arriving:
         return reply
 
     def failed(self, code: int, reason: str) -> Message:
-        """An error in its place."""
+        """An error reply instead of the reply."""
         return self._message(error=Error(code, reason))
 
     def _read(self, allowed: int) -> Message:
-        """The message in the parts; an empty one if they are none, or another's, or too much."""
+        """The message from its parts; an empty one if they are no message, another one's, or too large."""
         from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-        told, name = self.metadata, self.metadata.message_id
+        announced, name = self.metadata, self.metadata.message_id
         try:
             if self.size > allowed:
                 raise ValueError(f"it is larger than {allowed} bytes")
@@ -175,24 +177,24 @@ class _Arriving:
             message = inflate_object_from_contents(name, self.parts)
             if not isinstance(message, Message):
                 raise ValueError("it is no message")
-            said = message.metadata
+            given = message.metadata
             about = ("run_id", "src_node_id", "dst_node_id", "reply_to_message_id", "message_type")
-            if lies := [field for field in about if getattr(said, field) != getattr(told, field)]:
-                raise ValueError(f"it says otherwise of its {lies[0]}")
-        except Exception as error:  # whatever parsing somebody's bytes raises: it is that reply's fault, not the run's
+            if wrong := [field for field in about if getattr(given, field) != getattr(announced, field)]:
+                raise ValueError(f"its {wrong[0]} is not the announced one")
+        except Exception as error:  # parsing untrusted bytes may raise anything: it must not end the run
             why = f"{type(error).__name__}: {shown(error)}"
-            log.warning("the reply of node %d cannot be read: %s", told.src_node_id, why)
+            log.warning("the reply of node %d cannot be read: %s", announced.src_node_id, why)
             return self._message(content=RecordDict())
         set_message_id(message, name)
         return message
 
     def _confirm(self) -> None:
-        """It has been received: the SuperLink need not keep it."""
+        """Confirm that the reply was received: the SuperLink can delete it."""
         from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 
-        told = self.metadata
+        run_id, name = self.metadata.run_id, self.metadata.message_id
         self.grid._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.grid.node, run_id=told.run_id, message_object_id=told.message_id)
+            ConfirmMessageReceivedRequest(node=self.grid.node, run_id=run_id, message_object_id=name)
         )
 
     def _message(self, content: RecordDict | None = None, error: Error | None = None) -> Message:
@@ -203,7 +205,7 @@ class _Arriving:
 
 
 def _expanded(parts: dict[str, bytes]) -> int:
-    """Bytes that the arrays among these parts take once they are made of their pieces: one may occur many times."""
+    """Bytes of the arrays in these parts after assembly from their chunks; one chunk may occur many times."""
     from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
 
     total = 0
@@ -215,21 +217,21 @@ def _expanded(parts: dict[str, bytes]) -> int:
     return total
 
 
-def whole_replies(grid: Grid) -> Grid:
-    """The same grid, with replies as above if a SuperLink is behind it; grids within this process have no uploads."""
+def complete_replies(grid: Grid) -> Grid:
+    """The same grid, wrapped as `CompleteReplies` if it is a SuperLink's; grids within a process have no uploads."""
     from flwr.superlink.grid.http_grid import HttpGrid
 
-    return WholeReplies(grid) if isinstance(grid, HttpGrid) else grid
+    return CompleteReplies(grid) if isinstance(grid, HttpGrid) else grid
 
 
 def lost(error: Exception) -> bool:
-    """Whether an exception says that the SuperLink, and not the app, could not go on."""
+    """Whether an exception means that the SuperLink, and not the app, failed."""
     import httpx
 
     return isinstance(error, httpx.HTTPError)
 
 
 def allow(grid: Grid, allowance: Allowance) -> None:
-    """How large the replies may be on a grid from `whole`."""
-    if isinstance(grid, WholeReplies):
+    """Set the largest sizes of replies on a grid from `complete_replies`."""
+    if isinstance(grid, CompleteReplies):
         grid.allowance = allowance

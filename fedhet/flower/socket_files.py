@@ -1,14 +1,15 @@
-"""Flower's programs on socket files: an address of loopback that only one account of this machine can reach.
+"""Flower's programs on socket files: loopback addresses that only one account of this machine can reach.
 
-Flower 1.41 and 1.42 listen on TCP ports alone, and whoever reaches a SuperLink's Control API may run any program as its
-account: account authentication is not part of the open distribution, and its TLS knows no client certificates. A TCP
-port of loopback is reached by every account; a socket file in a folder of mode 0700 by its owner.
+Flower 1.41 and 1.42 listen on TCP ports only, and any client of a SuperLink's Control API can run any program as the
+SuperLink's account: account authentication is not part of the open distribution, and its TLS has no client
+certificates. Every account of the machine can connect to a loopback TCP port; only its owner to a socket file in a
+folder of mode 0700.
 
     python -P -m fedhet.flower.socket_files flower-superlink --host 127.0.0.1 --port 1 ...
 
-runs one of Flower's programs, and gives three public names another meaning in it: an address that FEDHET_SOCKETS lists
-is served on its socket file (`uvicorn.Config`) and reached through it (`httpx.Client`), and Flower's programs which it
-starts are run like it (`subprocess.Popen`).
+runs one of Flower's programs with three public names patched: an address listed in FEDHET_SOCKETS is served on its
+socket file (`uvicorn.Config`) and reached through it (`httpx.Client`), and Flower programs that it starts are run in
+the same way (`subprocess.Popen`).
 """
 
 from __future__ import annotations
@@ -24,47 +25,48 @@ from pathlib import Path
 from typing import Any
 
 SOCKETS = "FEDHET_SOCKETS"
-"""In the environment: JSON, the path of a socket file for each address "127.0.0.1:1"."""
+"""Environment variable: a JSON object that maps addresses ("127.0.0.1:1") to paths of socket files."""
 TRUST = "FEDHET_TRUST"
-"""In the environment: a file of certificates that TLS clients take into account beside what they are given."""
-LONGEST = 100
-"""Bytes of a path that can be a socket's everywhere; Linux takes 107, macOS 103."""
+"""Environment variable: a file of certificates that TLS clients load in addition to their own."""
+MAX_PATH_BYTES = 100
+"""Length of a socket file's path that every system allows; Linux allows 107 bytes, macOS 103."""
 
 
 def address(number: int) -> str:
-    """A name for one of several socket files, of the form that Flower demands.
+    """The address of socket file number `number`, in the form host:port that Flower requires.
 
-    These ports are privileged and hardly anybody's: no other address is hidden by them, and a program that did not
-    know of its socket file could not listen there, unless it is root's.
+    These ports are privileged and rarely used: they hide no other address, and a program without the patch could not
+    listen there, unless it runs as root.
     """
     return f"127.0.0.1:{1 + number}"
 
 
 def command(program: str, *words: str) -> list[str]:
-    """The command line of one of Flower's programs."""
+    """The command line that runs one of Flower's programs in this way."""
     return [sys.executable, "-P", "-m", "fedhet.flower.socket_files", program, *words]
 
 
 def environment(sockets: Mapping[str, Path], trust: Path | None = None) -> dict[str, str]:
-    """What the command needs to know: which addresses are which socket files; whose certificates are rejected."""
+    """The environment of `command`: the socket file of each address; `trust` is a file of trusted and rejected
+    certificates."""
     own = {SOCKETS: json.dumps({at: str(path) for at, path in sockets.items()})}
     return own if trust is None else {**own, TRUST: str(trust)}
 
 
 def reachable(path: Path) -> str:
-    """A name for a socket file that is short enough for the kernel. Raises OSError if there is none.
+    """A path of a socket file that is short enough for the kernel. Raises OSError if there is none.
 
-    A path below a folder that this process holds open is always short, where there is /proc.
+    On Linux a long path is replaced by one below /proc/self/fd, through an open descriptor of its folder.
     """
-    if len(os.fsencode(path)) <= LONGEST:
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
         return str(path)
     if not sys.platform.startswith("linux"):
-        raise OSError(f"{path} is too long for a socket file: at most {LONGEST} bytes")
-    return f"/proc/self/fd/{_held(str(path.parent))}/{path.name}"
+        raise OSError(f"{path} is too long for a socket file: at most {MAX_PATH_BYTES} bytes")
+    return f"/proc/self/fd/{_descriptor(str(path.parent))}/{path.name}"
 
 
 @lru_cache(maxsize=64)
-def _held(folder: str) -> int:
+def _descriptor(folder: str) -> int:
     return os.open(folder, os.O_PATH | os.O_DIRECTORY)
 
 
@@ -79,22 +81,22 @@ def _serve(sockets: Mapping[str, str]) -> None:
         if path is not None:
             self.uds = reachable(Path(path))
             Path(path).unlink(missing_ok=True)
-            with socket.socket(socket.AF_UNIX) as first:  # uvicorn takes its place, with its mode
+            with socket.socket(socket.AF_UNIX) as first:  # uvicorn replaces it and copies its mode
                 first.bind(self.uds)
             Path(path).chmod(0o600)
 
     setattr(uvicorn.Config, "__init__", on_socket)  # noqa: B010 - mypy refuses the plain assignment
 
 
-def _connect(sockets: Mapping[str, str], rejected: str | None) -> None:
+def _connect(sockets: Mapping[str, str], trust_file: str | None) -> None:
     import httpx
 
     build = httpx.Client.__init__
 
     def through_socket(self: httpx.Client, *words: Any, **given: Any) -> None:
         trust = httpx.create_ssl_context(given.get("verify", True))
-        if rejected is not None:  # Flower reads the roots of its own file alone (fedhet/federation/pki/trust.py)
-            trust.load_verify_locations(cafile=rejected)
+        if trust_file is not None:  # Flower reads the roots of its own file alone (fedhet/federation/pki/trust.py)
+            trust.load_verify_locations(cafile=trust_file)
         ours = {f"all://{at}": httpx.HTTPTransport(verify=trust, uds=reachable(Path(path)))
                 for at, path in sockets.items()}  # fmt: skip
         build(self, *words, **given | {"verify": trust, "mounts": {**ours, **(given.get("mounts") or {})}})

@@ -23,7 +23,7 @@ from flwr.app import RecordDict
 from fedhet import types
 from fedhet.engine.background_tasks import ServerTask
 from fedhet.engine.server import Server
-from fedhet.engine.server_state import Seen
+from fedhet.engine.server_state import ClientHistory
 from fedhet.engine.update_validation import Gate
 from fedhet.flower.messages import payload_record
 from fedhet.numerics import plain_data, wire_format
@@ -85,7 +85,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         put(f"memory-{layer}", memory)
     for number, chore in server.server_tasks.open.items():
         put(f"chore-{number}", chore.update.delta)
-        put(f"task-{number}", chore.task)
+        put(f"task-{number}", chore.input)
     clients = {}
     for client, state in extras.clients.items():
         clients[str(client)] = sorted(state.array_records)
@@ -107,7 +107,7 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
             [
                 plain_data.dump(c.update.job),
                 [c.update.weight, c.update.scale, dict(c.update.metrics)],
-                c.layer,
+                c.transform,
                 c.due,
                 c.seconds,
             ]
@@ -163,7 +163,7 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
             setattr(server, name, plain_data.load(data["server"][name], modules))
     plain_data.fill(schedule, data["schedule"], modules)
     server.counts = Counter(data["counts"])
-    server.seen = {int(c): Seen(*row) for c, row in data["seen"].items()}
+    server.seen = {int(c): ClientHistory(*row) for c, row in data["seen"].items()}
     server.excluded.update(data["excluded"])
     server.revoked_jobs = set(data["revoked_jobs"])
     server.bases = {v: tree(f"base-{v}") for v in data["bases"]}

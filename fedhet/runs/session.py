@@ -23,7 +23,7 @@ from fedhet import native
 from fedhet.engine.server import Send, Server
 from fedhet.engine.update_validation import Gate
 from fedhet.flower.event_loop import EventLoop
-from fedhet.flower.node_directory import absence
+from fedhet.flower.node_directory import absence_notices
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import Schema
 from fedhet.protocols import Clock
@@ -263,7 +263,7 @@ class Session:
             "bytes_up": self.loop.bytes_up,
             "bytes_down": self.loop.bytes_down,
             **self.tally(),
-            "notices": [*self.experiment.notices, *absence(server.taking_part, len(server.roster))],
+            "notices": [*self.experiment.notices, *absence_notices(server.taking_part, len(server.roster))],
             "failing": server.failing(),
             "updates": server.row(),
             "stopped": server.over,

@@ -26,11 +26,11 @@ class PoolExecutor:
     """`TaskExecutor` over an executor; the numbers of server_tasks lie below those of messages."""
 
     pool: Executor
-    own: InlineExecutor
+    inline: InlineExecutor
 
     def begin(self, chore: ServerTask) -> None:
-        content = RecordDict({"task": records.payload_record(wire_format.encode(chore.task))})
-        message = Message(content, SERVER_NODE, "query.server_task", group_id=chore.layer)
+        content = RecordDict({"task": records.payload_record(wire_format.encode(chore.input))})
+        message = Message(content, SERVER_NODE, "query.server_task", group_id=chore.transform)
         set_message_id(message, f"chore{chore.update.job.id}")
         context = Context(1, SERVER_NODE, {}, RecordDict(), {})
         self.pool.submit(self._number(chore), round(chore.due * 1e9), message, context)
@@ -38,7 +38,7 @@ class PoolExecutor:
     def result(self, chore: ServerTask) -> Tree:
         reply = self.pool.result(self._number(chore)).reply
         if reply.has_error():
-            return self.own.result(chore)
+            return self.inline.result(chore)
         found = wire_format.open_tree(bytearray(reply.content.array_records["result"]["tree"].data))
         return dict(found)
 

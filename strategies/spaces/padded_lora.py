@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fedhet.engine.client_runner import KEPT, TOLD
+from fedhet.engine.client_runner import CLIENT_STATE_PREFIX, METRIC_PREFIX
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.types import KEPT_RANK, Job, Tree
@@ -84,7 +84,7 @@ class PaddedLora(AbstractAveraged):
             install_pairs(panel, sent)
             return
         ranks = {name: pair.rank for name, pair in sent.items()}
-        kept = model.extras.get(KEPT + RANKS)
+        kept = model.extras.get(CLIENT_STATE_PREFIX + RANKS)
         if kept is not None:
             ranks = {n: min(r, int(k)) for (n, r), k in zip(ranks.items(), kept.tolist(), strict=True)}
         install_pairs(panel, {name: shortened(pair, ranks[name]) for name, pair in sent.items()})
@@ -95,7 +95,7 @@ class PaddedLora(AbstractAveraged):
         if isinstance(panel.follower, Pruner):
             panel.follower.close()
             ranks = panel.flat.new_tensor(list(panel.follower.pruned().values()))
-            model.extras[KEPT + RANKS], model.extras[TOLD + KEPT_RANK] = ranks, ranks.max()
+            model.extras[CLIENT_STATE_PREFIX + RANKS], model.extras[METRIC_PREFIX + KEPT_RANK] = ranks, ranks.max()
         return increments(panel)
 
     def decode_delta(self, before: Tree, job: Job, delta: Tree) -> Tree:

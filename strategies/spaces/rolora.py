@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.engine.client_runner import KEPT
+from fedhet.engine.client_runner import CLIENT_STATE_PREFIX
 from fedhet.model.flat_model import Model
 from fedhet.numerics import tree
 from fedhet.types import Job, Tree
@@ -49,7 +49,7 @@ class RoLora(AbstractAveraged):
         return (B,) if version % 2 == 0 else (A,)
 
     def fill_adapters(self, model: Model, panel: Panel, payload: Mapping[str, Tensor], job: Job) -> None:
-        factors = {**under(model.extras, KEPT + FACTOR), **under(payload, FACTOR)}
+        factors = {**under(model.extras, CLIENT_STATE_PREFIX + FACTOR), **under(payload, FACTOR)}
         for name, factor in panel.factors.items():
             for letter, side in ((A, 0), (B, 1)):
                 rank, there = factor[letter].shape[side], factors.get(f"{name}.{letter}")
@@ -57,7 +57,7 @@ class RoLora(AbstractAveraged):
                     raise WrongBase(f"base: this device holds no {name}.{letter} of rank {rank}: send both factors")
                 factors[f"{name}.{letter}"] = there.narrow(side, 0, rank)
         for name, leaf in factors.items():
-            model.extras[KEPT + FACTOR + name] = leaf.contiguous()
+            model.extras[CLIENT_STATE_PREFIX + FACTOR + name] = leaf.contiguous()
         install_pairs(panel, pairs(factors))
 
     def adapter_update(self, model: Model, panel: Panel) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedhet.config import composition
-from fedhet.engine.method import ONION
+from fedhet.engine.method import TRANSFORM_SLOTS
 from fedhet.errors import ConfigError
 from fedhet.provenance import source_tree
 from fedhet.testing.conformance import CHECKS
@@ -59,7 +59,9 @@ def build() -> Callable[[str], Any]:
     def make(option: str) -> Any:
         axis = option.partition("/")[0]
         return (
-            composition.transforms(node(option), axis) if axis in ONION else composition.instantiate(node(option), axis)
+            composition.transforms(node(option), axis)
+            if axis in TRANSFORM_SLOTS
+            else composition.instantiate(node(option), axis)
         )
 
     return make

@@ -40,7 +40,7 @@ from clients.work.sgd import Sgd
 from fedhet.bases import AbstractTransform
 from fedhet.engine.answer import Answer
 from fedhet.engine.method import Method
-from fedhet.engine.server import SLACK, Send, Server
+from fedhet.engine.server import SAME_INSTANT_SECONDS, Send, Server
 from fedhet.engine.stopping import Limits, TooManyFailures
 from fedhet.engine.update_validation import Gate, Rejected
 from fedhet.numerics import plain_data, wire_format
@@ -152,7 +152,7 @@ class Life:
             "state": bits(server.state),
             "updates": {n: (bits(u.delta), u.weight, u.scale, dict(u.metrics)) for n, u in server.updates.items()},
             "server_tasks": {
-                n: (bits(c.update.delta), bits(c.task), c.due) for n, c in server.server_tasks.open.items()
+                n: (bits(c.update.delta), bits(c.input), c.due) for n, c in server.server_tasks.open.items()
             },
             "memories": {name: bits(memory) for name, memory in server.memories.items() if memory},
             "rejections": {c: dict(n) for c, n in self.gate.rejections.items()},
@@ -298,11 +298,11 @@ class Federation(RuleBasedStateMachine):
             return
         self._release()
         due = self.server.next_timer
-        if due is not None and due <= self.now + SLACK:
+        if due is not None and due <= self.now + SAME_INSTANT_SECONDS:
             self._tell("wake", self.now)
             due = self.server.next_timer
-            assert self.server.over or due is None or due > self.now + SLACK, "a timer in the past"
-        assert not self.server.timers or self.server.over or min(self.server.timers) > self.now - SLACK
+            assert self.server.over or due is None or due > self.now + SAME_INSTANT_SECONDS, "a timer in the past"
+        assert not self.server.timers or self.server.over or min(self.server.timers) > self.now - SAME_INSTANT_SECONDS
         for send in self._tell("settle", self.now):
             self._sent(send)
         self.done = self._over()

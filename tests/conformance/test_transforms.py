@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fedhet.engine.method import ONION
+from fedhet.engine.method import TRANSFORM_SLOTS
 from fedhet.testing.conformance import CHECKS
 
-AXES, KIND = ONION, "transform"
+AXES, KIND = TRANSFORM_SLOTS, "transform"
 
 NEUTRAL = {"staleness/constant": "leaves the age out", "optimizer/sgd": "its lr is 1"}
 

@@ -27,9 +27,9 @@ from fedhet.deployment import device_node as node
 from fedhet.deployment.live_run import live
 from fedhet.flower import messages as records
 from fedhet.flower.compat import claim_identity, empty_run, set_message_id
-from fedhet.flower.event_loop import _reason
+from fedhet.flower.error_replies import failure_reason
 from fedhet.flower.fleet_api import FleetNode
-from fedhet.flower.reply_stream import PARTS, SLACK, whole
+from fedhet.flower.reply_stream import MAX_PARTS_PER_PULL, OVERHEAD_BYTES, complete_replies
 from fedhet.numerics.wire_format import MalformedUpdate
 from fedhet.runs.event_log import read_rows
 from fedhet.runs.experiment import Experiment
@@ -96,7 +96,7 @@ class Link:
         self.flower = HttpGrid(self.address, insecure=True, token=token)
         self.flower.set_run(empty_run(self.run_id))
         stack.callback(self.flower.close)
-        self.grid = whole(self.flower)
+        self.grid = complete_replies(self.flower)
         self.grid.allowance = lambda request: ALLOWED
 
     def _beat(self, task_id, over):
@@ -158,7 +158,7 @@ def test_a_slow_or_endless_upload_does_not_delay_others(link):
     link.forget_uploads()
     [third] = link.grid.pull_messages([asked[gone.id]])
     assert third.metadata.reply_to_message_id == asked[gone.id]
-    assert _reason(third) == "no reply: its upload was broken off"
+    assert failure_reason(third) == "no reply: its upload was broken off"
     assert list(link.grid.pull_messages([])) == [] and not link.grid._arriving
 
 
@@ -168,9 +168,9 @@ def test_a_node_that_is_gone_is_an_error_as_on_flowers_own_grid(link):
         node = Node(brief.enter_context(http_request_response(link.address, True)))
         [asked] = link.ask([node]).values()
     [reply] = link.grid.pull_messages([asked])
-    assert reply.metadata.reply_to_message_id == asked and _reason(reply) == "node unavailable"
+    assert reply.metadata.reply_to_message_id == asked and failure_reason(reply) == "node unavailable"
     [reply] = link.grid.pull_messages(["0" * 64])
-    assert _reason(reply).startswith("no reply: ")
+    assert failure_reason(reply).startswith("no reply: ")
 
 
 @pytest.mark.transport
@@ -185,7 +185,7 @@ def test_complete_updates_of_a_client_that_left_count_and_no_others_are_awaited(
         if whole:
             node.upload()
     [reply] = link.grid.pull_messages([asked])
-    assert numbers(reply) == [1] if whole else _reason(reply) == "node unavailable"
+    assert numbers(reply) == [1] if whole else failure_reason(reply) == "node unavailable"
     assert not link.grid._arriving
 
 
@@ -193,7 +193,7 @@ def test_complete_updates_of_a_client_that_left_count_and_no_others_are_awaited(
 def test_one_in_very_many_parts_lets_others_through(link):
     scattered, quick = nodes = link.nodes(2)
     asked = link.ask(nodes)
-    arrays = {f"x{n}": Array(np.full(1, float(n))) for n in range(PARTS)}
+    arrays = {f"x{n}": Array(np.full(1, float(n))) for n in range(MAX_PARTS_PER_PULL)}
     reply = Message(RecordDict({"arrays": ArrayRecord(arrays)}), reply_to=scattered.pull())
     scattered.announce(reply)
     scattered.upload()
@@ -201,16 +201,16 @@ def test_one_in_very_many_parts_lets_others_through(link):
     quick.upload()
     [first] = link.grid.pull_messages(asked.values())
     assert first.metadata.src_node_id == quick.id
-    assert len(link.grid._arriving[asked[scattered.id]].parts) == PARTS
+    assert len(link.grid._arriving[asked[scattered.id]].parts) == MAX_PARTS_PER_PULL
     waiting = [asked[scattered.id]]
     assert list(link.grid.pull_messages(waiting)) == []
     [whole] = link.grid.pull_messages(waiting)
-    assert [a.numpy()[0] for a in whole.content["arrays"].values()] == list(range(PARTS))
+    assert [a.numpy()[0] for a in whole.content["arrays"].values()] == list(range(MAX_PARTS_PER_PULL))
 
 
 @pytest.mark.transport
 def test_one_in_very_many_parts_may_leave_when_all_are_sent(link):
-    arrays = {f"x{n}": Array(np.full(1, float(n))) for n in range(2 * PARTS)}
+    arrays = {f"x{n}": Array(np.full(1, float(n))) for n in range(2 * MAX_PARTS_PER_PULL)}
     with contextlib.ExitStack() as brief:
         node = Node(brief.enter_context(http_request_response(link.address, True)))
         [asked] = link.ask([node]).values()
@@ -221,7 +221,7 @@ def test_one_in_very_many_parts_may_leave_when_all_are_sent(link):
     looks = [list(link.grid.pull_messages([asked])) for _ in range(4)]
     assert looks == [[], [], [], []]
     [whole] = link.grid.pull_messages([asked])
-    assert len(whole.content["arrays"]) == 2 * PARTS
+    assert len(whole.content["arrays"]) == 2 * MAX_PARTS_PER_PULL
 
 
 @pytest.mark.transport
@@ -295,12 +295,12 @@ def test_a_node_takes_first_what_is_whole_first_and_goes_on_after_a_server_that_
     assert second.metadata.message_id == slow and numbers(second) == [1, 7]
     assert not [r for r in caplog.records if r.name == "fedhet.fleet"] and len(pulled) == len(set(pulled))
     link.forget_uploads()
-    assert node.pull() is None and not node._coming
+    assert node.pull() is None and not node._incoming
     assert [r.name for r in caplog.records if r.name == "fedhet.fleet"] == ["fedhet.fleet"]
     [reply] = link.grid.pull_messages([quick])
     assert numbers(reply) == [1]
     [gone] = link.grid.pull_messages([stopped])
-    assert _reason(gone).startswith("no reply: ")
+    assert failure_reason(gone).startswith("no reply: ")
 
 
 @pytest.mark.transport
@@ -311,12 +311,12 @@ def test_a_message_with_lost_parts_is_answered_with_an_error_at_once(link, monke
     node, server = FleetNode(number, receive, send, pull, put, confirm), Held(monkeypatch)
     [lost] = asked_for(link, node, [1.0])
     server.upload(0, 2)
-    node._hear()
+    node._poll()
     link.state.object_store.clear()
     assert node.pull() is None
     [reply] = link.grid.pull_messages([lost])
     assert reply.metadata.src_node_id == number
-    assert _reason(reply) == "no reply: the message was not sent to its end"
+    assert failure_reason(reply) == "no reply: the message was not sent to its end"
 
 
 def forged(reply, change):
@@ -408,7 +408,7 @@ def run(link, folder, workers, *more):
 def test_a_run_continues_while_a_clients_upload_is_stalled(link, tmp_path):
     workers = [Worker(link, 0), Worker(link, 1), Worker(link, 2, None)]
     row = run(link, tmp_path, workers, "stop.versions=12", "stop.seconds=120")
-    assert row["bytes_up"] > 12 * SLACK and row["updates"]["accepted"] == row["versions"] == 12
+    assert row["bytes_up"] > 12 * OVERHEAD_BYTES and row["updates"]["accepted"] == row["versions"] == 12
     assert row["updates"]["failed"] == row["updates"]["rejected"] == {}
     combined = [r["clients"] for r in read_rows(tmp_path / "events.jsonl") if r["event"] == "combined"]
     assert {c for clients in combined for c in clients} == {0, 1}
@@ -432,12 +432,12 @@ def test_a_reply_to_no_open_message_is_dropped(link, caplog):
 
 
 LIES = {
-    "it says otherwise of its reply_to_message_id": lambda reply, victim, task: otherwise(
+    "its reply_to_message_id is not the announced one": lambda reply, victim, task: otherwise(
         reply, reply_to_message_id=task.metadata.message_id
     ),
-    "it says otherwise of its src_node_id": lambda reply, victim, task: otherwise(reply, src_node_id=victim.id),
+    "its src_node_id is not the announced one": lambda reply, victim, task: otherwise(reply, src_node_id=victim.id),
     "it is no message": lambda reply, victim, task: plain(reply.content),
-    "it is larger than": lambda reply, victim, task: plain(answer(task, np.arange((SLACK + ALLOWED) / 8 + 1))),
+    "it is larger than": lambda reply, victim, task: plain(answer(task, np.arange((OVERHEAD_BYTES + ALLOWED) / 8 + 1))),
     "its arrays would be larger than": lambda reply, victim, task: repeated(reply),
     "KeyError": lambda reply, victim, task: forged(reply, lambda content: content.replace(b"shape", b"sh4pe")),
 }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedhet.engine.client_runner import KEPT
+from fedhet.engine.client_runner import CLIENT_STATE_PREFIX
 from fedhet.engine.method import Misfit
 from fedhet.model.flat_model import Model
 from fedhet.numerics.rng import stream
@@ -151,7 +151,7 @@ class AbstractLora(ABC):
             raise ValueError(f"alpha: the server scales by {ledger.settings_of(sent)}, this device by {self._settings}")
         host = self._host(model)
         mark = ledger.hash_of(sent)
-        kept = ledger.base_of(under(model.extras, KEPT))
+        kept = ledger.base_of(under(model.extras, CLIENT_STATE_PREFIX))
         base = host.held if mark == host.mark else ledger.receive(host.completed(kept), sent)
         # frozen weights that equal those of the device's own model are not stored per client
         spare = not any(n.startswith(FROZEN) for n in kept) and host.has_frozen(base)
@@ -160,7 +160,9 @@ class AbstractLora(ABC):
         kind = Kind(tuple(ranks), tuple(map(self.scaling, ranks)), self.dropout, self.trained(job.version))
         panel = host.activate(model, kind)
         host.load(under(base, ADAPTED, FROZEN, WHOLE), base, mark)
-        model.extras.update({KEPT + n: leaf for n, leaf in base.items() if not (spare and n.startswith(FROZEN))})
+        model.extras.update(
+            {CLIENT_STATE_PREFIX + n: leaf for n, leaf in base.items() if not (spare and n.startswith(FROZEN))}
+        )
         self.fill_adapters(model, panel, sent, job)
 
     def extract(self, model: Model, payload: Tree) -> Tree:

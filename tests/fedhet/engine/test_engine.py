@@ -102,7 +102,7 @@ def test_a_layer_needs_no_tuple_around_it_and_what_is_none_is_a_misfit(tmp_path)
     bare, wrapped = (experiment(method(optimizer=one)).run(tmp_path / str(k)) for k, one in
                      enumerate((ServerSgd(lr=0.5), (ServerSgd(lr=0.5),))))  # fmt: skip
     assert bare.row["weights_sha256"] == wrapped.row["weights_sha256"]
-    with pytest.raises(Misfit, match="optimizer: float lacks a layer hook"):
+    with pytest.raises(Misfit, match="optimizer: float lacks a transform hook"):
         method(optimizer=0.5)
 
 

@@ -62,7 +62,7 @@ def test_clients_of_which_nothing_arrives_are_named_everywhere(tmp_path, capsys)
 
 
 def test_of_many_the_first_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("fedhet.engine.server_state.NAMED", 2)
+    monkeypatch.setattr("fedhet.engine.failures.MAX_REPORTED_CLIENTS", 2)
     [told] = experiment({1: None, 2: None, 3: None, 4: None}).run(tmp_path).row["failing"]
     assert told.startswith("clients 1, 2 and 2 more: nothing arrives")
 

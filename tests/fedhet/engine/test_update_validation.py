@@ -152,7 +152,7 @@ def test_good_conduct_is_remembered_and_so_is_bad():
     gate.record_violation(1)
     for _ in range(20):
         assert isinstance(check(sent(), gate), Update)
-    assert not gate.strikes
+    assert not gate.violations
     fates = []
     for _ in range(4):
         fates.append(gate.record_violation(1))

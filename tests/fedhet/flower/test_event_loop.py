@@ -8,15 +8,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
-from fedhet.flower import event_loop
+from fedhet.flower import payload_packing
 from fedhet.flower.compat import ErrorCode, claim_identity
 from fedhet.flower.event_loop import EventLoop
+from fedhet.flower.payload_packing import PayloadPacker
 from fedhet.numerics import wire_format
-
-
-def packer(seal: bool = False) -> EventLoop:
-    """A loop that only packs."""
-    return EventLoop(server=None, grid=None, clock=None, gate=None, nodes=lambda client: client, seal=seal)  # type: ignore[arg-type]
 
 
 def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_own(monkeypatch):
@@ -24,7 +20,7 @@ def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_
     counting = SimpleNamespace(
         encode=lambda tree: encoded.append(1) or wire_format.encode(tree), digest=wire_format.digest
     )
-    monkeypatch.setattr(event_loop, "wire_format", counting)
+    monkeypatch.setattr(payload_packing, "wire_format", counting)
     whole, square = torch.arange(12.0).reshape(3, 4), torch.arange(4.0).reshape(2, 2)
     payloads = [
         {"a": whole[:2], "b": square},
@@ -36,9 +32,9 @@ def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_
         {"a": whole[:2].view(torch.int32), "b": square},
         {"b": square, "a": whole[:2]},
     ]
-    one, alike = packer(seal=True), {}
+    one, alike = PayloadPacker(seal=True), {}
     for payload in [*payloads, *reversed(payloads)]:
-        tree, payload_record, sha256 = one._pack(payload, alike)
+        tree, payload_record, sha256 = one.pack(payload, alike)
         assert tree is payload and isinstance(payload_record, ArrayRecord)
         assert bytes(payload_record["tree"].data) == wire_format.encode(payload)
         assert sha256 == wire_format.digest(wire_format.encode(payload))
@@ -46,8 +42,8 @@ def test_equal_parts_of_equal_tensors_are_encoded_once_and_every_payload_is_its_
 
 
 def test_a_tree_that_goes_out_again_later_is_not_encoded_again():
-    payload, one = {"a": torch.arange(3.0)}, packer()
-    assert one._pack(payload, {})[1] is one._pack(payload, {})[1]
+    payload, one = {"a": torch.arange(3.0)}, PayloadPacker(seal=False)
+    assert one.pack(payload, {})[1] is one.pack(payload, {})[1]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +62,7 @@ def test_a_message_that_a_superlink_forgot_at_the_deadline_timed_out(code, now, 
     one = EventLoop(server=server, grid=None, clock=SimpleNamespace(now=lambda: now), gate=None, nodes=int, timeout=2.0)  # type: ignore[arg-type]
     claim_identity(1)
     asked = Message(RecordDict(), 2, "train")
-    one._judge(SimpleNamespace(id=7, client=0, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
+    one._process(SimpleNamespace(id=7, client=0, sent=10.0), Message(Error(code, "it is gone"), reply_to=asked))
     assert heard == [(7, told, now)]
 
 

@@ -119,7 +119,7 @@ def test_lists_tied_and_frozen_tensors_that_do_not_fit_are_named():
     install(ArrayRecord(module.state_dict()), Model(module))
     with pytest.raises(ValueError, match=r"fixed\.weight is frozen"):
         install(ArrayRecord({**module.state_dict(), "fixed.weight": torch.zeros(2, 2)}), Model(module))
-    with pytest.raises(ValueError, match="weight is no array that can be read"):
+    with pytest.raises(ValueError, match="weight is not a readable array"):
         install(
             ArrayRecord({"weight": Array("float32", (1, 2), "other", b""), "bias": Array(np.zeros(1, np.float32))}),
             Model(nn.Linear(2, 1)),

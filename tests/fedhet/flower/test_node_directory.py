@@ -76,7 +76,7 @@ def test_a_run_begins_with_those_who_answer_and_says_who_does_not():
     made, clock, gather = gathering({10: 1.0, 11: 2.0, 12: NEVER})
     gather(3, least=1)
     assert made.present == [0, 1] and made.silent == [2] and set(made.of_client) == {0, 1}
-    assert 2.0 + node_directory.SHORTEST_S <= clock.now() <= 2.0 + node_directory.TIMES * 2.0 + 2.0
+    assert 2.0 + node_directory.MIN_WAIT_S <= clock.now() <= 2.0 + node_directory.WAIT_FACTOR * 2.0 + 2.0
 
 
 def test_one_that_was_silent_comes_when_it_answers():

@@ -15,7 +15,7 @@ from clients.work.sgd import Sgd
 from fedhet.engine.answer import Answer
 from fedhet.engine.method import Method
 from fedhet.engine.server import Send, Server
-from fedhet.engine.stopping import PATIENCE, Limits, TooManyFailures
+from fedhet.engine.stopping import MAX_CONSECUTIVE_FAILURES, Limits, TooManyFailures
 from fedhet.engine.update_validation import Gate, Rejected
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import FlatTree
@@ -82,15 +82,15 @@ def lose_everything(server: Server, jobs: int, reason: str = "timeout") -> int:
 
 def test_failures_in_a_row_are_counted_across_a_restart(tmp_path: Path) -> None:
     server, _ = begun(FedBuff)
-    assert lose_everything(server, PATIENCE - 5) == PATIENCE - 5
+    assert lose_everything(server, MAX_CONSECUTIVE_FAILURES - 5) == MAX_CONSECUTIVE_FAILURES - 5
     restored = reloaded(tmp_path, server, FedBuff)
     for one in (server, restored):
-        assert lose_everything(one, PATIENCE) == 5, "the hundredth failure in a row is the last"
+        assert lose_everything(one, MAX_CONSECUTIVE_FAILURES) == 5, "the hundredth failure in a row is the last"
 
 
 def test_one_answer_ends_a_row_of_failures(tmp_path: Path) -> None:
     server, _ = begun(FedBuff)
-    lose_everything(server, PATIENCE - 1)
+    lose_everything(server, MAX_CONSECUTIVE_FAILURES - 1)
     while not server.inflight:
         server.wake(server.next_timer or 0.0)
         server.settle(server.now)
@@ -98,7 +98,7 @@ def test_one_answer_ends_a_row_of_failures(tmp_path: Path) -> None:
     server.arrived(answer(Send(job, server.base(job.version), 0)), server.now)
     restored = reloaded(tmp_path, server, FedBuff)
     for one in (server, restored):
-        assert lose_everything(one, PATIENCE - 1) == PATIENCE - 1
+        assert lose_everything(one, MAX_CONSECUTIVE_FAILURES - 1) == MAX_CONSECUTIVE_FAILURES - 1
         assert lose_everything(one, 1) == 1
 
 

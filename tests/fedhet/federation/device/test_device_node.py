@@ -9,7 +9,7 @@ from flwr.supercore.run import RunNotRunningException
 from fedhet.deployment import device_node
 from fedhet.deployment.device_node import Node, polling_interval
 from fedhet.flower.compat import ErrorCode, claim_identity, set_message_id
-from fedhet.flower.fleet_api import PUSHES, FleetNode
+from fedhet.flower.fleet_api import MAX_PUSHES, FleetNode
 
 
 class Ended(Exception):
@@ -135,7 +135,7 @@ def test_a_message_of_a_run_that_ended_is_none(at):
         }.items()
     )
     fleet_node = FleetNode(7, receive, lambda *_: None, pull, lambda *_: None, confirm)
-    assert fleet_node.pull() is None and not fleet_node._coming
+    assert fleet_node.pull() is None and not fleet_node._incoming
 
 
 class Forgetful:
@@ -169,7 +169,7 @@ def test_an_upload_that_a_dying_superlink_forgot_is_made_again():
     sender = FleetNode(7, lambda: None, link.announce, lambda *_: b"", link.take, lambda *_: None)
     with pytest.raises(ObjectPushError):
         sender.push(reply, 0.1)
-    assert len(link.announced) == PUSHES
+    assert len(link.announced) == MAX_PUSHES
 
 
 def test_an_earlier_life_is_ended_once_the_server_answers(monkeypatch):
