@@ -1,2 +1,2 @@
 """A run and its folder: experiment, session, evaluation, event log, checkpoints, result.
-How its messages travel belongs to `simulation` and `deployment`."""
+How its messages travel is in `simulation` and `deployment`."""

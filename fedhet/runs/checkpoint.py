@@ -1,9 +1,9 @@
-"""A run on disk, whole or not at all: everything needed to go on bit for bit after a kill at any moment.
+"""The state of a run on disk, written atomically: a run resumed from it continues bit for bit after a kill at any time.
 
-A checkpoint is a folder of one JSON file and one payload per tree, written beside the last one and made current by
-renaming a file that names it and its hash; the JSON file has the hashes of the others. So a file that was altered, cut
-or lost is found before anything is built on it. Jobs in flight are stored as what they are, not as what they will
-bring: their training is repeated, which gives the same bits.
+A checkpoint is a folder with one JSON file and one payload per tree. It is written next to the last one and becomes
+current when a file with its name and hash is renamed; the JSON file has the hashes of the others. So a file that was
+altered, truncated or lost is detected before it is used. Jobs in flight are stored without their results: their
+training is repeated, which gives the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedhet.system import atomic_file
 from fedhet.system.atomic_file import DamagedError
 from fedhet.types import Job, Tree, Update
 
-PLAIN = (
+PLAIN_FIELDS = (
     "now",
     "version",
     "closing",
@@ -50,7 +50,7 @@ PLAIN = (
     "carried",
     "stuck",
 )
-"""Fields of the server that are plain data and go into the file as they are."""
+"""Fields of the server that are plain data, stored as JSON under their names."""
 
 
 class CheckpointError(DamagedError):
@@ -59,41 +59,42 @@ class CheckpointError(DamagedError):
 
 @dataclass
 class Extras:
-    """What the host adds to the server's own state: clock, file sizes, byte counts, clients' memories."""
+    """What the host adds to the server's state: `numbers` has the clock, file sizes and byte counts, `clients` the
+    memories of simulated clients."""
 
     numbers: dict[str, Any]
     clients: dict[int, RecordDict]
 
 
 def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
-    """Make the present state the folder's checkpoint. The server must be between two instants."""
+    """Write the present state as the folder's checkpoint. The server must be between two instants."""
     root = folder / "checkpoint"
     root.mkdir(exist_ok=True)
     name = _free(root, f"{server.landed:012d}-{server.version:08d}")
-    part, sums = root / (name + ".part"), dict[str, str]()
+    part, hashes = root / (name + ".part"), dict[str, str]()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
 
     def put(file: str, tree: Tree) -> None:
-        sums[file] = atomic_file.write(part / file, wire_format.encode(tree))
+        hashes[file] = atomic_file.write(part / file, wire_format.encode(tree))
 
     for version, tree in server.bases.items():
         put(f"base-{version}", tree)
     for number, update in server.updates.items():
         put(f"update-{number}", update.delta)
-    for layer, memory in server.memories.items():
-        put(f"memory-{layer}", memory)
-    for number, chore in server.server_tasks.open.items():
-        put(f"chore-{number}", chore.update.delta)
-        put(f"task-{number}", chore.input)
+    for transform, memory in server.memories.items():
+        put(f"memory-{transform}", memory)
+    for number, task in server.server_tasks.open.items():
+        put(f"chore-{number}", task.update.delta)
+        put(f"task-{number}", task.input)
     clients = {}
     for client, state in extras.clients.items():
         clients[str(client)] = sorted(state.array_records)
         for record, arrays in state.array_records.items():
             file = f"client-{client}-{record}"
-            sums[file] = atomic_file.write(part / file, arrays["tree"].data)
+            hashes[file] = atomic_file.write(part / file, arrays["tree"].data)
     data = {
-        "server": {name: plain_data.dump(getattr(server, name)) for name in PLAIN},
+        "server": {name: plain_data.dump(getattr(server, name)) for name in PLAIN_FIELDS},
         "counts": dict(server.counts),
         "seen": {
             str(c): [s.finished, s.failed, s.seconds_per_step, s.rank, s.faults, s.why] for c, s in server.seen.items()
@@ -119,14 +120,14 @@ def save(folder: Path, server: Server, gate: Gate, extras: Extras) -> None:
         "gate": gate.dump(),
         "clients": clients,
         "extras": extras.numbers,
-        "files": sums,
+        "files": hashes,
     }
-    whole = atomic_file.write(part / "run.json", json.dumps(data).encode())
+    digest = atomic_file.write(part / "run.json", json.dumps(data).encode())
     atomic_file.sync_folder(part)
     final = root / name
     part.replace(final)
     atomic_file.sync_folder(root)
-    write_atomic(root / "current", f"{name} {whole}")  # on the disk before the last checkpoint is deleted
+    write_atomic(root / "current", f"{name} {digest}")  # on the disk before the last checkpoint is deleted
     for old in root.iterdir():
         if old.is_dir() and old != final:
             shutil.rmtree(old)
@@ -138,28 +139,29 @@ def exists(folder: Path) -> bool:
 
 
 def peek(folder: Path) -> dict[str, Any]:
-    """The host's numbers of the current checkpoint, without building anything."""
+    """The host's numbers in the current checkpoint, without building the server."""
     numbers: dict[str, Any] = _read(folder)[1]["extras"]
     return numbers
 
 
 def load(folder: Path, server: Server, gate: Gate) -> Extras:
-    """Put the folder's checkpoint into a freshly built server and gate; what is left is for the host."""
+    """Restore the folder's checkpoint into a newly built server and gate; returns the host's part. Raises
+    CheckpointError or DamagedError."""
     at, data = _read(folder)
-    sums = data["files"]
+    hashes = data["files"]
 
-    def take(file: str) -> bytes:
-        if file not in sums:
+    def content(file: str) -> bytes:
+        if file not in hashes:
             raise CheckpointError(f"{at}: run.json has no hash of {file}")
-        return atomic_file.read(at / file, sums[file])
+        return atomic_file.read(at / file, hashes[file])
 
     def tree(file: str) -> Tree:
-        return wire_format.open_tree(bytearray(take(file)))
+        return wire_format.open_tree(bytearray(content(file)))
 
     schedule = server.method.schedule
     modules = [sys.modules[type(schedule).__module__], types]
-    for name in PLAIN:
-        if name in data["server"]:  # an earlier version carried nothing over
+    for name in PLAIN_FIELDS:
+        if name in data["server"]:  # checkpoints of former versions have no carried updates
             setattr(server, name, plain_data.load(data["server"][name], modules))
     plain_data.fill(schedule, data["schedule"], modules)
     server.counts = Counter(data["counts"])
@@ -174,23 +176,23 @@ def load(folder: Path, server: Server, gate: Gate) -> Extras:
     updates = {
         job.id: Update(job, tree(f"update-{job.id}"), *data["updates"][str(job.id)]) for job in jobs
     }  # weight, scale, metrics in the record's order
-    for kept, told, layer, due, seconds in data["server_tasks"]:
-        job = plain_data.load(kept, modules)
-        update = Update(job, tree(f"chore-{job.id}"), *told)
-        server.server_tasks.take(ServerTask(update, layer, dict(tree(f"task-{job.id}")), due, seconds))
+    for stored, fields, transform, due, seconds in data["server_tasks"]:
+        job = plain_data.load(stored, modules)
+        update = Update(job, tree(f"chore-{job.id}"), *fields)
+        server.server_tasks.take(ServerTask(update, transform, dict(tree(f"task-{job.id}")), due, seconds))
     server.adopt(inflight, jobs, updates)
-    prepared = [chore.update for chore in server.server_tasks.open.values()]
-    gate.remember([*updates.values(), *prepared])  # for what follows from waiting updates; the rest is as it was
+    prepared = [task.update for task in server.server_tasks.open.values()]
+    gate.remember([*updates.values(), *prepared])  # the digests of waiting updates; `load` restores the rest
     gate.load(data["gate"])
     clients = {
-        int(c): RecordDict({r: payload_record(take(f"client-{c}-{r}")) for r in records})
+        int(c): RecordDict({r: payload_record(content(f"client-{c}-{r}")) for r in records})
         for c, records in data["clients"].items()
     }
     return Extras(data["extras"], clients)
 
 
 def _free(root: Path, name: str) -> str:
-    """A folder's name that is not taken: saving twice at one moment must not touch the checkpoint there is."""
+    """A folder name that does not exist yet: saving twice at one time must not change the existing checkpoint."""
     names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(2)))
     return next(one for one in names if not (root / one).exists())
 
@@ -199,9 +201,9 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
     current = folder / "checkpoint" / "current"
     if not current.is_file():
         raise CheckpointError(f"{folder} has no checkpoint to resume from")
-    name, _, whole = current.read_text(errors="replace").partition(" ")
-    if not re.fullmatch(r"\d{12}-\d{8}(-\d+)?", name) or not whole:
+    name, _, digest = current.read_text(errors="replace").partition(" ")
+    if not re.fullmatch(r"\d{12}-\d{8}(-\d+)?", name) or not digest:
         raise CheckpointError(f"{current} does not name a checkpoint: {atomic_file.OR_ANEW}")
     at = folder / "checkpoint" / name
-    data: dict[str, Any] = json.loads(atomic_file.read(at / "run.json", whole))
+    data: dict[str, Any] = json.loads(atomic_file.read(at / "run.json", digest))
     return at, data

@@ -1,4 +1,4 @@
-"""When to look at the model, and what to write down: an observer of the server that changes nothing."""
+"""Evaluation of the model during a run: when, and what is logged. It observes the server and does not change it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedhet.world import Scores, World
 @dataclass(frozen=True)
 class Best:
     """The most accurate version evaluated so far; of equal ones the first. `tensors` is its module's state_dict, or
-    None if it was found by an earlier process of this run and lies in the run folder."""
+    None if an earlier process of this run evaluated it and the run folder has the file."""
 
     accuracy: float
     version: int
@@ -28,7 +28,8 @@ class Best:
 @dataclass
 class Evaluator:
     """Evaluates versions on the server's test data: every `every_versions` versions, and not more often than once in
-    `every_seconds` seconds of the run's clock. `keep_best` keeps the weights of the most accurate version."""
+    `every_seconds` seconds of the run's clock. `keep_best` stores the weights of the most accurate version. `seen` is
+    called with every evaluation."""
 
     world: World
     model: Model
@@ -48,16 +49,16 @@ class Evaluator:
         check_rhythm(self.every_versions, self.every_seconds)
 
     def reached(self, server: Server, target: float) -> bool:
-        """Whether the server's present version was evaluated and is at least so accurate."""
+        """Whether the server's present version was evaluated and its accuracy is at least `target`."""
         return self.scores is not None and self.version == server.version and self.scores.accuracy >= target
 
-    def look(self, drive: EventLoop, *, force: bool = False) -> None:
-        """Evaluate if it is time (or `force`d and this version was not looked at yet)."""
-        server = drive.server
+    def evaluate_if_due(self, loop: EventLoop, *, force: bool = False) -> None:
+        """Evaluate if it is due, or with `force` if this version was not evaluated yet."""
+        server = loop.server
         if server.version == self.version:
             return
-        ripe = server.version - self.version >= self.every_versions and server.now >= self.due
-        if not (ripe or force):
+        due = server.version - self.version >= self.every_versions and server.now >= self.due
+        if not (due or force):
             return
         self.version, self.due = server.version, server.now + self.every_seconds
         server.space.restore(self.model, server.state)
@@ -74,8 +75,8 @@ class Evaluator:
                 "accuracy": scores.accuracy,
                 "loss": scores.loss,
                 "worst_decile_accuracy": scores.worst_decile,
-                "bytes_up": drive.bytes_up,
-                "bytes_down": drive.bytes_down,
+                "bytes_up": loop.bytes_up,
+                "bytes_down": loop.bytes_down,
                 "client_tasks": server.landed,
             }
         )

@@ -1,7 +1,7 @@
-"""The record of a run: one JSON line for every event and command, one for every evaluation, and their hash.
+"""The log of a run: one JSON line per event and command, one per evaluation, and their hash.
 
-Rows are written in the order things happened; on virtual time the file is the same bytes for any number of
-workers. A resumed run cuts the files back to its checkpoint and goes on.
+Rows are in the order of events; in virtual time the file has the same bytes for any number of workers. A resumed run
+truncates the files to its checkpoint and appends.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Lines:
     """An append-only file of JSON lines with a running SHA-256."""
 
     def __init__(self, path: Path, keep: int = 0, sha256: str = "") -> None:
-        """`keep` bytes of an existing file are kept, the rest is cut off. `sha256` is that of what is kept.
+        """Open the file and truncate it to its first `keep` bytes, whose hash is `sha256`.
 
-        Raises DamagedError for a file that is gone, shorter, or altered.
+        Raises DamagedError for a file that is missing, shorter, or altered.
         """
         self.path, self._hash = path, hashlib.sha256()
         try:
@@ -54,7 +54,7 @@ class Lines:
         self.size += len(line)
 
     def sync(self) -> None:
-        """Everything written so far is on the disk."""
+        """Write all rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -64,7 +64,7 @@ class Lines:
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far, in hex."""
+        """The hash of all rows written so far, in hex."""
         return self._hash.hexdigest()
 
 
@@ -73,10 +73,10 @@ ROWS = 1024
 
 
 class Record:
-    """events.jsonl and metrics.jsonl of one run folder. `tick` is called now and then while rows are written."""
+    """events.jsonl and metrics.jsonl of one run folder. `tick` is called after every `ROWS` events."""
 
     def __init__(self, folder: Path, keep: Mapping[str, Any] | None = None) -> None:
-        """`keep` is what `mark` said of the part that is kept; None keeps nothing."""
+        """`keep` is the result of `mark` to which the files are truncated; None truncates them to 0 bytes."""
         self.tick: Callable[[], None] = lambda: None
         self._rows = 0
         self.events, self.metrics = (
@@ -84,7 +84,7 @@ class Record:
         )
 
     def mark(self) -> dict[str, tuple[int, str]]:
-        """How far the files are now: bytes and their hash."""
+        """The present size in bytes and hash of each file."""
         return {"events": (self.events.size, self.events.sha256), "metrics": (self.metrics.size, self.metrics.sha256)}
 
     def emit(self, t: float, name: str, fields: Mapping[str, Any]) -> None:
@@ -104,7 +104,8 @@ class Record:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a JSON-lines file; a half-written last line (a killed run) is left out."""
+    """All complete rows of a JSON-lines file, without an incomplete last line (of a killed run). Raises ValueError for
+    a line that is not JSON."""
     rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -117,8 +118,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def whole_bytes(path: Path) -> int:
-    """Bytes of the complete lines of a file; 0 if there is none."""
+def complete_bytes(path: Path) -> int:
+    """Size of the complete lines of a file in bytes; 0 if the file does not exist."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:
@@ -134,37 +135,37 @@ def whole_bytes(path: Path) -> int:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """A whole file or none: written beside, synced, renamed; on the disk on return."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
+    """Write a file atomically: as a temporary file, synced and renamed; on the disk on return."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    part.replace(path)
     sync_folder(path.parent)
 
 
 def write_new(path: Path, text: str) -> None:
-    """A whole new file or none. Raises FileExistsError if there is one by this name, whoever made it when."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    """Create a file atomically. Raises FileExistsError if it exists, also if another process creates it now."""
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with beside.open("x", encoding="utf-8") as file:
+        with part.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.link(beside, path)  # unlike a rename it fails if the name is taken
+        os.link(part, path)  # unlike a rename it fails if the name exists
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def accepted(folder: Path) -> int:
-    """How many answers the journal of a run folder holds; 0 if it has none."""
+    """Number of accepted answers in the journal of a run folder; 0 if it has no journal."""
     if not (folder / "journal.db").exists():
         return 0
     with contextlib.closing(sqlite3.connect(folder / "journal.db", timeout=30.0)) as db:
         try:
             (count,) = db.execute("SELECT count(*) FROM rows WHERE kind = 'arrived'").fetchone()
-        except sqlite3.OperationalError:  # killed before there was a table
+        except sqlite3.OperationalError:  # the process was killed before it created the table
             return 0
     return int(count)

@@ -1,4 +1,4 @@
-"""One experiment as an object: what it is made of, from Python or from a resolved configuration."""
+"""One experiment as an object: its parts, from Python or from a resolved configuration."""
 
 from __future__ import annotations
 
@@ -22,41 +22,43 @@ from fedhet.runs.result import Result
 from fedhet.world import World
 
 Progress = Callable[[Mapping[str, Any]], None]
-"""Called with t (seconds), version, tasks, accuracy (or None) and share (of the limit, in [0, 1]) as a run goes on."""
+"""Called during a run with t (seconds), version, tasks, given (jobs dispatched), accuracy (or None), share (of the
+limit, in [0, 1]) and wall_seconds."""
 VIRTUAL = {"_target_": "fedhet.simulation.virtual_time.VirtualTime"}
-"""The transport of an experiment that names none. Transports stand above this module, which knows none of them."""
+"""The default transport of an experiment, by name since transports import this module."""
 ON_GRID = {"_target_": "fedhet.deployment.live_run.OnGrid"}
-"""The transport of a run inside of a ServerApp."""
+"""The transport of a run inside a ServerApp."""
 
 
 class Transport(Protocol):
-    """What carries a run: simulated clients in virtual time, or Flower's processes and messages in real time.
+    """How a run is executed: with simulated clients in virtual time, or Flower's processes and messages in real time.
 
-    The method is the same object on every transport. A transport of your own is a class and a YAML with its `_target_`.
+    The method is the same object on every transport. To add one, write a class and a YAML file with its `_target_`.
     """
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """The name of the transport in results."""
         ...
 
     def check(self, experiment: Experiment) -> None:
-        """Before anything is written: raises Misfit for what the run would lack."""
+        """Before the run writes anything: raises Misfit if the transport cannot run the experiment."""
         ...
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
-        """Run to the end, or go on with what the folder holds; the folder then holds the whole record."""
+        """Run to the end, or with `resume` continue the run in the folder, which has the complete log afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A method, the clients it runs on, the data they hold, and when to stop.
+    """A method, the clients it runs on, their data, and when to stop.
 
-    `timeout` is in seconds of the run's clock: a job unanswered for so long has failed. `workers` processes train the
-    simulated clients (0: in this process); their number changes no result. `checkpoint_every` is in wall seconds.
-    `keep_best` writes the most accurate evaluated version beside the last one (best.safetensors).
-    `gate` holds limits of `fedhet.engine.update_validation.Gate` by name.
+    `timeout` is in seconds of the run's clock: a job without an answer for that long has failed. `workers` processes
+    train the simulated clients (0: in this process); their number changes no result. `checkpoint_every` is in wall
+    seconds. `keep_best` stores the most accurate evaluated version in addition to the last one (best.safetensors).
+    `gate` has options of `fedhet.engine.update_validation.Gate` by name. Raises ValueError for values out of range and
+    Misfit for an aggregation that the method cannot use.
     """
 
     method: Method
@@ -84,7 +86,7 @@ class Experiment:
             raise ValueError(f"checkpoint.every_seconds={self.checkpoint_every} must be 0 or more seconds")
         check_rhythm(self.every_versions, self.every_seconds)
         self.aggregation.check(self.method)
-        Gate(max_weight=self.max_weight, **self.gate)  # refuses what is out of range
+        Gate(max_weight=self.max_weight, **self.gate)  # raises ValueError for values out of range
         if self.world.clients != len(self.clients):
             raise ValueError(f"data for {self.world.clients} clients, but the fleet has {len(self.clients)}")
 
@@ -92,7 +94,7 @@ class Experiment:
     def of(cls, cfg: Mapping[str, Any]) -> Experiment:
         """From a resolved configuration. Raises ConfigError, Misfit, and PluginError for a plug-in that was changed."""
         plugin_code.check(cfg)
-        method = factory.method(cfg)  # first: a misfit must show before any data is read
+        method = factory.method(cfg)  # first: a misfit must be reported before data are read
         fleet = factory.fleet(cfg)
         world = factory.world(cfg, len(fleet))
         return cls(
@@ -117,13 +119,13 @@ class Experiment:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What whoever runs this should hear, of the method, of where it is combined and of the data."""
+        """Notices for the operator about the method, the aggregation and the data."""
         planned = self.aggregation.notices(self.method, len(self.clients))
         return (*self.method.notices, *planned, *self.world.describe().get("notices", ()))
 
     def check(self) -> None:
-        """Whether a run can begin: raises ValueError if the schedule needs more clients than there are, and Misfit for
-        what shows only once everything is done for a first time; see `fedhet.runs.rehearsal`. Nothing is written."""
+        """Check that a run can begin, without writing. Raises ValueError if the schedule needs more clients than there
+        are, and Misfit for faults that a trial of every part finds; see `fedhet.runs.rehearsal`."""
         from fedhet.runs import rehearsal
 
         if isinstance(self.method.schedule, NeedsClients):
@@ -131,23 +133,23 @@ class Experiment:
         rehearsal.rehearse(self)
 
     def for_devices(self) -> str:
-        """The configuration a device far from here needs, as JSON; the same text for the same experiment."""
+        """The configuration that a device across a network needs, as JSON; the same text for the same experiment."""
         return for_devices(self.config, len(self.clients))
 
     def run(self, folder: Path | str, *, resume: bool = False, progress: Progress | None = None) -> Result:
-        """Run on this experiment's transport; the folder holds the whole record."""
+        """Run on this experiment's transport; the folder then has the complete log and result."""
         return self.transport.run(self, Path(folder), resume=resume, progress=progress)
 
 
 def for_devices(cfg: Mapping[str, Any], clients: int) -> str:
-    """The part of a resolved configuration that a device far from the server needs, as JSON."""
+    """The part of a resolved configuration that a device across a network needs, as JSON."""
     axes = ("strategy", "seed", "world", "data", "partition", "model", "attack", "work", "schedule", "space", "rule")
-    layers = ("budget", "optimizer", "staleness", "privacy", "codec")
-    return json.dumps({**{k: cfg[k] for k in (*axes, *layers)}, "clients": clients}, sort_keys=True)
+    transforms = ("budget", "optimizer", "staleness", "privacy", "codec")
+    return json.dumps({**{k: cfg[k] for k in (*axes, *transforms)}, "clients": clients}, sort_keys=True)
 
 
 def _limits(stop: Mapping[str, Any]) -> Limits:
-    """When the run ends. Raises ConfigError naming the key."""
+    """The limits of a run. Raises ConfigError naming the key."""
     try:
         return Limits(**stop)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Why a client got the work it got: its jobs, and what the schedule noted when it assigned them, from the event log."""
+"""Why a client got its jobs: the jobs, and what the schedule logged when it assigned them, from the event log."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class JobStory:
     why: list[str] = field(default_factory=list)
     end: str = "still out when the record ends"
     known: float | None = None
-    """Seconds per step the server had measured when it assigned the job."""
+    """Seconds per step that the server had measured when it assigned the job."""
 
 
 @dataclass
 class ClientStory:
-    """All jobs of a client, and the notes about it that led to no job."""
+    """All jobs of a client; `loose` are events about it that belong to no job."""
 
     client: int
     jobs: list[JobStory] = field(default_factory=list)
@@ -65,18 +65,18 @@ def explain(rows: Iterable[Row], client: int) -> ClientStory:
             by_job[row["job"]].end = f"arrived at {row['t']:.3f} s, after {row['seconds']:.3f} s"
             measured = row["seconds"] / max(1, by_job[row["job"]].steps)
         elif event in ("failed", "rejected") and row["job"] in by_job:
-            told = row.get("reason") or f"{row.get('code')}: {row.get('detail')}"
-            by_job[row["job"]].end = f"{event} at {row['t']:.3f} s ({told})"
+            reason = row.get("reason") or f"{row.get('code')}: {row.get('detail')}"
+            by_job[row["job"]].end = f"{event} at {row['t']:.3f} s ({reason})"
         elif event in ("joined", "left", "skipped"):
             story.loose.append(f"{row['t']:.3f} s: {event} {row.get('reason', '')}".rstrip())
     story.loose += [f"noted, no job followed: {note}" for note in waiting]
     if not seen:
-        raise ValueError(_nobody(client, clients))
+        raise ValueError(_no_jobs(client, clients))
     return story
 
 
 def text(story: ClientStory, limit: int = 20) -> str:
-    """The story for people; the first `limit` jobs, the number of the others."""
+    """The story as text: the first `limit` jobs, and the number of the others."""
     lines = [f"client {story.client}: {len(story.jobs)} jobs"]
     for one in story.jobs[:limit]:
         work = f"{one.steps} steps" + (f", rank {one.rank}" if one.rank else "")
@@ -93,18 +93,18 @@ def text(story: ClientStory, limit: int = 20) -> str:
 def _combined(row: Row, by_job: Mapping[int, JobStory]) -> None:
     for job, late, scale in zip(row["jobs"], row["staleness"], row["scales"], strict=True):
         if job in by_job:
-            told = f", {late} versions late" if late else ""
-            told += f", scaled by {scale:.3g}" if scale != 1 else ""
-            by_job[job].end += f", combined into version {row['version']}{told}"
+            detail = f", {late} versions late" if late else ""
+            detail += f", scaled by {scale:.3g}" if scale != 1 else ""
+            by_job[job].end += f", combined into version {row['version']}{detail}"
 
 
 def _note(row: Row) -> str:
     fields = {k: v for k, v in row.items() if k not in ("t", "event", "kind", "client")}
-    told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
-    return f"{row['kind']}: {told}"
+    values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+    return f"{row['kind']}: {values}"
 
 
-def _nobody(client: int, clients: int) -> str:
+def _no_jobs(client: int, clients: int) -> str:
     if 0 <= client < clients:
-        return f"client {client} was given no job in this run"
+        return f"client {client} got no job in this run"
     return f"there is no client {client} in this run; its clients are 0 to {clients - 1}"

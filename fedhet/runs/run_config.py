@@ -1,8 +1,8 @@
-"""config.yaml of a run folder: the resolved configuration below a line with its hash.
+"""config.yaml of a run folder: the resolved configuration after a line with its hash.
 
-A run keeps its configuration from its first second to its last. An edited file would go on with other numbers than the
-run began with, and nobody could tell from the result; so the first line is the SHA-256 of all that follows, and a file
-that does not match it is refused, with what differs as far as a checkpoint remembers it.
+The configuration of a run does not change. With an edited file a resumed run would continue with other values than it
+began with, and the result would not show it; so the first line is the SHA-256 of all that follows. A file that does not
+match it is refused, with the differences to the configuration in the checkpoint, if there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedhet import former_names
 from fedhet.system.atomic_file import DamagedError
 
 HEAD = "# A run keeps its configuration. SHA-256 of what follows: "
-SHOWN = 5
+MAX_DIFFERENCES = 5
 """Differences named in an error."""
 
 
@@ -30,10 +30,10 @@ def text(resolved: Mapping[str, Any]) -> str:
 
 
 def read(path: Path, remembered: Mapping[str, Any] | None = None, *, strict: bool = True) -> dict[str, Any]:
-    """The configuration in a file. `remembered` is what the run's checkpoint knows of it; without `strict` a file that
-    carries no hash is taken as it is.
+    """The configuration in a file. `remembered` is the one in the run's checkpoint; without `strict` a file without a
+    hash is accepted.
 
-    Raises DamagedError for a file that is not what the run wrote.
+    Raises DamagedError if the file was altered.
     """
     data = path.read_bytes()
     head, _, body = data.partition(b"\n")
@@ -41,10 +41,10 @@ def read(path: Path, remembered: Mapping[str, Any] | None = None, *, strict: boo
     if signed or strict:
         what = f"{path} was changed after the run began" if signed else f"{path} lacks its first line, a hash"
         if not signed or head.decode(errors="replace").removeprefix(HEAD).strip() != _digest(body):
-            told = _told(data, remembered)
+            detail = _describe(data, remembered)
             raise DamagedError(
-                f"{what}{told}; a run keeps its configuration: put the file back, or start another run (the number of "
-                "worker processes may be changed by: fedhet run --resume RUN_DIR workers=N)"
+                f"{what}{detail}; a run keeps its configuration: put the file back, or start another run (the number "
+                "of worker processes may be changed by: fedhet run --resume RUN_DIR workers=N)"
             )
     resolved = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(resolved, dict):
@@ -53,7 +53,7 @@ def read(path: Path, remembered: Mapping[str, Any] | None = None, *, strict: boo
 
 
 def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Keys whose values differ, each with both values."""
+    """One text per key whose values differ, with both values."""
     found = []
     for key in sorted({*now, *before}, key=str):
         a, b = now.get(key, "absent"), before.get(key, "absent")
@@ -64,18 +64,18 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str =
     return found
 
 
-def _told(data: bytes, remembered: Mapping[str, Any] | None) -> str:
+def _describe(data: bytes, remembered: Mapping[str, Any] | None) -> str:
     try:
         now = yaml.safe_load(data.decode())
     except (ValueError, yaml.YAMLError) as error:
-        return f" and is no YAML ({' '.join(str(error).split())[:120]})"
+        return f" and is not YAML ({' '.join(str(error).split())[:120]})"
     if not isinstance(now, dict):
         return " and holds no configuration"
     if remembered is None:
         return ""
     found = differences(now, remembered)
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f": {'; '.join(found[:SHOWN])}{more}" if found else ""
+    more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
+    return f": {'; '.join(found[:MAX_DIFFERENCES])}{more}" if found else ""
 
 
 def _digest(data: bytes) -> str:

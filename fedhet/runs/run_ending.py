@@ -1,7 +1,7 @@
-"""How a live run ended, if not by its result: one small file in its folder, written whole and last by the run itself.
+"""How a live run without a result ended: one small file in its folder, written atomically and last by the run itself.
 
-A process that was killed, or whose SuperLink died under it, writes none. So whoever finds a run folder without a
-process, a result and this file knows that the run is to go on, whatever Flower calls its end.
+A process that was killed, or whose SuperLink failed, writes none. So a run folder without a process, a result and this
+file is a run to resume, whatever status Flower reports.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fedhet.runs.event_log import write_atomic
 
 NAME = "ended.json"
 FAILED, STOPPED, GIVEN_UP = "failed", "stopped", "given up"
-TRACE = 4000
-"""Characters of a traceback that are kept: its end."""
+MAX_TRACE = 4000
+"""Characters of a traceback that are stored: its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class RunEnding:
     trace: str = ""
 
     def write(self, folder: Path) -> None:
-        """Put it into a run's folder. Raises OSError."""
+        """Write it to a run's folder. Raises OSError."""
         write_atomic(folder / NAME, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read(folder: Path) -> RunEnding | None:
-    """How the run in a folder ended; None if it has a result, goes on, was killed, or never began."""
+    """How the run in a folder ended; None if it has a result, is running, was killed, or never began."""
     try:
         given = json.loads((folder / NAME).read_text())
     except FileNotFoundError:
@@ -44,21 +44,22 @@ def read(folder: Path) -> RunEnding | None:
 
 
 def clear(folder: Path) -> None:
-    """The run in a folder goes on."""
+    """Delete the file: the run in a folder continues."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def recorded(folder: Path, environment: Callable[[Exception], bool]) -> Iterator[None]:
-    """Write down what a run raises, unless its `environment` raised it: that is no end of the run."""
+    """A context manager that records an exception as the run's end, unless `environment` returns True for it: then the
+    run can be resumed."""
     clear(folder)
     try:
         yield
     except Exception as error:
         if not environment(error):
-            end = RunEnding(FAILED, f"{type(error).__name__}: {error}", traceback.format_exc()[-TRACE:])
+            end = RunEnding(FAILED, f"{type(error).__name__}: {error}", traceback.format_exc()[-MAX_TRACE:])
             try:
                 end.write(folder)
-            except OSError as full:  # then it counts as killed, and is started again so many times
+            except OSError as full:  # then the run counts as killed, and is restarted a limited number of times
                 error.add_note(f"and this could not be written to {folder / NAME}: {full}")
         raise

@@ -1,4 +1,4 @@
-"""From a composed configuration to a finished run folder, and back to one that was interrupted.
+"""Runs a composed configuration into a run folder, and resumes an interrupted run.
 
 config.yaml  events.jsonl  metrics.jsonl  model.safetensors  result.json  report.html  checkpoint/
 """
@@ -23,7 +23,7 @@ from fedhet.system.atomic_file import DamagedError
 from fedhet.system.file_lock import acquired
 
 LOCK_SECONDS = 5.0
-"""Seconds for which a run folder's lock is asked for: workers of a killed process share its lock until they notice."""
+"""How long to try for a run folder's lock: workers of a killed process hold it until they notice."""
 
 
 class RunFolderError(ValueError):
@@ -32,7 +32,7 @@ class RunFolderError(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked experiment and the resolved configuration that it was built from."""
+    """A checked experiment, and the resolved configuration that it was built from."""
 
     experiment: Experiment
     resolved: Mapping[str, Any]
@@ -49,7 +49,7 @@ def prepare(cfg: DictConfig) -> Prepared:
 def claim(parent: Path, name: str) -> Path:
     """A new empty folder `parent/name`, or `name-2`, `name-3`, ... if that exists.
 
-    The folder is made here, so two processes that ask at the same moment get two folders. Raises RunFolderError.
+    The folder is created here, so two processes that call this at the same time get two folders. Raises RunFolderError.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ def claim(parent: Path, name: str) -> Path:
 def run(
     cfg: DictConfig, out: Path, *, progress: Progress | None = None, tell: Callable[[str], None] = lambda notice: None
 ) -> Result:
-    """Run one experiment into the empty or absent folder `out`. `tell` hears its notices before it starts.
+    """Run one experiment into the empty or absent folder `out`. `tell` is called with each notice before the start.
 
-    Raises ConfigError or Misfit before anything is written; RunFolderError if `out` already holds something.
+    Raises ConfigError or Misfit before anything is written; RunFolderError if `out` is not empty.
     """
     return start(prepare(cfg), out, progress=progress, tell=tell)
 
@@ -82,23 +82,23 @@ def start(
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda notice: None,
 ) -> Result:
-    """Run a prepared experiment into the empty or absent folder `out`. Raises RunFolderError if it holds something."""
+    """Run a prepared experiment into the empty or absent folder `out`. Raises RunFolderError if it is not empty."""
     refusal = f"{out} is not empty: choose another folder, or continue it with --resume {out}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(refusal)
     out.mkdir(parents=True, exist_ok=True)
     try:
         event_log.write_new(out / "config.yaml", run_config.text(prepared.resolved))
-    except FileExistsError:  # another process was quicker
+    except FileExistsError:  # another process created it first
         raise RunFolderError(refusal) from None
-    with _alone(out):
+    with _locked(out):
         for notice in prepared.experiment.notices:
             tell(notice)
         return _with_report(prepared.experiment.run(out, progress=progress))
 
 
 def resume(folder: Path, *, progress: Progress | None = None, workers: int | None = None) -> Result:
-    """Continue a run from its last checkpoint, bit for bit on virtual time; a finished run is returned as it is.
+    """Continue a run from its last checkpoint, bit for bit in virtual time; a finished run is returned unchanged.
 
     `workers` changes the number of worker processes, which changes no result.
     """
@@ -112,22 +112,22 @@ def resume(folder: Path, *, progress: Progress | None = None, workers: int | Non
     resolved = run_config.read(path, _remembered(folder))
     if workers is not None:
         resolved["workers"] = workers
-    with _alone(folder):
+    with _locked(folder):
         return _with_report(Experiment.of(resolved).run(folder, resume=True, progress=progress))
 
 
 def _remembered(folder: Path) -> Mapping[str, Any] | None:
-    """The configuration as the run's last checkpoint has it, if there is one to be read."""
+    """The configuration in the run's last checkpoint; None without a readable checkpoint."""
     try:
-        kept: Mapping[str, Any] = checkpoint.peek(folder)["config"]
+        stored: Mapping[str, Any] = checkpoint.peek(folder)["config"]
     except DamagedError:
         return None
-    return kept
+    return stored
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process a run folder. The lock is on config.yaml, which nobody replaces, and ends with the process.
+def _locked(folder: Path) -> Iterator[None]:
+    """One process per run folder. The lock is on config.yaml, which is never replaced, and ends with the process.
 
     Raises RunFolderError while another process works on the folder.
     """

@@ -1,4 +1,4 @@
-"""A finished run taken up again: its configuration, its world, and the model it ended with."""
+"""A finished run loaded from its folder: its configuration, its world, and its final model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedhet.runs.result import Result
 from fedhet.world import Scores, World
 
 AXES = ("data", "partition")
-"""What a finished model may be given that differs from its run."""
+"""The axes that may differ from the run when its final model is used."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path) -> Finished:
-        """From a run folder. Raises InputError if it holds no finished run, DamagedError if it is not what the run
-        wrote, to the last file."""
+        """From a run folder. Raises InputError if it has no finished run, DamagedError if any file was altered."""
         for name in ("result.json", "config.yaml", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no finished run: there is no {name}")
@@ -51,15 +50,15 @@ class Finished:
         return factory.world(changed(self.cfg, texts, folder), int(self.result.row["clients"]))
 
     def model(self, world: World) -> Model:
-        """A model that fits `world`, with the weights the run ended with. Raises InputError if they do not fit it."""
+        """A model that fits `world`, with the run's final weights. Raises InputError if they do not fit it."""
         model = world.model()
         install(model.module, self.weights())
         model.remember()
         return model
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of model.safetensors. Raises DamagedError if it is not what the run wrote, InputError if it is no
-        such file."""
+        """The tensors of model.safetensors. Raises DamagedError if it was altered, InputError if it is not a
+        safetensors file."""
         path = self.folder / "model.safetensors"
         self.result.check(path.name)
         try:
@@ -68,7 +67,7 @@ class Finished:
             raise InputError(f"{path} is broken: {error}") from None
 
     def evaluate(self, world: World) -> Scores:
-        """The final model's scores, on one thread as in the run: on the run's data they are the run's, bit for bit."""
+        """The final model's scores, on one thread as in the run: on the run's data the same bits as the run's own."""
         from fedhet.system.threads import one_thread
 
         with one_thread():
@@ -76,7 +75,7 @@ class Finished:
 
 
 def changed(cfg: Mapping[str, Any], texts: Sequence[str], folder: Path | None = None) -> dict[str, Any]:
-    """A run's configuration with overrides of data and partition; an axis chosen anew forgets its old values."""
+    """A run's configuration with overrides of data and partition; an axis that is chosen again loses its old values."""
     parsed = overrides.parse(texts)
     for one in parsed:
         if one.key_or_group.partition(".")[0] not in AXES:
@@ -96,7 +95,7 @@ def changed(cfg: Mapping[str, Any], texts: Sequence[str], folder: Path | None = 
 
 
 def install(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put named tensors into a module, all of them. Raises InputError naming the first that does not fit."""
+    """Load all named tensors into a module. Raises InputError naming the first that does not fit."""
     own = module.state_dict()
     for name in [*own, *weights]:
         if name not in weights or name not in own:

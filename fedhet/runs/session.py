@@ -1,56 +1,40 @@
-"""A run in progress on any transport: server, gate, loop, evaluation, record and checkpoints joined; and its end."""
+"""A run in progress on any transport: it connects server, gate, event loop, evaluation, event log and checkpoints."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import resource
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from flwr.serverapp import Grid
-from safetensors import SafetensorError
-from torch import Tensor
 
-from fedhet import native
 from fedhet.engine.server import Send, Server
 from fedhet.engine.update_validation import Gate
 from fedhet.flower.event_loop import EventLoop
-from fedhet.flower.node_directory import absence_notices
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import Schema
 from fedhet.protocols import Clock
 from fedhet.runs import checkpoint
 from fedhet.runs.checkpoint import Extras
 from fedhet.runs.evaluator import Best, Evaluator
-from fedhet.runs.event_log import Record, whole_bytes, write_atomic
+from fedhet.runs.event_log import Record, complete_bytes
 from fedhet.runs.experiment import Experiment, Progress
-from fedhet.runs.result import SCHEMA, Result, row_digest
-from fedhet.runs.write_ahead_log import Journal, Journaled, JournalError, Row
-from fedhet.runs.write_ahead_log import replay as journal_replay
+from fedhet.runs.finishing import BEST, finish, forget_best, save_tensors
+from fedhet.runs.journaled_server import Journaled
+from fedhet.runs.journaled_server import replay as journal_replay
+from fedhet.runs.result import Result
+from fedhet.runs.write_ahead_log import Journal, JournalError, Row
 from fedhet.system import atomic_file
 from fedhet.types import ClientId
 
-PACKAGES = ("flwr", "torch", "numpy", "peft", "hydra-core", "safetensors", "scikit-learn")
-
-
-BEST = "best-{}.safetensors"
-"""The best version's weights beside a checkpoint; the finished run has best.safetensors if the last is not the best."""
-
 
 class Session:
-    """Build, `join`, `go`, and the folder holds a finished run.
+    """One process of a run: construct, `join`, `go`; the folder then has a finished run.
 
-    `numbers` and `states` are what the transport adds to a checkpoint: its clock, and its clients' contexts. In real
-    time nothing can be repeated, so there everything the server hears is `journaled`; `started` says whether the run
-    had begun in an earlier life.
+    `numbers` and `states` are what the transport adds to a checkpoint: its clock, and the contexts of its clients. In
+    real time training cannot be repeated, so the server's inputs are `journaled`. `started` says whether the run began
+    in an earlier process. `tally` gives additional entries of the result.
     """
 
     def __init__(
@@ -61,12 +45,12 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         began = (folder / "events.jsonl").is_file() or checkpoint.exists(folder)
         self.journal = Journal(folder, began=resume and began) if journaled else None
-        self._told = whole_bytes(folder / "events.jsonl") if resume else 0
+        self._logged_bytes = complete_bytes(folder / "events.jsonl") if resume else 0
         resume = resume and checkpoint.exists(folder)
-        kept = checkpoint.peek(folder) if resume else {}
+        stored = checkpoint.peek(folder) if resume else {}
         if self.journal is not None and resume:
-            self.journal.reaches(kept["journal"], kept["run"])
-        self.record = Record(folder, kept.get("record"))
+            self.journal.check_reaches(stored["journal"], stored["run"])
+        self.record = Record(folder, stored.get("record"))
         model = experiment.world.model()
         self.server = Server(
             experiment.method,
@@ -90,15 +74,15 @@ class Session:
         self.resumed: Extras | None = checkpoint.load(folder, self.server, self.gate) if resume else None
         self.started = self.resumed is not None
         self.tally: Callable[[], Mapping[str, Any]] = dict
-        self._wall = time.monotonic() - float(kept.get("wall_seconds", 0.0))
+        self._wall = time.monotonic() - float(stored.get("wall_seconds", 0.0))
         self._saved = self._shown = time.monotonic()
         self._best = ""
-        """The hash of the best version's file beside the checkpoint."""
+        """The hash of the best version's file in the run folder."""
 
     def join(
         self, grid: Grid, clock: Clock, nodes: Callable[[ClientId], int], *, seal: bool = False, world: str = ""
     ) -> EventLoop:
-        """Put the server on a grid and a clock."""
+        """Connect the server to a grid and a clock, restore the loop's numbers, and replay the journal."""
         self.loop = EventLoop(
             self.server, grid, clock, self.gate, nodes, seal, world, self.experiment.timeout, self._after_instant
         )
@@ -118,35 +102,35 @@ class Session:
         return self.loop
 
     def _replay(self, journal: Journal, after: int) -> None:
-        """Go on from the last checkpoint to the last word that was written down."""
+        """Replay the journal's rows after the last checkpoint. Raises JournalError if its end is lost."""
         loop, server = self.loop, self.server
 
         def seen(row: Row, sends: list[Send]) -> None:
             if row.kind == "start":
-                self.evaluator.look(loop, force=True)
+                self.evaluator.evaluate_if_due(loop, force=True)
             loop.bytes_up += len(row.payload or b"")
             loop.bytes_down += sum(wire_format.size(Schema.of(send.payload)) for send in sends)
-            if row.kind not in ("exclude", "profile_update"):
-                self.evaluator.look(loop)
+            if row.kind not in ("exclude", "profile_update"):  # these happen before the evaluation of their instant
+                self.evaluator.evaluate_if_due(loop)
 
         self.started = journal_replay(journal, after, server, self.gate, seen) or self.started
-        if self.record.events.size < self._told:  # a word is in the journal before anything follows from it
+        if self.record.events.size < self._logged_bytes:  # an input is journaled before its events are logged
             raise JournalError(
                 f"{self.folder / 'journal.db'} ends before events.jsonl does, so its end is lost: "
                 f"{atomic_file.OR_ANEW}; to go on from what is left, delete events.jsonl"
             )
 
     def go(self, numbers: Callable[[], dict[str, Any]], states: Callable[[], dict[int, Any]]) -> Result:
-        """Run to the end and write the result. The record is synced whatever happens."""
+        """Run to the end and write the result. The event log is synced in any case."""
         self._numbers, self._states = numbers, states
         self._show()
-        self.record.tick = self._tick  # an instant of many clients takes long
+        self.record.tick = self._tick  # an instant with many clients takes long
         try:
             if not self.started:
-                self.evaluator.look(self.loop, force=True)
+                self.evaluator.evaluate_if_due(self.loop, force=True)
             self.loop.run(start=not self.started)
-            self._show()  # all tasks are done; the last evaluation may take a while
-            self.evaluator.look(self.loop, force=True)
+            self._show()  # all tasks are done; the last evaluation may take long
+            self.evaluator.evaluate_if_due(self.loop, force=True)
             self._show(last=True)
         finally:
             self.record.close()
@@ -156,11 +140,11 @@ class Session:
         return self._finish()
 
     def save(self) -> None:
-        """Checkpoint now; only between instants."""
+        """Write a checkpoint; only between instants."""
         self.record.sync()
         best = self.evaluator.best
         if best is not None and best.tensors:
-            self._best = _save_tensors(self.folder / BEST.format(best.version), best.tensors)
+            self._best = save_tensors(self.folder / BEST.format(best.version), best.tensors)
         extras = {
             **self._numbers(),
             "config": dict(self.experiment.config),
@@ -178,23 +162,17 @@ class Session:
         checkpoint.save(self.folder, self.server, self.gate, Extras(extras, self._states()))
         if self.journal is not None:
             self.journal.forget(self.journal.last)
-        self._forget_best(except_version=-1 if best is None else best.version)
+        forget_best(self.folder, except_version=-1 if best is None else best.version)
         self._saved = time.monotonic()
 
-    def _forget_best(self, except_version: int) -> None:
-        """Delete the weights of versions that are no longer the best."""
-        for path in self.folder.glob(BEST.format("*")):
-            if path.name != BEST.format(except_version):
-                path.unlink()
-
     def _after_instant(self) -> None:
-        self.evaluator.look(self.loop)
+        self.evaluator.evaluate_if_due(self.loop)
         target = self.experiment.limits.target
         if target is not None and not self.server.over and self.evaluator.reached(self.server, target):
             self.loop.tell.stop(f"target {target:g}", self.loop.clock.now())
         now = time.monotonic()
-        whole = self.journal is not None or self.loop.settled
-        if now - self._saved >= self.experiment.checkpoint_every and whole and not self.server.over:
+        complete = self.journal is not None or self.loop.settled
+        if now - self._saved >= self.experiment.checkpoint_every and complete and not self.server.over:
             self.save()
         self._tick()
 
@@ -230,76 +208,5 @@ class Session:
         )
 
     def _finish(self) -> Result:
-        server, model = self.server, self.evaluator.model
-        server.space.restore(model, server.state)
-        # an earlier process may have evaluated this version and written the row
-        scores = self.evaluator.scores or self.experiment.world.evaluate(model)
-        saved = _save_tensors(self.folder / "model.safetensors", model.module.state_dict())
-        best = self.evaluator.best
-        if best is not None and self.experiment.keep_best and best.version != server.version:
-            if best.tensors:
-                _save_tensors(self.folder / "best.safetensors", best.tensors)
-            else:  # found before the last checkpoint, by an earlier process
-                (self.folder / BEST.format(best.version)).replace(self.folder / "best.safetensors")
-        self._forget_best(except_version=-1)
-        row = {
-            "schema": SCHEMA,
-            "strategy": self.experiment.method.name,
-            "replaced": list(self.experiment.config.get("replaced", ())),
-            "plugins": dict(self.experiment.config.get("plugins", {})),
-            "seed": self.experiment.seed,
-            "transport": self.experiment.transport.name,
-            "clients": server.taking_part,
-            "versions": server.version,
-            "virtual_seconds": server.now,
-            "wall_seconds": time.monotonic() - self._wall,
-            "client_tasks": server.landed,
-            "accuracy": scores.accuracy,
-            "loss": scores.loss,
-            "worst_decile_accuracy": scores.worst_decile,
-            "best": None if best is None else {"version": best.version, "accuracy": best.accuracy},
-            "target": self.experiment.target,
-            "time_to_target": self.evaluator.time_to_target,
-            "bytes_up": self.loop.bytes_up,
-            "bytes_down": self.loop.bytes_down,
-            **self.tally(),
-            "notices": [*self.experiment.notices, *absence_notices(server.taking_part, len(server.roster))],
-            "failing": server.failing(),
-            "updates": server.row(),
-            "stopped": server.over,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "peak_rss_worker_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-            "weights_sha256": wire_format.digest(wire_format.encode(server.state)),
-            "events_sha256": self.record.events.sha256,
-            "metrics_sha256": self.record.metrics.sha256,
-            "model_sha256": saved,
-            "config_sha256": atomic_file.digest(path) if (path := self.folder / "config.yaml").is_file() else None,
-            "packages": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
-            "mlp_backend": native.backend("mlp"),
-            "sum_backend": native.backend("sum"),
-        }
-        row = json.loads(json.dumps(row))
-        row["sha256"] = row_digest(row)
-        write_atomic(self.folder / "result.json", json.dumps(row, indent=1) + "\n")
-        return Result(self.folder, row)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """A whole safetensors file or none, on the disk on return; its SHA-256."""
-    beside = path.with_name(path.name + ".part")
-    whole = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-    try:
-        safetensors.torch.save_file(whole, beside)
-    except SafetensorError as error:
-        need = sum(t.nbytes for t in whole.values())
-        if shutil.disk_usage(path.parent).free < need:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    config = path.parent / "config.yaml"
-    if config.exists():  # safetensors makes files for their owner alone, whatever the umask
-        beside.chmod(config.stat().st_mode & 0o666)
-    atomic_file.sync_file(beside)
-    found = atomic_file.digest(beside)
-    beside.replace(path)
-    atomic_file.sync_folder(path.parent)
-    return found
+        wall = time.monotonic() - self._wall
+        return finish(self.experiment, self.folder, self.loop, self.evaluator, self.tally(), wall)

@@ -1,2 +1,2 @@
-"""Simulated clients in virtual time: the virtual grid, its worker processes, and Flower apps of others on it.
-Real time and real processes of Flower's are in `deployment`."""
+"""Simulated clients in virtual time: the virtual grid, its worker processes, and unchanged Flower apps on it.
+Real time and Flower's own processes are in `deployment`."""

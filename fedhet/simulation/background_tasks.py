@@ -1,7 +1,7 @@
-"""The server's server_tasks on the workers that train the simulated clients.
+"""Server tasks on the workers that train the simulated clients.
 
-A chore is submitted when it comes up, urgent by the second it is due, and waited for when that has come. A worker that
-dies or fails is no outcome of a chore: the server then does it itself, which gives the same bits, or the same error.
+A task is submitted when it begins, with its due time as urgency, and waited for when it is due. If its worker fails or
+dies, the server computes it itself, which gives the same bits, or the same error.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from fedhet.simulation.executor import Executor
 from fedhet.types import Tree
 
 SERVER_NODE = 1
-"""The node that a chore's message names: it is for no client."""
+"""The node in a server task's message, which belongs to no client."""
 
 
 @dataclass(frozen=True)
 class PoolExecutor:
-    """`TaskExecutor` over an executor; the numbers of server_tasks lie below those of messages."""
+    """A `TaskExecutor` over an executor of messages; server tasks have negative numbers, messages others."""
 
     pool: Executor
     inline: InlineExecutor
 
-    def begin(self, chore: ServerTask) -> None:
-        content = RecordDict({"task": records.payload_record(wire_format.encode(chore.input))})
-        message = Message(content, SERVER_NODE, "query.server_task", group_id=chore.transform)
-        set_message_id(message, f"chore{chore.update.job.id}")
+    def begin(self, task: ServerTask) -> None:
+        content = RecordDict({"task": records.payload_record(wire_format.encode(task.input))})
+        message = Message(content, SERVER_NODE, "query.server_task", group_id=task.transform)
+        set_message_id(message, f"chore{task.update.job.id}")
         context = Context(1, SERVER_NODE, {}, RecordDict(), {})
-        self.pool.submit(self._number(chore), round(chore.due * 1e9), message, context)
+        self.pool.submit(self._number(task), round(task.due * 1e9), message, context)
 
-    def result(self, chore: ServerTask) -> Tree:
-        reply = self.pool.result(self._number(chore)).reply
+    def result(self, task: ServerTask) -> Tree:
+        reply = self.pool.result(self._number(task)).reply
         if reply.has_error():
-            return self.inline.result(chore)
+            return self.inline.result(task)
         found = wire_format.open_tree(bytearray(reply.content.array_records["result"]["tree"].data))
         return dict(found)
 
-    def forget(self, chore: ServerTask) -> None:
-        self.pool.result(self._number(chore))
+    def forget(self, task: ServerTask) -> None:
+        self.pool.result(self._number(task))
 
     @staticmethod
-    def _number(chore: ServerTask) -> int:
-        return -1 - chore.update.job.id
+    def _number(task: ServerTask) -> int:
+        return -1 - task.update.job.id

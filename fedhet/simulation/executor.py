@@ -1,8 +1,8 @@
-"""What the virtual grid asks of whatever computes its clients' answers: the pool on this machine, or a cluster.
+"""The interface between the virtual grid and what computes its clients' answers: a pool on this machine, or a cluster.
 
-A task's outcome depends on its message and its context alone. When, where and in which order tasks are computed must
-never show, so an executor is free in all of that: urgency is a hint. A task whose process died is an outcome too, an
-error reply with the state the client had before.
+A task's outcome depends on its message and its context alone. An executor may compute tasks at any time, anywhere and
+in any order; urgency is a hint. The outcome of a task whose process died is an error reply, with the state that the
+client had before.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from fedhet.flower.execution import Outcome
 
 
 class Executor(Protocol):
-    """Takes tasks and hands out their outcomes, each once, in the order they are asked for."""
+    """Takes tasks and returns their outcomes, each once, in any order."""
 
     def submit(self, number: int, urgency: int, message: Message, context: Context) -> None:
-        """Take a task on; returns at once. Lower urgency (nanoseconds of virtual arrival) is computed earlier."""
+        """Submit a task; returns at once. Lower urgency (nanoseconds of virtual arrival) is computed earlier."""
         ...
 
     def result(self, number: int) -> Outcome:
-        """Wait for a task's outcome and forget it. Raises KeyError if it was never submitted."""
+        """Wait for a task's outcome, once. Raises KeyError if it was not submitted."""
         ...
 
     def close(self) -> None:
-        """End the workers; tasks that are not done are dropped."""
+        """End the workers; unfinished tasks are dropped."""
         ...

@@ -1,11 +1,11 @@
 """Any unchanged Flower app on the virtual grid: its ServerApp and ClientApp, our fleets and our clock.
 
-Virtual time is charged by the fleet's profiles: download and upload by the bytes of a message's arrays, training by a
-declared number of steps per `train` message and a third of that (forward only) per `evaluate`.
+Virtual time follows from the fleet's profiles: download and upload from the bytes of a message's arrays, training from
+a declared number of steps per `train` message and a third of that (forward only) per `evaluate`.
 
-One seed is the app's whole chance: the server draws from the global generators of Python, NumPy and PyTorch, seeded
-once, and a client from the same, seeded for each message by client and turn. What an app keeps in its modules' globals
-is its own affair: workers are processes, and with none the clients share the server's.
+One seed determines all random numbers of the app: the server draws from the global generators of Python, NumPy and
+PyTorch, seeded once, and a client from the same ones, seeded for each message by client and turn. State in the globals
+of an app's modules is not reset: workers are processes, and without workers the clients share the server's.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = ["AppError", "Summary", "load_app", "parse_run_config", "simulate"]
 
 logger = logging.getLogger("fedhet.simulation.flower_app")
 
-THEIRS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED)
-"""Errors that are the client's code's own."""
+CLIENT_CODE_ERRORS = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors that the client's code causes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a simulation did: virtual seconds, messages sent, how many of them were lost with their client's work, how
-    many the client's code raised on (or took its process along), bytes each way."""
+    """The totals of a simulation: virtual seconds, messages sent, messages lost (with their client's work), messages on
+    which the client's code raised or crashed, bytes to and from clients."""
 
     virtual_seconds: float
     messages: int
@@ -69,16 +69,16 @@ def simulate(
     """Run a Flower app in virtual time; returns when its ServerApp does. Raises what the ServerApp raises, and
     TooFewNodes where a strategy would wait for more clients than there are.
 
-    The app may be one of old (`ServerApp(server_fn=...)`, `ClientApp(client_fn)`): the clients of a round are under way
-    at once. `events` names a JSON-lines file for one row per message.
+    An app of the former API works too (`ServerApp(server_fn=...)`, `ClientApp(client_fn)`): the clients of a round
+    train at the same virtual time. `events` names a JSON-lines file with one row per message.
     """
     counts = {"messages": 0, "lost": 0, "failed": 0, "down": 0, "up": 0}
     config = dict(run_config or {})
     log = Lines(events) if events is not None else None
     turns: dict[int, int] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
 
-    def travel(message: Message, at_ns: int) -> Timing:
+    def timing_of(message: Message, at_ns: int) -> Timing:
         who = message.metadata.dst_node_id - FIRST_NODE
         size = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
         turn = turns[who] = turns.get(who, -1) + 1
@@ -93,12 +93,12 @@ def simulate(
             rng=stream(seed, "trip", who, turn),
         )
 
-    def observe(message: Message, trip: Timing) -> None:
+    def observe(message: Message, timing: Timing) -> None:
         counts["messages"] += 1
-        counts["lost"] += trip.lost is not None
+        counts["lost"] += timing.lost is not None
         size = sum(len(a.data) for r in message.content.array_records.values() for a in r.values())
         counts["down"] += size
-        counts["up"] += size if trip.lost is None and message.metadata.message_type.startswith("train") else 0
+        counts["up"] += size if timing.lost is None and message.metadata.message_type.startswith("train") else 0
         if log is not None:
             row = {
                 "t": grid.now(),
@@ -106,16 +106,18 @@ def simulate(
                 "job": counts["messages"] - 1,
                 "type": message.metadata.message_type,
             }
-            row |= {"client": message.metadata.dst_node_id - FIRST_NODE, "downloaded": trip.downloaded_ns / 1e9}
-            log.write(row | {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost})
+            row |= {"client": message.metadata.dst_node_id - FIRST_NODE, "downloaded": timing.downloaded_ns / 1e9}
+            log.write(
+                row | {"trained": timing.trained_ns / 1e9, "arrives": timing.arrived_ns / 1e9, "lost": timing.lost}
+            )
 
-    def heard(message: Message, reply: Message) -> None:
-        if not reply.has_error() or reply.error.code not in THEIRS:
+    def answered(message: Message, reply: Message) -> None:
+        if not reply.has_error() or reply.error.code not in CLIENT_CODE_ERRORS:
             return
         counts["failed"] += 1
         reason = reply.error.reason or "no reason"
-        if reason not in told:  # of a thousand clients with one fault, one line
-            told.add(reason)
+        if reason not in reported:  # one line for a thousand clients with the same error
+            reported.add(reason)
             who = message.metadata.dst_node_id - FIRST_NODE
             logger.warning("client %d failed at a %s message: %s", who, message.metadata.message_type, reason)
 
@@ -123,11 +125,11 @@ def simulate(
         grid = VirtualGrid(
             pool,
             range(FIRST_NODE, FIRST_NODE + len(clients)),
-            travel,
+            timing_of,
             config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
             silent=lambda node: clients[node - FIRST_NODE].silent,
             observe=observe,
-            heard=heard,
+            heard=answered,
             run_config=config,
             polled=True,
         )

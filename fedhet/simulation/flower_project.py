@@ -1,7 +1,7 @@
-"""A Flower app where it lies: its module, the project whose pyproject.toml names it, and its run configuration.
+"""Loading a Flower app: its module, the project whose pyproject.toml names it, and its run configuration.
 
-What a run configuration means is what Flower makes of it: TOML scalars, nested tables as dotted keys, one file in
-their place, the app's own `[tool.flwr.app.config]` under the overrides, and no key that is not in it.
+A run configuration has the same meaning as in Flower: TOML scalars, nested tables as dotted keys, or one file instead;
+overrides replace values of the app's own `[tool.flwr.app.config]` and cannot add keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedhet.flower.compat import flat_config, parse_overrides
 A = TypeVar("A", ServerApp, ClientApp)
 
 PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
-"""What Flower's parser takes; it passes over the rest without a word."""
+"""A pair that Flower's parser accepts; it ignores any other text."""
 
 
 class AppError(ValueError):
@@ -35,16 +35,16 @@ class AppError(ValueError):
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with a pyproject.toml of a Flower app, and the run configuration it gives, flattened."""
+    """A folder with a pyproject.toml of a Flower app, and its run configuration, flattened."""
 
     folder: Path
     config: Mapping[str, Any]
 
 
 def find_project(file: Path) -> Project | None:
-    """The project of an app's file: the pyproject.toml beside it or, above, the first that names it as a component.
+    """The project of an app's file: the pyproject.toml in its folder, or the first above that names it as a component.
 
-    Raises AppError for one that is no TOML or whose configuration Flower would refuse.
+    Raises AppError if it is not TOML or if Flower would refuse its configuration.
     """
     file = file.resolve()
     for folder in file.parents:
@@ -55,7 +55,7 @@ def find_project(file: Path) -> Project | None:
             app = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("flwr", {}).get("app")
             if isinstance(app, dict) and (folder == file.parent or _names(app, folder, file)):
                 return Project(folder, flat_config(app.get("config")))
-        except ValueError as error:  # TOML's own is one
+        except ValueError as error:  # TOMLDecodeError is one
             raise AppError(f"{path}: {error}") from None
     return None
 
@@ -69,13 +69,13 @@ def _names(app: Mapping[str, Any], folder: Path, file: Path) -> bool:
 
 
 def load_app(spec: str, kind: type[A]) -> A:
-    """The app at `package.module:attribute` or `path/to/file.py:attribute`. Raises AppError saying what is missing."""
+    """The app at `package.module:attribute` or `path/to/file.py:attribute`. Raises AppError naming what is missing."""
     return load(spec, kind)[0]
 
 
 def load(spec: str, kind: type[A]) -> tuple[A, Project | None]:
     """An app with its project, if it has one. A file inside a package or a project is imported by its full name, as
-    Flower does, so that it finds its neighbours."""
+    Flower does, so that its own imports work."""
     place, colon, attribute = spec.rpartition(":")
     if not colon or not place:
         raise AppError(f"{spec!r}: write module:attribute or file.py:attribute")
@@ -124,8 +124,8 @@ def _on_path(root: Path) -> None:
 
 
 def parse_run_config(texts: str | Sequence[str]) -> dict[str, Any]:
-    """`key=value key=value`, or the name of a TOML file, as `flwr run --run-config` takes it. Raises ValueError for
-    what Flower refuses and for what it would pass over."""
+    """Parse `key=value key=value`, or the name of a TOML file, as `flwr run --run-config` does. Raises ValueError for
+    text that Flower refuses or would ignore."""
     given = [text for text in ([texts] if isinstance(texts, str) else texts) if text.strip()]
     if not given:
         return {}
@@ -140,7 +140,7 @@ def parse_run_config(texts: str | Sequence[str]) -> dict[str, Any]:
 
 
 def run_config(project: Project | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What the app sees: its own configuration with the overrides on top. Without a project every key is taken.
+    """The app's configuration with the overrides applied. Without a project every key is accepted.
 
     Raises ValueError for a key that the project does not have, naming the nearest.
     """

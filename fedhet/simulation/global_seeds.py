@@ -1,8 +1,8 @@
-"""The global generators of Python, NumPy and PyTorch, for code that is not ours and draws from them.
+"""Seeds for the global generators of Python, NumPy and PyTorch, for foreign code that draws from them.
 
-Nothing of fedhet's own draws from these (see `fedhet.numerics.rng`). Somebody's Flower app does, on both sides: its
-server has one stream for the run, its clients one for every message, named by client and turn. So no draw depends on
-who else drew, nor on the process it was drawn in.
+fedhet itself does not draw from these (see `fedhet.numerics.rng`). A Flower app does, on both sides: its server has one
+stream for the run, its clients one for every message, keyed by client and turn. So no draw depends on other clients'
+draws, nor on the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedhet.numerics.rng import number, seeded
 
 @dataclass(frozen=True)
 class Seeded:
-    """A client app that begins every message with generators of its own: of this seed and the message's name."""
+    """A client app that seeds the global generators for every message, from its seed and the message's id."""
 
     app: App
     seed: int

@@ -1,11 +1,11 @@
-"""Flower's servers of old in virtual time: `ServerApp(server_fn=...)`, which sends from one thread for each client.
+"""Servers of Flower's former API in virtual time: `ServerApp(server_fn=...)`, which sends from one thread per client.
 
-`flwr.server.server` makes a pool of threads for every phase of a round, submits a call for each client and waits for
-all; a `Server` of somebody's own often does the same in a copy of that code. While a simulation lasts these modules
-see a `concurrent.futures` whose pools begin when their futures are waited for, when all calls are known, and run them
-as a `Crew`. A pool without `max_workers` runs all its calls at once, where Flower's would run as many as the machine
-has processors and four more: so the timeline is the same on every machine. Futures hash to their turn, because Flower
-puts them into a set, whose order would otherwise be that of their addresses.
+`flwr.server.server` makes a thread pool for every phase of a round, submits a call per client and waits for all; custom
+subclasses of `Server` often copy that code. During a simulation these modules use a replaced `concurrent.futures`: its
+pools begin when their futures are waited for, so all calls are known, and run them as a `Crew`. A pool without
+`max_workers` runs all its calls at once, where Flower's would run four more than the machine has processors: so the
+timeline is the same on every machine. Futures hash to their number, because Flower puts them into a set, whose order
+would otherwise depend on addresses.
 
 Private to Flower 1.41 and 1.42: that module, and the two functions in which its strategies wait for nodes.
 """
@@ -37,8 +37,8 @@ class TooFewNodes(ValueError):
 
 @contextlib.contextmanager
 def crewed(crew: Crew, nodes: int) -> Iterator[None]:
-    """Let the threads of Flower's legacy servers, and of those derived from them, run as this crew. Where a strategy
-    would wait for more than these `nodes`, TooFewNodes is raised."""
+    """A context manager: the threads of Flower's legacy servers and their subclasses run as this crew. Raises
+    TooFewNodes where a strategy would wait for more than `nodes` nodes."""
     swaps = _swaps(crew)
 
     def no_more(seconds: float) -> NoReturn:
@@ -79,7 +79,7 @@ def _kinds(kind: type) -> Iterator[type]:
 
 
 def _swaps(crew: Crew) -> dict[int, Any]:
-    """What a module may have imported of `concurrent.futures`, by its id, and what it sees instead."""
+    """Replacements for what a module may have imported from `concurrent.futures`, by id of the original."""
     theirs = concurrent.futures
     ours = types.ModuleType(theirs.__name__)
     vars(ours).update({name: getattr(theirs, name) for name in theirs.__all__})
@@ -91,7 +91,7 @@ def _swaps(crew: Crew) -> dict[int, Any]:
 
 
 class _Future(concurrent.futures.Future[Any]):
-    """Of a call that begins when somebody waits for it."""
+    """The future of a call that begins when a result is waited for."""
 
     def __init__(self, number: int, pool: _Pool) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Future(concurrent.futures.Future[Any]):
 
 
 class _Pool(concurrent.futures.Executor):
-    """What `ThreadPoolExecutor` does, with a crew's threads."""
+    """A `ThreadPoolExecutor` with the threads of a crew."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Pool(concurrent.futures.Executor):
         self.begin()
 
     def begin(self) -> None:
-        """Do all calls that were submitted and have not begun; returns when they have ended."""
+        """Run all calls that were submitted and have not begun; returns when they have ended."""
         calls, self._calls = self._calls, []
         if calls:
             self._crew.run(calls, self._most)
@@ -150,7 +150,7 @@ class _Pool(concurrent.futures.Executor):
             if self._prepare is not None:
                 self._prepare()
             result = call()
-        except BaseException as error:  # who asks for the result sees it, as with any pool
+        except BaseException as error:  # raised where the result is read, as with any pool
             future.ended = next(self._ends)
             future.set_exception(error)
         else:

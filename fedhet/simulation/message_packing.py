@@ -1,8 +1,8 @@
-"""Flower messages for a worker process: large arrays go through the arena, everything else through a pipe.
+"""Flower messages for a worker process: large arrays go through shared memory (the arena), the rest through a pipe.
 
-Pickle's out-of-band buffers (protocol 5) do the separating: whatever holds a large array, a message or a client's
-state, is one short byte string and a list of places in the arena. A payload_record never leaves this process tree; what
-comes from elsewhere is never unpickled.
+Pickle's out-of-band buffers (protocol 5) separate them: a message or a client's state becomes one short byte string and
+a list of places in the arena. Pickled data never leave this process and its forks; data from elsewhere are never
+unpickled.
 """
 
 from __future__ import annotations
@@ -14,38 +14,39 @@ from typing import Any
 
 from flwr.app import Array
 
-SMALL = 1 << 14
-"""Bytes below which an array travels in the pipe with everything else."""
+MIN_SHARED_BYTES = 1 << 14
+"""Arrays smaller than this go through the pipe."""
 
 Place = tuple[int, int]
-"""Where an array's data lie in the arena: offset and bytes."""
+"""Where an array's data are in the arena: offset and size in bytes."""
 
 
 def pack(thing: Any, put: Callable[[Any], Place | None]) -> tuple[bytes, list[Place]]:
-    """A thing as bytes, and where its large arrays were put. `put` is given each one's data and may decline."""
+    """An object as bytes, and the places of its large arrays. `put` stores an array's data, or returns None to leave
+    them in the bytes."""
     places: list[Place] = []
 
-    def aside(buffer: pickle.PickleBuffer) -> bool:
+    def in_band(buffer: pickle.PickleBuffer) -> bool:
         place = put(buffer.raw().obj)
         if place is None:
-            return True  # into the pipe after all
+            return True
         places.append(place)
         return False
 
     out = io.BytesIO()
-    pickler = pickle.Pickler(out, protocol=5, buffer_callback=aside)
+    pickler = pickle.Pickler(out, protocol=5, buffer_callback=in_band)
     pickler.dispatch_table = {Array: _reduce}
     pickler.dump(thing)
     return out.getvalue(), places
 
 
 def unpack(data: bytes, buffers: Sequence[memoryview]) -> Any:
-    """The thing again; its large arrays are the given views, or copies of what came in the pipe."""
+    """The object; its large arrays are the given views, or copies of data in the bytes."""
     return pickle.loads(data, buffers=buffers)
 
 
 def _reduce(array: Array) -> Any:
-    if len(array.data) < SMALL:
+    if len(array.data) < MIN_SHARED_BYTES:
         return _small, (array.dtype, array.shape, array.stype, bytes(array.data))
     return _large, (array.dtype, array.shape, array.stype, pickle.PickleBuffer(array.data))
 
@@ -56,5 +57,5 @@ def _small(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array
 
 def _large(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
     array = Array(dtype, shape, stype, b"")
-    array.data = data  # a view, where the constructor insists on bytes
+    array.data = data  # a view; the constructor accepts bytes only
     return array

@@ -1,8 +1,8 @@
-"""Functions that run as if at once on a virtual grid, each in a thread that may wait there for replies.
+"""Functions that run concurrently in virtual time, each in a thread that may wait for replies on a virtual grid.
 
-One thread runs at a time and hands over when it waits or ends, in an order that nothing but the tasks and the virtual
-clock decides. Time passes when all of them wait: what they sent before that is under way at once, and no clock on the
-wall, no scheduler and no race has a part in it.
+One thread runs at a time and yields when it waits or ends, in an order that depends on the tasks and the virtual clock
+alone. Virtual time passes when all of them wait: the messages that they sent before are in flight at the same time. The
+wall clock, the scheduler of the system and races have no influence.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Protocol
 
 from flwr.app import Message
 
-LOOK = 10.0
-"""Seconds between looks at whether the thread that has the turn is still alive."""
+LIVENESS_CHECK_SECONDS = 10.0
+"""Seconds between checks of whether the running thread is still alive."""
 
 
 class Timed(Protocol):
-    """What a crew needs of its grid."""
+    """The methods of a grid that a crew uses."""
 
     def now(self) -> float: ...
 
@@ -29,14 +29,14 @@ class Timed(Protocol):
 
 
 class Abandoned(RuntimeError):
-    """What a waiting task sees when the run ends under it."""
+    """Raised in a waiting task when the run ends."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"the run ended while task {number} waited for replies")
 
 
 class _Member:
-    """A task in its thread: it has the turn, waits for its next one, or has ended."""
+    """A task in its thread: it is running, waits to continue, or has ended."""
 
     def __init__(self, number: int, work: Callable[[], None]) -> None:
         self.number, self.ended, self.abandoned = number, False, False
@@ -53,21 +53,21 @@ class _Member:
         return self._thread.ident is not None
 
     def go_on(self) -> None:
-        """Give it the turn until it waits or ends. Raises RuntimeError if its thread is gone without a word."""
+        """Let the thread run until it waits or ends. Raises RuntimeError if it died."""
         if not self.begun:
             self._thread.start()
         else:
             self._turn.release()
-        while not self._back.acquire(timeout=LOOK):
+        while not self._back.acquire(timeout=LIVENESS_CHECK_SECONDS):
             if not self._thread.is_alive() and not self._back.acquire(blocking=False):
                 raise RuntimeError(f"{self._thread.name} died")
         if self.ended:
-            self._thread.join(LOOK)  # its last step
+            self._thread.join(LIVENESS_CHECK_SECONDS)
 
     def rest(self) -> None:
-        """In its thread: give the turn back and wait for the next."""
+        """In its thread: yield, and wait to continue."""
         self._back.release()
-        self._turn.acquire()  # as long as the run lasts: whoever ends it gives every member a last turn
+        self._turn.acquire()  # without a timeout: when the run ends, every member continues once more
         if self.abandoned:
             raise Abandoned(self.number)
 
@@ -84,7 +84,7 @@ _HERE = threading.local()
 
 
 class Crew:
-    """Runs tasks on one grid. A task must not raise: it keeps its own failure, as a `Future`'s does."""
+    """Runs tasks on one grid. A task must not raise: it stores its own exception, as the task of a `Future` does."""
 
     def __init__(self, grid: Timed) -> None:
         self._grid = grid
@@ -92,11 +92,11 @@ class Crew:
 
     @property
     def aboard(self) -> bool:
-        """Whether the calling thread is one of a crew's."""
+        """Whether the calling thread belongs to a crew."""
         return getattr(_HERE, "member", None) is not None
 
     def exchange(self, names: Iterable[str], end: float | None) -> list[Message]:
-        """In a task: the replies to these messages, all of them or those there are by `end` (virtual seconds)."""
+        """In a task: wait for the replies to these messages, for all of them or until `end` (virtual seconds)."""
         member: _Member = _HERE.member
         if member.abandoned:
             raise Abandoned(member.number)
@@ -107,26 +107,26 @@ class Crew:
         return member.replies
 
     def run(self, tasks: Sequence[Callable[[], None]], at_once: int | None = None) -> None:
-        """Run tasks to their ends, in their order as far as the clock leaves a choice; no more than `at_once` begin
-        before others end. Raises what the grid's `wait` raises if all of them wait for what will not come, and
-        RuntimeError in a task."""
+        """Run tasks to their ends, at one virtual time in their order; at most `at_once` of them concurrently. Raises
+        what the grid's `wait` raises if all of them wait for replies that will not come, and RuntimeError if called
+        from a task."""
         if self.aboard:
             raise RuntimeError("a thread that waits for replies in virtual time cannot have threads of its own")
         fresh = deque(_Member(number, task) for number, task in enumerate(tasks))
         ready: deque[_Member] = deque()
         resting: dict[int, _Member] = {}
-        room = at_once or len(tasks)
+        free = at_once or len(tasks)
         try:
             while True:
-                while ready or (fresh and room):
+                while ready or (fresh and free):
                     if not ready:
-                        room -= 1
+                        free -= 1
                     member = ready.popleft() if ready else fresh.popleft()
-                    resting[member.number] = member  # whatever happens now, it is not forgotten
+                    resting[member.number] = member  # so that the cleanup below finds it after any exception
                     member.go_on()
                     if member.ended:
                         del resting[member.number]
-                        room += 1
+                        free += 1
                 if not resting:
                     return
                 ready.extend(self._next(resting))
@@ -138,20 +138,20 @@ class Crew:
                     member.go_on()
 
     def _next(self, resting: dict[int, _Member]) -> list[_Member]:
-        """Let time pass until somebody can go on; those who can, in the order of what they waited for."""
+        """Let virtual time pass until a member can continue; these members, in the order of their last replies."""
         ends = [member.end for member in resting.values() if member.end is not None]
         self._grid.wait(min(ends, default=None))
-        whole = []
+        complete = []
         for reply in self._grid.arrived(self._waits.keys()):
             member = self._waits.pop(reply.metadata.reply_to_message_id)
             member.waiting.remove(reply.metadata.reply_to_message_id)
             member.replies.append(reply)
             if not member.waiting:
-                whole.append(member)
+                complete.append(member)
         now = self._grid.now()
         for member in resting.values():
             if member.waiting and member.end is not None and member.end <= now:
                 for name in member.waiting:
                     del self._waits[name]
-                whole.append(member)
-        return whole
+                complete.append(member)
+        return complete

@@ -48,7 +48,7 @@ class VirtualTime:
     name: ClassVar[str] = "virtual"
 
     def check(self, experiment: Experiment) -> None:
-        """Nothing can be missing."""
+        """Nothing to check."""
 
     def run(self, experiment: Experiment, folder: Path, *, resume: bool, progress: Progress | None) -> Result:
         """Simulate it."""
@@ -59,10 +59,10 @@ class VirtualTime:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """Virtual time on the processors of a Ray cluster: the same bits as on one machine of that make.
+    """Virtual time on the processors of a Ray cluster: the same bits as on one machine of the same processor type.
 
     `address` is the cluster's head (host:port); "auto" is the cluster this machine belongs to, "" this machine alone.
-    `workers` processes run in the whole cluster; 0 is one on every processor. Machines build the experiment from its
+    `workers` processes run in the cluster; 0 is one per processor. Machines build the experiment from its
     configuration, so it needs one.
     """
 
@@ -71,7 +71,7 @@ class RayCluster:
     workers: int = 0
 
     def check(self, experiment: Experiment) -> None:
-        """Raises Misfit without ray, or where nothing answers at the address."""
+        """Raises Misfit if ray is not installed, or if no cluster answers at the address."""
         if importlib.util.find_spec("ray") is None:
             raise Misfit(f"transport={self.name} needs the package ray: {RAY}")
         if experiment.config:
@@ -99,13 +99,13 @@ class RayCluster:
 
 
 def code_of(experiment: Experiment) -> str:
-    """The fingerprint of all code of an experiment: fedhet's, and that of plug-ins from outside."""
+    """The fingerprint of all code of an experiment: fedhet's, and that of external plug-ins."""
     return plugin_code.combined(experiment.config.get("plugins", {}))
 
 
 def device_app(world: str, plugins: Sequence[str] = ()) -> ClientApp:
-    """The client app of one device, built from what `Experiment.for_devices` says. `plugins` are the run's modules from
-    outside, which this machine may have in another version."""
+    """The client app of one device, built from the JSON of `Experiment.for_devices`. `plugins` are the run's external
+    modules, of which this machine may have other versions."""
     device = factory.device(json.loads(world))
     return client_app(lambda message: device, seal=False, code=plugin_code.combined(plugin_code.here(plugins)))
 
@@ -114,24 +114,24 @@ def _in_virtual_time(
     experiment: Experiment, pool: Executor, folder: Path, *, resume: bool, progress: Progress | None
 ) -> Result:
     session = Session(experiment, folder, resume=resume, progress=progress, code=code_of(experiment), sealed=False)
-    clients, travel = experiment.clients, TimingModel(experiment)
-    muted, joules = False, dict[ClientId, float]()
+    clients, timing_model = experiment.clients, TimingModel(experiment)
+    resending, joules = False, dict[ClientId, float]()
 
-    def observe(message: Message, trip: Timing) -> None:
-        if muted:
+    def observe(message: Message, timing: Timing) -> None:
+        if resending:
             return
-        job = travel.last
+        job = timing_model.last
         power = clients[job.client].energy_joule_per_step
-        if power is not None and (trip.lost is None or trip.arrived_ns > trip.trained_ns > trip.downloaded_ns):
+        if power is not None and (timing.lost is None or timing.arrived_ns > timing.trained_ns > timing.downloaded_ns):
             joules[job.client] = joules.get(job.client, 0.0) + power * job.budget.steps * job.budget.width
-        fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": trip.downloaded_ns / 1e9}
-        fields |= {"trained": trip.trained_ns / 1e9, "arrives": trip.arrived_ns / 1e9, "lost": trip.lost}
+        fields: dict[str, object] = {"job": job.id, "client": job.client, "downloaded": timing.downloaded_ns / 1e9}
+        fields |= {"trained": timing.trained_ns / 1e9, "arrives": timing.arrived_ns / 1e9, "lost": timing.lost}
         session.record.emit(grid.now(), "client_timing", fields)
 
     grid = VirtualGrid(
         pool,
         range(FIRST_NODE, FIRST_NODE + len(clients)),
-        travel,
+        timing_model,
         config=lambda node: {"partition-id": node - FIRST_NODE, "num-partitions": len(clients)},
         silent=lambda node: clients[node - FIRST_NODE].silent,
         observe=observe,
@@ -139,21 +139,21 @@ def _in_virtual_time(
     session.server.server_tasks.set_executor(PoolExecutor(pool, InlineExecutor(dict(experiment.method.transforms))))
     loop = session.join(grid, grid, lambda client: client + FIRST_NODE)
     if session.resumed:
-        muted = True
+        resending = True
         grid.states.update(session.resumed.clients)
         joules.update({int(client): spent for client, spent in session.resumed.numbers["joules"].items()})
         for job in sorted(session.server.inflight.values(), key=lambda j: j.id):
             grid.now_ns = round(job.sent * 1e9)
             loop.resend(job)
         grid.now_ns = session.resumed.numbers["now_ns"]
-        muted = False
+        resending = False
     session.tally = lambda: energy(clients, joules)
     return session.go(lambda: {"now_ns": grid.now_ns, "joules": joules}, lambda: grid.states)
 
 
 def energy(clients: Clients, joules: Mapping[ClientId, float]) -> dict[str, Any]:
-    """What training took of the clients that declare what a step costs: all of it in joules (None: nobody declares
-    it), and how many clients it cost more than their battery holds."""
+    """Energy of training on the clients that declare the energy of a step: the total in joules (None: no client
+    declares it), and the number of clients that used more than their battery has."""
     if not joules:
         return {"energy_joules": None, "batteries_exhausted": None}
     holds = {client: clients[client].battery_joule for client in joules}
@@ -162,12 +162,12 @@ def energy(clients: Clients, joules: Mapping[ClientId, float]) -> dict[str, Any]
 
 
 class TimingModel:
-    """How long a job takes on its client's profile: download, training, upload; or where it is lost.
+    """The time of a job from its client's profile: download, training, upload; or when it is lost.
 
-    `last` is the job of the message asked about last. In memory a job needs the model, what it is sent, and twice what
-    it sends: the gradient is as large as the delta. That is the least; activations are not counted.
+    `last` is the job of the last call's message. A job needs memory for the model, its payload, and twice its answer:
+    the gradient is as large as the delta. This is a lower bound; activations are not counted.
 
-    Raises ValueError if no client could hold the model.
+    Raises ValueError if the model exceeds every client's memory.
     """
 
     last: Job

@@ -1,7 +1,8 @@
-"""Frames on a socket without a name: the pool's end, which never blocks, and a worker's, which always does.
+"""Frames on an unnamed socket pair: the pool's end, which never blocks, and a worker's end, which blocks.
 
-The pool would wait for ever if it wrote to a worker that does not read, or read the rest of an answer of one that is
-stopped. So it writes what the socket takes and keeps the rest, and keeps the beginning of an answer until all is there.
+A blocking pool would wait for ever if it wrote to a worker that does not read, or read the rest of an answer of a
+stopped one. So it writes what the socket accepts and buffers the rest, and buffers the beginning of an answer until it
+is complete.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ import socket
 import struct
 
 HEAD = struct.Struct("!Q")
-"""Before each frame, its length in bytes."""
+"""The header of a frame: its length in bytes."""
 
-PIECE = 1 << 18
+READ_BYTES = 1 << 18
+"""Bytes per read from the socket."""
 
 
 class Channel:
-    """The pool's end. It is `over` once the worker's end was found closed; what came before then still comes."""
+    """The pool's end. `over` is set when the worker's end is closed; frames received before are still returned."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.over = False
-        self._socket, self._owed, self._come = sock, bytearray(), bytearray()
+        self._socket, self._unsent, self._received = sock, bytearray(), bytearray()
 
     @property
-    def owes(self) -> bool:
-        """Whether there is something left to write."""
-        return bool(self._owed)
+    def has_unsent(self) -> bool:
+        """Whether there are buffered bytes to write."""
+        return bool(self._unsent)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -35,51 +37,51 @@ class Channel:
         self._socket.close()
 
     def send(self, frame: bytes) -> None:
-        """As much as the socket takes; `flush` writes more."""
-        self._owed += HEAD.pack(len(frame))
-        self._owed += frame
+        """Write as much of a frame as the socket accepts; `flush` writes the rest."""
+        self._unsent += HEAD.pack(len(frame))
+        self._unsent += frame
         self.flush()
 
     def flush(self) -> None:
-        """Write of what is left as much as the socket takes."""
+        """Write as much of the buffered bytes as the socket accepts."""
         try:
-            while self._owed:
-                with memoryview(self._owed) as view:
+            while self._unsent:
+                with memoryview(self._unsent) as view:
                     written = self._socket.send(view)
-                del self._owed[:written]
+                del self._unsent[:written]
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionResetError):
             self.over = True
 
     def receive(self) -> list[bytes]:
-        """The frames that are complete by now."""
+        """The frames that are complete now."""
         try:
-            while got := self._socket.recv(PIECE):
-                self._come += got
+            while got := self._socket.recv(READ_BYTES):
+                self._received += got
             self.over = True
         except BlockingIOError:
             pass
-        except ConnectionResetError:  # it was gone before it had read everything
+        except ConnectionResetError:  # the worker ended before it had read everything
             self.over = True
         frames, at = [], 0
-        while len(self._come) >= at + HEAD.size:
-            end = at + HEAD.size + HEAD.unpack_from(self._come, at)[0]
-            if len(self._come) < end:
+        while len(self._received) >= at + HEAD.size:
+            end = at + HEAD.size + HEAD.unpack_from(self._received, at)[0]
+            if len(self._received) < end:
                 break
-            frames.append(bytes(self._come[at + HEAD.size : end]))
+            frames.append(bytes(self._received[at + HEAD.size : end]))
             at = end
-        del self._come[:at]
+        del self._received[:at]
         return frames
 
 
 def send(sock: socket.socket, frame: bytes) -> None:
-    """A worker's end of `Channel`. Raises OSError once the pool is gone."""
+    """A worker's end: write a frame. Raises OSError after the pool has ended."""
     sock.sendall(HEAD.pack(len(frame)) + frame)
 
 
 def receive(sock: socket.socket) -> bytes:
-    """Wait for a frame. Raises OSError or EOFError once the pool is gone."""
+    """A worker's end: wait for a frame. Raises OSError or EOFError after the pool has ended."""
     return bytes(_exactly(sock, HEAD.unpack(_exactly(sock, HEAD.size))[0]))
 
 

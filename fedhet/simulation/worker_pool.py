@@ -29,7 +29,7 @@ from fedhet.flower.execution import App, Outcome, execute
 from fedhet.flower.job_batch import BatchingApp, JobRecord
 from fedhet.numerics.shared_memory import Arena, Slot
 from fedhet.simulation.message_packing import Place, pack, unpack
-from fedhet.simulation.worker import SHARES, PackedMessage, PackedRecord, serve
+from fedhet.simulation.worker import SLOT_FACTOR, PackedMessage, PackedRecord, serve
 from fedhet.simulation.worker_channel import Channel
 from fedhet.system import process_liveness as pulse
 from fedhet.system.process_liveness import Liveness
@@ -185,7 +185,7 @@ class Pool:
 
     def _watch(self, worker: _Worker) -> None:
         """Be told when it has answered, and when it takes more if there is more."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.line.owes else 0)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.line.has_unsent else 0)
         if self._selector.get_key(worker.line).events != events:
             self._selector.modify(worker.line, events, worker)
 
@@ -216,7 +216,7 @@ class Pool:
                 return place
 
             body, places = pack((task.message, task.context), put)
-            task.answer = self._arena.take(SHARES * lain) if lain else None
+            task.answer = self._arena.take(SLOT_FACTOR * lain) if lain else None
             task.packed = pickle.dumps(PackedMessage(task.number, body, places, task.answer))
         return task.packed
 
@@ -229,7 +229,7 @@ class Pool:
             return False
         place = self._share(task, brief.payload)
         if place is not None:
-            task.answer = self._arena.take(SHARES * place[1])
+            task.answer = self._arena.take(SLOT_FACTOR * place[1])
         payload = bytes(brief.payload) if place is None else place
         task.packed, task.brief = pickle.dumps(PackedRecord(task.number, brief.text, payload, task.answer)), True
         return True

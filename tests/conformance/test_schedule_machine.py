@@ -49,7 +49,8 @@ from fedhet.population.roster import Clients
 from fedhet.protocols import View
 from fedhet.provenance import source_tree
 from fedhet.runs import checkpoint
-from fedhet.runs.write_ahead_log import Journal, Journaled, replay
+from fedhet.runs.journaled_server import Journaled, replay
+from fedhet.runs.write_ahead_log import Journal
 from fedhet.testing.quadratic import QuadraticWorld
 from fedhet.types import Job, Memory, Tree, Update
 from strategies.budgets.fixed import Fixed

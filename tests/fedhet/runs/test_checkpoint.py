@@ -20,7 +20,8 @@ from fedhet.engine.update_validation import Gate, Rejected
 from fedhet.numerics import wire_format
 from fedhet.numerics.tree import FlatTree
 from fedhet.runs import checkpoint
-from fedhet.runs.write_ahead_log import Journal, Journaled, replay
+from fedhet.runs.journaled_server import Journaled, replay
+from fedhet.runs.write_ahead_log import Journal
 from fedhet.testing.quadratic import QuadraticWorld, equal_clients
 from fedhet.types import Update
 from strategies.budgets.fixed import Fixed

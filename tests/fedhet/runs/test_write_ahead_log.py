@@ -17,8 +17,9 @@ from fedhet.engine.update_validation import Gate
 from fedhet.flower.compat import claim_identity
 from fedhet.numerics import wire_format
 from fedhet.runs.event_log import read_rows
+from fedhet.runs.journaled_server import Journaled, replay
 from fedhet.runs.session import Session
-from fedhet.runs.write_ahead_log import Journal, Journaled, JournalError, alone, replay
+from fedhet.runs.write_ahead_log import Journal, JournalError, alone
 from fedhet.system.file_lock import occupied
 from fedhet.types import Budget, Job, Update
 from strategies.schedules.fedbuff import FedBuff

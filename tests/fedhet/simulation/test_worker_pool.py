@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from fedhet.flower.compat import ErrorCode, claim_identity
 from fedhet.flower.job_batch import JobRecord
 from fedhet.numerics.shared_memory import Arena
-from fedhet.simulation.worker import SHARES, Filler
+from fedhet.simulation.worker import SLOT_FACTOR, Filler
 from fedhet.simulation.worker_pool import UNDONE, Pool
 
 app = ClientApp()
@@ -228,14 +228,14 @@ def test_what_is_written_into_a_room_arrives_whole(size):
 def test_what_lies_in_its_slot_stays_there_and_the_rest_is_laid_behind_the_room():
     arena = Arena(1 << 24)
     arena.take(4096)
-    slot = arena.take(SHARES * 100_000)
+    slot = arena.take(SLOT_FACTOR * 100_000)
     fill = Filler(arena, slot)
-    assert len(fill.room) >= 100_000
-    fill.room[:5] = b"reply"
-    assert fill(fill.room[:50_000]) == (slot.at, 50_000)
+    assert len(fill.buffer) >= 100_000
+    fill.buffer[:5] = b"reply"
+    assert fill(fill.buffer[:50_000]) == (slot.at, 50_000)
     at, size = fill(b"other" * 20_000)
-    assert at >= slot.at + len(fill.room) and size == 100_000 and bytes(arena.view(at, 5)) == b"other"
-    assert bytes(fill.room[:5]) == b"reply"
+    assert at >= slot.at + len(fill.buffer) and size == 100_000 and bytes(arena.view(at, 5)) == b"other"
+    assert bytes(fill.buffer[:5]) == b"reply"
     assert fill(bytes(slot.size)) is None, "what does not fit goes another way"
     elsewhere = arena.take(4096)
     copied = fill(arena.view(elsewhere.at, 4096))
