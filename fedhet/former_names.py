@@ -64,7 +64,6 @@ MODULES = {
     "enroll.ca": "federation.pki.ca",
     "enroll.canonical": "federation.pki.canonical_json",
     "enroll.certificates": "federation.pki.certificates",
-    "enroll.commands": "federation.server.commands",
     "enroll.desk": "federation.server.control_socket",
     "enroll.device": "federation.device.state",
     "enroll.device_commands": "federation.device.commands",

@@ -69,7 +69,10 @@ def test_every_public_name_is_there() -> None:
 
 def test_what_operates_a_federation_and_looks_after_it_does_not_load_torch() -> None:
     """`fedhet serve`, an agent and most commands train nothing, and loading torch takes longer than what they do."""
-    operator, device = ["commands", "serve", "run_supervisor", "submit"], ["commands", "agent", "doctor"]
+    operator, device = (
+        ["ca_commands", "client_commands", "serve", "run_supervisor", "submit"],
+        ["commands", "agent", "doctor"],
+    )
     modules = [*(f"server.{name}" for name in operator), *(f"device.{name}" for name in device)]
     code = "".join(f"import fedhet.federation.{name}\n" for name in modules) + "import fedhet.cli.submit, sys\n"
     subprocess.run(
