@@ -1,4 +1,4 @@
-"""`fedhet bench`: what things cost on the user's own machine."""
+"""`fedhet bench`: benchmarks on the user's own machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fedhet.errors import InputError
 
 
 def bench(only: Sequence[str], as_json: bool) -> None:
-    """Measure and print a section at a time; as JSON, all of them at the end."""
+    """Measure and print one section after another; as JSON, all at the end. Raises InputError for an unknown
+    section."""
     from fedhet.bench import table
 
     unknown = [name for name in only if name not in table.SECTIONS]
@@ -35,10 +36,10 @@ def bench(only: Sequence[str], as_json: bool) -> None:
         rows = [dataclasses.asdict(section) for section in found]
         print(json.dumps({"machine": about, "seconds": seconds, "sections": rows}, indent=1))
         return
-    told = ", ".join(f"{key} {value:.1f}" if key == "load" else f"{key} {value}" for key, value in about.items())
-    print(f"{told}; measured in {seconds:.0f} s")
+    values = ", ".join(f"{key} {value:.1f}" if key == "load" else f"{key} {value}" for key, value in about.items())
+    print(f"{values}; measured in {seconds:.0f} s")
     if float(about["load"]) > 0.5 * float(about["cores"]):
-        print("note: this machine is busy with other things, times on the clock are worth little", file=sys.stderr)
+        print("note: this machine is busy with other processes, so wall-clock times are unreliable", file=sys.stderr)
 
 
 def _put(section: object, out: Console) -> None:

@@ -1,6 +1,5 @@
-"""Commands of a device that is a client of a federation: `mount` hangs them under `fedhet`. Signatures only; the work
-is in fedhet/federation.
-"""
+"""Commands of a device: `fedhet join` and `fedhet client ...`, added to the command line by `mount`. Signatures and
+help texts only; the code is in fedhet/federation/device."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 
 def at_home(variable: str) -> Callable[[Path], Path]:
-    """An option's callback that puts the home folder for a leading `~` only when the command is run.
+    """An option callback that expands a leading `~` when the command runs.
 
-    Raises InputError where there is no home folder, naming the variable that makes up for it.
+    The callback raises InputError if there is no home folder, naming the environment variable to set instead.
     """
 
     def expand(path: Path) -> Path:
@@ -34,11 +33,15 @@ State = Annotated[
     Path,
     typer.Option("--state", envvar="FEDHET_CLIENT", help="This client's folder.", callback=at_home("FEDHET_CLIENT")),
 ]
-DataPath = Annotated[str, typer.Option("--data", help="Where this device's data are; the path is not told.")]
-Partition = Annotated[str, typer.Option("--partition", metavar="K/N", help="Which part of a common data set it is.")]
-Examples = Annotated[int, typer.Option("--examples", help="How many training examples there are.", min=0)]
+DataPath = Annotated[
+    str, typer.Option("--data", help="Where this device's data are; the path is not sent to the server.")
+]
+Partition = Annotated[
+    str, typer.Option("--partition", metavar="K/N", help="Which part of a common data set this device has.")
+]
+Examples = Annotated[int, typer.Option("--examples", help="Number of training examples.", min=0)]
 Labels = Annotated[Path | None, typer.Option("--labels", help="JSON file of examples by label.")]
-Seconds = Annotated[float, typer.Option("--benchmark", help="Seconds the benchmark may take; 0 leaves it out.", min=0)]
+Seconds = Annotated[float, typer.Option("--benchmark", help="Duration of the benchmark in seconds; 0 skips it.", min=0)]
 
 STATE = Path("~/.fedhet/client")
 
@@ -63,7 +66,7 @@ def join(
     state: State = STATE,
     json: Json = False,
 ) -> None:
-    """Make this device a client: verify the server, make keys, measure, ask, wait for approval."""
+    """Make this device a client: verify the server, generate keys, measure, apply, wait for approval."""
     from fedhet.federation.device import commands
 
     commands.join(state, token, name, (data, partition, examples, labels), benchmark, wait, json)
@@ -71,7 +74,7 @@ def join(
 
 @client.command("poll")
 def client_poll(state: State = STATE, json: Json = False) -> None:
-    """Ask what became of the application."""
+    """Ask for the state of the application."""
     from fedhet.federation.device import commands
 
     commands.poll(state, json)
@@ -96,8 +99,8 @@ def client_run(
 ) -> None:
     """Work for the federation until interrupted.
 
-    What --allow, --data and --hub name, each as often as needed, is kept for later starts in place of what was named
-    before; "" names nothing. Jobs may use fedhet's own plug-ins and the data that the device joined with anyway.
+    --allow, --data and --hub can be repeated. Their values are stored for later starts and replace earlier ones; ""
+    clears them. Jobs may always use fedhet's own plug-ins and the data that the device joined with.
     """
     from fedhet.federation.device import commands
 
@@ -106,7 +109,7 @@ def client_run(
 
 @client.command("doctor")
 def client_doctor(state: State = STATE, json: Json = False) -> None:
-    """Check all that could keep this device from working: check, problem, remedy."""
+    """Check everything that this device needs, and print problems with their remedies."""
     from fedhet.federation.device import commands
 
     commands.doctor(state, json)
@@ -115,7 +118,9 @@ def client_doctor(state: State = STATE, json: Json = False) -> None:
 @client.command("profile")
 def client_profile(
     benchmark: Seconds = 3.0,
-    send: Annotated[bool, typer.Option("--send/--no-send", help="Tell the server, and measure the link to it.")] = True,
+    send: Annotated[
+        bool, typer.Option("--send/--no-send", help="Send it to the server, and measure the link to it.")
+    ] = True,
     state: State = STATE,
     json: Json = False,
 ) -> None:
@@ -135,7 +140,7 @@ def client_renew(state: State = STATE, json: Json = False) -> None:
 
 @client.command("rotate")
 def client_rotate(state: State = STATE, json: Json = False) -> None:
-    """Get new keys of every kind; the client stays who it is, and the old keys are worth nothing."""
+    """Replace all keys; the client stays the same, and the old keys are revoked."""
     from fedhet.federation.device import commands
 
     commands.rotate(state, json)
@@ -155,7 +160,7 @@ def client_leave(
 
 @client.command("request")
 def client_request(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The request to carry to the operator.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The request file to take to the operator.")],
     name: Annotated[str, typer.Option("--name")] = "",
     data: DataPath = "",
     partition: Partition = "",
@@ -165,7 +170,7 @@ def client_request(
     state: State = STATE,
     json: Json = False,
 ) -> None:
-    """Ask to join without a path to the server: write a request file."""
+    """Apply without a connection to the server: write a request file."""
     from fedhet.federation.device import commands
 
     commands.request(state, out, name, (data, partition, examples, labels), benchmark, json)
@@ -174,11 +179,13 @@ def client_request(
 @client.command("import")
 def client_import(
     answer: Annotated[Path, typer.Argument(help="What `fedhet enroll sign` wrote.")],
-    root_fingerprint: Annotated[str, typer.Option("--root-fingerprint", help="SHA-256, told by another way.")],
+    root_fingerprint: Annotated[
+        str, typer.Option("--root-fingerprint", help="SHA-256 of the root, from the operator over another channel.")
+    ],
     state: State = STATE,
     json: Json = False,
 ) -> None:
-    """Take the operator's answer to a request file."""
+    """Import the operator's answer to a request file."""
     from fedhet.federation.device import commands
 
     commands.import_(state, answer, root_fingerprint, json)

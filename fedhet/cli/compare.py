@@ -1,6 +1,6 @@
-"""`fedhet compare` and `fedhet demo`: every combination of comma lists, each run in its own folder, one table.
+"""`fedhet compare` and `fedhet demo`: every combination of comma lists, each run in its own folder, and one table.
 
-The folder is the memory: a run that is finished there is kept, one that was interrupted is continued.
+The state is in the folder: runs that are finished there are kept, interrupted ones are continued.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedhet import former_names
-from fedhet.cli.common import new_folder, notice, put, resume_in, run_in
+from fedhet.cli.common import new_folder, notice, print_table, resume_in, run_in
 from fedhet.config import composition, overrides
 from fedhet.display import shown_lines
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.provenance import source_tree
 from fedhet.runs.event_log import write_atomic
 
-HOW = ("workers", "out", "checkpoint", "target", "replaced")
-"""Keys that do not make a run another run."""
+EXECUTION_KEYS = ("workers", "out", "checkpoint", "target", "replaced")
+"""Keys in which two configurations of the same run may differ."""
 
-TASKS = 720
-"""Where every run of a comparison ends unless it is told: a version is one task to an asynchronous method and all of a
-round to others, so that equally many versions compare nothing."""
+DEFAULT_TASKS = 720
+"""Client tasks at which every run of a comparison stops by default. Versions would not be comparable: an asynchronous
+method makes one per task, others one per round."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a comparison: its name is its folder."""
+    """One run of a comparison; `name` is its folder."""
 
     name: str
     cfg: DictConfig
     resolved: Mapping[str, Any]
     parts: tuple[str, ...] = ()
-    """The overrides that set it apart from the others."""
+    """The overrides in which it differs from the other runs."""
 
 
 def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder: Path | None, as_json: bool) -> None:
-    """The command, with its options in the order of `fedhet.cli.compare`."""
+    """`fedhet compare`. Raises InputError, ConfigError, Misfit, RunFailed and Interrupted."""
     if resume is not None:
         if out is not None or texts or folder is not None:
-            raise InputError("--resume goes on with what the folder says; give it alone")
-        texts, folder = _remembered(resume)
+            raise InputError("--resume continues with the folder's overrides; use it without other arguments")
+        texts, folder = _read_plan(resume)
         out = resume
     planned = plan(texts, folder)
-    for one in planned:  # all that have not begun, before any of them does
+    for one in planned:  # check every run that has not begun before the first one runs
         if out is None or not (out / one.name / "config.yaml").is_file():
             _prepared(one)
     where = out or new_folder(planned[0].cfg, "compare")
-    _remember(where, texts, folder, planned)
+    _write_plan(where, texts, folder, planned)
     finished, failed = [], []
     for k, one in enumerate(planned, 1):
         label = f"{one.name} ({k}/{len(planned)})"
@@ -66,13 +66,13 @@ def compare(texts: Sequence[str], out: Path | None, resume: Path | None, folder:
         except Interrupted:
             raise Interrupted(f"interrupted; continue with: fedhet compare --resume {where}") from None
     if finished:
-        conclude(finished, where, as_json)
+        print_comparison(finished, where, as_json)
     if failed:
         raise RunFailed(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}")
 
 
 def demo(texts: Sequence[str], out: Path | None, as_json: bool) -> None:
-    """The comparison in conf/demo.yaml; what is typed replaces what it says of the same key."""
+    """`fedhet demo`: the comparison in conf/demo.yaml; overrides replace its values for the same keys."""
     preset = [str(t) for t in _mapping(source_tree.conf() / "demo.yaml")["overrides"]]
     typed = {one.key_or_group for one in overrides.parse(texts)}
     kept = [t for t in preset if t.partition("=")[0] not in typed]
@@ -80,17 +80,17 @@ def demo(texts: Sequence[str], out: Path | None, as_json: bool) -> None:
 
 
 def plan(texts: Sequence[str], folder: Path | None) -> list[Planned]:
-    """Every combination, composed and its method built, before any is run. Raises ConfigError and Misfit."""
+    """Compose every combination and build its method. Raises ConfigError and Misfit."""
     from fedhet.config import factory
 
     swept, planned = overrides.sweeps(texts), dict[str, Planned]()
     ends = {one.key_or_group for one in overrides.parse(texts)} - {"stop.target"}
-    told = any(key.partition(".")[0] == "stop" for key in ends)
+    stop_given = any(key.partition(".")[0] == "stop" for key in ends)
     usual = composition.compose([], folder).stop
     for combination in overrides.product(texts):
         cfg = composition.compose(combination, folder)
-        if not told and {**cfg.stop, "target": None} == {**usual, "target": None}:
-            cfg.stop.versions, cfg.stop.tasks = None, TASKS
+        if not stop_given and {**cfg.stop, "target": None} == {**usual, "target": None}:
+            cfg.stop.versions, cfg.stop.tasks = None, DEFAULT_TASKS
         resolved = composition.resolved(cfg)
         factory.method(resolved)
         parts = [t for t in combination if t.partition("=")[0].lstrip("+") in swept]
@@ -114,7 +114,7 @@ def _prepared(one: Planned) -> None:
 
 
 def _run(one: Planned, folder: Path, label: str) -> Path:
-    """Run it, continue it or keep it; returns its folder."""
+    """Run it, continue it, or keep its result; returns its folder."""
     from fedhet.runs.result import Result
 
     if (folder / "config.yaml").is_file():
@@ -128,11 +128,11 @@ def _run(one: Planned, folder: Path, label: str) -> Path:
 
 
 def same_run(folder: Path, resolved: Mapping[str, Any]) -> None:
-    """Raises InputError if the folder holds a run of another configuration than this one."""
+    """Raises InputError if the folder contains a run of another configuration."""
     before = _mapping(folder / "config.yaml")
-    if differ := different(_what(before), _what(resolved)):
+    if differ := different(_method_keys(before), _method_keys(resolved)):
         raise InputError(
-            f"{folder} holds a run of another configuration ({', '.join(differ[:3])}): choose another folder with --out"
+            f"{folder} contains a run of another configuration ({', '.join(differ[:3])}): choose another one with --out"
         )
 
 
@@ -151,15 +151,15 @@ def different(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = ""
 def _mapping(path: Path) -> dict[str, Any]:
     loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     if not isinstance(loaded, dict):
-        raise InputError(f"{path} holds no configuration")
+        raise InputError(f"{path} contains no configuration")
     return dict(former_names.current({str(key): value for key, value in loaded.items()}))
 
 
-def _what(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in resolved.items() if k not in HOW}
+def _method_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in resolved.items() if k not in EXECUTION_KEYS}
 
 
-def _remember(where: Path, texts: Sequence[str], folder: Path | None, planned: Sequence[Planned]) -> None:
+def _write_plan(where: Path, texts: Sequence[str], folder: Path | None, planned: Sequence[Planned]) -> None:
     if where.exists() and not where.is_dir():
         raise InputError(f"{where} is a file; a comparison needs a folder")
     where.mkdir(parents=True, exist_ok=True)
@@ -171,16 +171,16 @@ def _remember(where: Path, texts: Sequence[str], folder: Path | None, planned: S
     write_atomic(where / "compare.json", json.dumps(row, indent=1) + "\n")
 
 
-def _remembered(where: Path) -> tuple[list[str], Path | None]:
+def _read_plan(where: Path) -> tuple[list[str], Path | None]:
     path = where / "compare.json"
     if not path.is_file():
-        raise InputError(f"{where} holds no comparison: there is no compare.json")
+        raise InputError(f"{where} contains no comparison: there is no compare.json")
     row = json.loads(path.read_text())
     return [str(t) for t in row["overrides"]], None if row["config_dir"] is None else Path(row["config_dir"])
 
 
-def conclude(folders: Sequence[Path], where: Path, as_json: bool) -> None:
-    """The table on standard output (or its rows as JSON), the page in the folder, and last the folder."""
+def print_comparison(folders: Sequence[Path], where: Path, as_json: bool) -> None:
+    """Print the table (or its rows as JSON), write the page, and print the folder last."""
     from fedhet.report import comparison_rows, comparison_table, write_comparison
     from fedhet.report.run_groups import read
     from fedhet.report.run_labels import without_effect
@@ -193,9 +193,9 @@ def conclude(folders: Sequence[Path], where: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(comparison_rows(results, target), indent=1))
     else:
-        put(comparison_table(results, target))
+        print_table(comparison_table(results, target))
     sys.stdout.flush()
-    for told in without_effect(rows):  # behind the table, where it is read
-        notice(told)
+    for stop_given in without_effect(rows):  # after the table, where it is seen
+        notice(stop_given)
     if not as_json:
         print(where)

@@ -32,7 +32,7 @@ def run(
 def compare(
     overrides: Overrides = None,
     out: Out = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue the comparison in this folder.")] = None,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
@@ -47,7 +47,7 @@ def compare(
 
 
 def demo(overrides: Overrides = None, out: Out = None, json: Json = False) -> None:
-    """Compare FedAvg and asynchronous training on twelve unlike clients with real data, in under a minute."""
+    """Compare FedAvg and asynchronous training on twelve different clients with real data, in under a minute."""
     from fedhet.cli import compare as cli_compare
 
     cli_compare.demo(overrides or [], out, json)
@@ -67,7 +67,7 @@ def simulate(
     events: Annotated[Path | None, typer.Option("--events", help="Write one JSON line per message here.")] = None,
     json: Json = False,
 ) -> None:
-    """Run an unchanged Flower app in virtual time on a fleet of unlike clients."""
+    """Run an unchanged Flower app in virtual time on a fleet of different clients."""
     from fedhet.cli import simulate as cli_simulate
 
     cli_simulate.simulate(server, client, overrides or [], nodes, fleet, run_config or [], steps, batch, events, json)

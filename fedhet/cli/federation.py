@@ -1,7 +1,7 @@
-"""Commands of who runs a federation of real clients: `mount` hangs them, and a device's (fedhet/cli/client.py), under
-`fedhet`. Signatures only; the work is in fedhet/federation.
+"""Commands of a federation: `mount` adds those of the operator and of a device (fedhet/cli/client.py) to the command
+line. Signatures and help texts only; the code is in fedhet/federation.
 
-A refusal is one line on standard error, or with --json one object on standard output, and the exit code of its error
+An error is one line on standard error, or with --json one object on standard output, and has its own exit code
 (fedhet/federation/common/errors.py).
 """
 
@@ -25,7 +25,7 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a submitted run.")]
 WaitFor = Annotated[
     int | None,
-    typer.Option("--wait-for", help="Begin when so many clients are there (default: those online now).", min=1),
+    typer.Option("--wait-for", help="Begin when this many clients have answered (default: those online now).", min=1),
 ]
 OnInterrupt = Annotated[str, typer.Option("--on-interrupt", help="What Ctrl-C does: ask, detach or stop.")]
 
@@ -46,11 +46,11 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Default: the endpoint's.")] = None,
     flower_port: Annotated[int | None, typer.Option("--flower-port", hidden=True)] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="No TLS: a proxy on this machine ends it. Loopback only.")
+        bool, typer.Option("--insecure", help="No TLS: a proxy on this machine terminates it. Loopback only.")
     ] = False,
     trusted_proxy: Annotated[
         list[str] | None,
-        typer.Option("--trusted-proxy", metavar="ADDR[/BITS]", help="Believe its X-Forwarded-For (default: nobody's)."),
+        typer.Option("--trusted-proxy", metavar="ADDR[/BITS]", help="Trust its X-Forwarded-For (default: nobody's)."),
     ] = None,
     passphrase_file: PassphraseFile = None,
     home: Home = HOME,
@@ -67,9 +67,9 @@ def serve(
 def submit(
     overrides: Overrides = None,
     wait_for: WaitFor = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start the run and come back at once.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start the run and return at once.")] = False,
     on_interrupt: OnInterrupt = "ask",
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue the run in this folder.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write (default: a new one in runs).")] = None,
     config_dir: Annotated[Path | None, typer.Option("--config-dir", help="A folder with more options.")] = None,
     passphrase_file: PassphraseFile = None,
@@ -85,14 +85,14 @@ def submit(
 
 
 def follow(folder: RunFolder, on_interrupt: OnInterrupt = "ask", json: Json = False) -> None:
-    """Follow a run that was submitted, to its end."""
+    """Follow a submitted run to its end."""
     from fedhet.cli import submit as cli_submit
 
     cli_submit.follow(folder, on_interrupt, json)
 
 
 def stop(folder: RunFolder, json: Json = False) -> None:
-    """Stop a run that was submitted; `fedhet submit --resume` goes on with it."""
+    """Stop a submitted run; `fedhet submit --resume` continues it."""
     from fedhet.cli import submit as cli_submit
 
     cli_submit.stop(folder, json)

@@ -18,19 +18,19 @@ clients = typer.Typer(help="Who has joined.", no_args_is_help=True)
 
 @enroll.command("invite")
 def enroll_invite(
-    name: Annotated[str, typer.Option("--name", help="The client's name (default: made up).")] = "",
+    name: Annotated[str, typer.Option("--name", help="The client's name (default: generated).")] = "",
     device_class: Annotated[str, typer.Option("--class", help="A class of the policy: edge or silo.")] = "edge",
-    hours: Annotated[float | None, typer.Option("--hours", help="How long the token can be used.", min=0.01)] = None,
-    count: Annotated[int, typer.Option("--count", help="Make several, without --name.", min=1)] = 1,
-    owner: Annotated[str, typer.Option("--owner", help="Whose they are; one owner has at most so many.")] = "",
+    hours: Annotated[float | None, typer.Option("--hours", help="Validity of the token.", min=0.01)] = None,
+    count: Annotated[int, typer.Option("--count", help="Number of tokens, without --name.", min=1)] = 1,
+    owner: Annotated[str, typer.Option("--owner", help="Their owner; the policy limits the clients of one.")] = "",
     label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Kept with the client.")
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label to store with the client.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write name,token lines to this CSV file.")] = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Make a token: one line to paste at the device, good for one of them, once."""
+    """Create a token: one line to paste on the device, for one device and one use."""
     from fedhet.federation.server import client_commands
 
     client_commands.invite(home, name, device_class, hours, count, owner, label or [], out, json)
@@ -38,7 +38,7 @@ def enroll_invite(
 
 @enroll.command("pending")
 def enroll_pending(home: Home = HOME, json: Json = False) -> None:
-    """Show the devices that wait."""
+    """Show the devices that wait for approval."""
     from fedhet.federation.server import client_commands
 
     client_commands.list_clients(home, ("pending",), json)
@@ -51,7 +51,7 @@ def enroll_approve(
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Let devices in."""
+    """Approve pending devices."""
     from fedhet.federation.server import client_commands
 
     client_commands.approve(home, names, passphrase_file, json)
@@ -59,7 +59,7 @@ def enroll_approve(
 
 @enroll.command("reject")
 def enroll_reject(name: Name, reason: Reason, home: Home = HOME, json: Json = False) -> None:
-    """Refuse a device."""
+    """Reject a pending device."""
     from fedhet.federation.server import client_commands
 
     client_commands.change(home, "reject", name, reason, json)
@@ -68,14 +68,14 @@ def enroll_reject(name: Name, reason: Reason, home: Home = HOME, json: Json = Fa
 @enroll.command("sign")
 def enroll_sign(
     request: Annotated[Path, typer.Argument(help="What `fedhet client request` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The answer to carry back.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The answer file to take back to the device.")],
     name: Annotated[str, typer.Option("--name")] = "",
     device_class: Annotated[str, typer.Option("--class")] = "edge",
     passphrase_file: PassphraseFile = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Let a device in that has no path to the server: a request file in, an answer file out."""
+    """Approve a device that has no connection to the server: reads a request file, writes an answer file."""
     from fedhet.federation.server import client_commands
 
     client_commands.sign(home, request, out, name, device_class, passphrase_file, json)
@@ -87,7 +87,7 @@ def clients_list(
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Show the clients: declared, measured and observed, kept apart."""
+    """Show the clients with their declared, measured and observed profiles."""
     from fedhet.federation.server import client_commands
 
     client_commands.list_clients(home, tuple(state or ()), json)
@@ -95,7 +95,7 @@ def clients_list(
 
 @clients.command("show")
 def clients_show(name: Name, home: Home = HOME, json: Json = False) -> None:
-    """Show all that is known of one client."""
+    """Show all that is stored about one client."""
     from fedhet.federation.server import client_commands
 
     client_commands.show(home, name, json)
@@ -105,12 +105,12 @@ def clients_show(name: Name, home: Home = HOME, json: Json = False) -> None:
 def clients_weight(
     name: Name,
     examples: Annotated[
-        int | None, typer.Option("--examples", help="So many (default: what it declares now).", min=0)
+        int | None, typer.Option("--examples", help="Number of examples (default: what it declares now).", min=0)
     ] = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Approve how many examples a client counts with; it cannot raise that by itself."""
+    """Approve the number of examples that a client is weighted with; it cannot raise that itself."""
     from fedhet.federation.server import client_commands
 
     client_commands.weight(home, name, examples, json)
@@ -118,7 +118,7 @@ def clients_weight(
 
 @clients.command("suspend")
 def clients_suspend(name: Name, reason: Reason = "", home: Home = HOME, json: Json = False) -> None:
-    """Shut a client out until it is resumed."""
+    """Suspend a client until it is resumed."""
     from fedhet.federation.server import client_commands
 
     client_commands.change(home, "suspend", name, reason, json)
@@ -126,7 +126,7 @@ def clients_suspend(name: Name, reason: Reason = "", home: Home = HOME, json: Js
 
 @clients.command("resume")
 def clients_resume(name: Name, home: Home = HOME, json: Json = False) -> None:
-    """Let a suspended client in again."""
+    """Make a suspended client active again."""
     from fedhet.federation.server import client_commands
 
     client_commands.change(home, "resume", name, "", json)
@@ -134,7 +134,7 @@ def clients_resume(name: Name, home: Home = HOME, json: Json = False) -> None:
 
 @clients.command("revoke")
 def clients_revoke(name: Name, reason: Reason, home: Home = HOME, json: Json = False) -> None:
-    """End a client for good, from its next message on."""
+    """Revoke a client for good, effective at its next message."""
     from fedhet.federation.server import client_commands
 
     client_commands.change(home, "revoke", name, reason, json)

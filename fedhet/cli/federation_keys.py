@@ -13,7 +13,7 @@ from fedhet.cli.options import HOME, Home, PassphraseFile, Yes
 ca = typer.Typer(help="The federation's certificates.", no_args_is_help=True)
 
 
-audit = typer.Typer(help="What was done, and whether the log is whole.", no_args_is_help=True)
+audit = typer.Typer(help="The audit log: what was done, and whether the log is intact.", no_args_is_help=True)
 
 
 @ca.command("init")
@@ -23,14 +23,17 @@ def ca_init(
     host: Annotated[list[str] | None, typer.Option("--host", help="A further name or address of the server.")] = None,
     passphrase_file: PassphraseFile = None,
     passphrase: Annotated[
-        bool, typer.Option("--passphrase/--no-passphrase", help="Whether the keys lie encrypted; if not, it says so.")
+        bool,
+        typer.Option(
+            "--passphrase/--no-passphrase", help="Whether the keys are encrypted; if not, a warning is shown."
+        ),
     ] = True,
     root: Annotated[Path | None, typer.Option("--root", help="Root certificate of an authority of your own.")] = None,
-    signer: Annotated[str, typer.Option("--signer", help="Its command: a request in, a chain out.")] = "",
+    signer: Annotated[str, typer.Option("--signer", help="Its signer command: reads a request, prints a chain.")] = "",
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Found a federation: root, issuing key, server certificate; prints the root's fingerprint."""
+    """Create a federation: root, issuing key, server certificate; prints the root's fingerprint."""
     from fedhet.federation.server import ca_commands
 
     ca_commands.ca_init(home, federation, endpoint, host or [], passphrase_file, passphrase, root, signer, json)
@@ -39,13 +42,11 @@ def ca_init(
 @ca.command("passphrase")
 def ca_passphrase(
     passphrase_file: PassphraseFile = None,
-    new: Annotated[
-        Path | None, typer.Option("--new-passphrase-file", help="The new one (default: it is asked for).")
-    ] = None,
+    new: Annotated[Path | None, typer.Option("--new-passphrase-file", help="The new one (default: a prompt).")] = None,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Encrypt keys that are not, or change the passphrase. Repeat it with the same two if it was interrupted."""
+    """Encrypt the keys, or change the passphrase. After an interruption, repeat it with the same two passphrases."""
     from fedhet.federation.server import ca_commands
 
     ca_commands.ca_passphrase(home, passphrase_file, new, json)
@@ -53,12 +54,14 @@ def ca_passphrase(
 
 @ca.command("rotate")
 def ca_rotate(
-    root: Annotated[bool, typer.Option("--root", help="The root as well; the old one signs the new one.")] = False,
+    root: Annotated[
+        bool, typer.Option("--root", help="Replace the root as well; the old one signs the new one.")
+    ] = False,
     compromised: Annotated[
         bool,
-        typer.Option("--compromised", help="The earlier issuing keys were stolen: devices are to refuse them."),
+        typer.Option("--compromised", help="The earlier issuing keys were stolen: devices will refuse them."),
     ] = False,
-    days: Annotated[float, typer.Option("--days", help="How long the new issuing key holds.", min=1, max=3650)] = 90.0,
+    days: Annotated[float, typer.Option("--days", help="Validity of the new issuing key.", min=1, max=3650)] = 90.0,
     passphrase_file: PassphraseFile = None,
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="root.key has another one: ask, or take FEDHET_ROOT_PASSPHRASE.")
@@ -66,7 +69,7 @@ def ca_rotate(
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Replace the issuing key; certificates of the old one hold until they expire, unless it was stolen."""
+    """Replace the issuing key; certificates of the old one stay valid until they expire, unless --compromised."""
     from fedhet.federation.server import ca_commands
 
     ca_commands.ca_rotate(home, root, compromised, days, passphrase_file, passphrase, json)
@@ -76,7 +79,7 @@ def ca_rotate(
 def ca_rotate_operator(
     compromised: Annotated[
         bool,
-        typer.Option("--compromised", help="The present key was stolen or lost: root.key names the new one."),
+        typer.Option("--compromised", help="The present key was stolen or lost: root.key signs the new one."),
     ] = False,
     passphrase_file: PassphraseFile = None,
     passphrase: Annotated[
@@ -86,7 +89,7 @@ def ca_rotate_operator(
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Replace the key that signs what devices build; they follow from the present key, or from the root, to the new."""
+    """Replace the key that signs run configurations; devices accept the new key through the present one or the root."""
     from fedhet.federation.server import ca_commands
 
     ca_commands.ca_rotate_operator(home, compromised, passphrase_file, passphrase, yes, json)
@@ -107,11 +110,11 @@ def ca_crl(
 
 @audit.command("verify")
 def audit_verify(
-    head: Annotated[str, typer.Option("--head", help="A head printed earlier, which the log must hold still.")] = "",
+    head: Annotated[str, typer.Option("--head", help="A head printed earlier, which the log must still contain.")] = "",
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Check every line of the audit log, and every client against it; names the first that is not in order."""
+    """Verify every line of the audit log, and every client against it; names the first fault."""
     from fedhet.federation.server import audit_commands
 
     audit_commands.audit_verify(home, head, json)
@@ -119,12 +122,12 @@ def audit_verify(
 
 @audit.command("rekey")
 def audit_rekey(
-    reason: Annotated[str, typer.Option("--reason", help="Why the key is lost; kept in the log.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why the key is lost; stored in the log.")] = "",
     yes: Yes = False,
     home: Home = HOME,
     json: Json = False,
 ) -> None:
-    """Go on with a new key after audit.key was lost or damaged; says what is found, and what is not proved any more."""
+    """Continue with a new key after audit.key was lost or damaged; shows what can no longer be verified."""
     from fedhet.federation.server import audit_commands
 
     audit_commands.audit_rekey(home, reason, yes, json)

@@ -45,7 +45,7 @@ def partition_show(
     picture: Annotated[Path | None, typer.Option("--picture", help="Write an SVG here as well.")] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Print who holds what: fedhet partition show partition=dirichlet partition.alpha=0.1."""
+    """Print which client has which data: fedhet partition show partition=dirichlet partition.alpha=0.1."""
     from fedhet.cli import show
 
     show.partition(overrides or [], picture, config_dir)
@@ -56,7 +56,7 @@ def explain(
     client: Annotated[int, typer.Option("--client", help="A client's number.")],
     every: Annotated[bool, typer.Option("--all", help="All its jobs, not the first 20.")] = False,
 ) -> None:
-    """Tell why a client got the work it got, from the record of a run."""
+    """Explain why a client got the jobs that it got, from the record of a run."""
     from fedhet.cli import show
 
     show.explain_client(folder, client, every)
@@ -80,7 +80,7 @@ def evaluate(
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """Score a finished run's model, on the run's data or on others."""
+    """Evaluate a finished run's model, on the run's data or on other data."""
     from fedhet.cli import use
 
     use.evaluate(folder, overrides or [], config_dir, json)
@@ -101,7 +101,7 @@ def export(
     ] = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Write a finished run's model for use elsewhere: a peft adapter or whole weights, with a model card."""
+    """Write a finished run's model for use elsewhere: a peft adapter or complete weights, with a model card."""
     from fedhet.cli import use
 
     use.export(folder, overrides or [], kind, out, max_rank, config_dir)

@@ -1,6 +1,7 @@
-"""The command line. Commands import what they need when they run, so that `fedhet --help` answers at once.
+"""The entry point `fedhet`. Commands import what they need when they run, so that `fedhet --help` is fast.
 
-Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted. Errors are one line on standard error.
+Exit codes: 0 success, 1 a run failed, 2 bad input, 130 interrupted; commands of a federation have the exit codes of
+their errors. Errors are one line on standard error.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nothing here phones anybody
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # no telemetry
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    source_tree.also(Path.cwd())  # plug-ins of the user's own, by dotted path
+    source_tree.also(Path.cwd())  # so that dotted paths find the user's own plug-ins
     former_names.as_notices()
     try:
         return int(app(given, standalone_mode=False) or 0)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (--help shows the options)", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, had enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

@@ -14,17 +14,19 @@ Home = Annotated[
     typer.Option("--home", envvar="FEDHET_HOME", help="The federation's folder.", callback=at_home("FEDHET_HOME")),
 ]
 Name = Annotated[str, typer.Argument(help="A client's name or node id.")]
-Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry and the audit log; told to the device.")]
+Reason = Annotated[
+    str, typer.Option("--reason", help="Stored in the registry and the audit log, and sent to the device.")
+]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
         "--passphrase-file",
         envvar="FEDHET_PASSPHRASE_FILE",
         show_default=False,
-        help="The passphrase of the federation's keys (default: FEDHET_PASSPHRASE, else it is asked for).",
+        help="The passphrase of the federation's keys (default: FEDHET_PASSPHRASE, else a prompt).",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether it is meant.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 HOME = Path("~/.fedhet/federation")

@@ -1,6 +1,6 @@
-"""What a run shows while it goes on: a bar on a terminal, now and then a plain line elsewhere.
+"""Progress of a run on standard error: a bar on a terminal, otherwise a line every few seconds.
 
-Drawn from the engine's callback and on standard error; there is no thread, and standard output stays clean.
+It is drawn from the engine's callback, without a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from fedhet.display import shown
 
-PLAIN_SECONDS, LONGEST_SECONDS = 5.0, 60.0
+LINE_INTERVAL_S, LONGEST_SECONDS = 5.0, 60.0
 """Between two lines where there is no terminal; twice as long each time within one version, up to the longest."""
 MANY = 1000
 """Jobs under way from which a line says how many were given out."""
@@ -27,21 +27,21 @@ MANY = 1000
 BUILD_SECONDS = 2.0
 """What is built before a run is named if it takes longer."""
 
-WINDOW = 30.0
-"""Seconds of real time the pace is taken over."""
+WINDOW_S = 30.0
+"""Seconds of real time over which the rate is measured."""
 
 
 class Pace:
-    """Client tasks per second and seconds that are left, from what the last `WINDOW` seconds did."""
+    """Client tasks per second and estimated time left, from the last `WINDOW_S` seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int, float]] = deque()
 
     def __call__(self, now: float, tasks: int, share: float | None) -> str:
-        """Take in how far a run is at the second `now`; says nothing before there is anything to compare with."""
+        """Record a run's state at the second `now` and return the text; "" before there is a difference to measure."""
         done = share or 0.0
         self._seen.append((now, tasks, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW:
+        while len(self._seen) > 2 and now - self._seen[1][0] >= WINDOW_S:
             self._seen.popleft()
         then, before, began = self._seen[0]
         if now <= then:
@@ -52,10 +52,10 @@ class Pace:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people write it: 0:07, 12:30, 3:05:00."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    """A duration as text: 0:07, 12:30, 3:05:00."""
+    total = round(seconds)
+    hours, minutes = divmod(total // 60, 60)
+    return f"{hours}:{minutes:02d}:{total % 60:02d}" if hours else f"{minutes}:{total % 60:02d}"
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ class Bar:
         self.name, self._stream = shown(name), stream if stream is not None else sys.stderr
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._next, self._pause, self._version = 0.0, PLAIN_SECONDS, -1
+        self._next, self._pause, self._version = 0.0, LINE_INTERVAL_S, -1
         self._seen = False
         self._pace = Pace()
 
@@ -123,7 +123,7 @@ class Bar:
             return
         if now >= self._next or (share == 1.0 and not self._seen):
             same, self._version = row["version"] == self._version, row["version"]
-            self._pause = min(2 * self._pause, LONGEST_SECONDS) if same else PLAIN_SECONDS
+            self._pause = min(2 * self._pause, LONGEST_SECONDS) if same else LINE_INTERVAL_S
             self._next, self._seen = now + self._pause, share == 1.0
             part = "" if share is None else f"{share:4.0%} "
             print(f"{self.name}: {part}{told}", file=self._stream, flush=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from fedhet.cli.common import resume_in, run_in, tell
+from fedhet.cli.common import print_result, resume_in, run_in
 from fedhet.config import composition, overrides
 from fedhet.errors import InputError
 
@@ -26,7 +26,7 @@ def run(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """The command, with its options in the order of `fedhet.cli.run`."""
+    """`fedhet run`. Raises InputError, ConfigError, Misfit, RunFailed and Interrupted."""
     if show not in (None, "job"):
         raise InputError(f"--cfg {show}: only `--cfg job` prints a configuration")
     if resume is not None and not multirun:
@@ -45,14 +45,14 @@ def run(
             OmegaConf.to_yaml(OmegaConf.create(composition.resolved(cfg)) if resolve else cfg, resolve=resolve), end=""
         )
         return None
-    tell(run_in(cfg, out), as_json)
+    print_result(run_in(cfg, out), as_json)
     return None
 
 
 def hydra_folder(texts: Sequence[str], out: Path | None) -> tuple[list[str], Path | None]:
-    """Overrides without Hydra's own, and the folder that `hydra.run.dir` names unless --out does.
+    """Split `hydra.run.dir` off the overrides; returns the others and the folder, which --out overrides.
 
-    Raises InputError for any other of Hydra's keys: without --multirun Hydra launches nothing.
+    Raises InputError for Hydra's other keys, which have no effect without --multirun.
     """
     kept = []
     for text in texts:
@@ -74,4 +74,4 @@ def _resume(folder: Path, texts: Sequence[str], as_json: bool, unusable: Sequenc
         workers = one.value()
     if unusable:
         raise InputError(f"{' and '.join(unusable)} cannot be used with --resume: the run goes on in its own folder")
-    tell(resume_in(folder, workers), as_json)
+    print_result(resume_in(folder, workers), as_json)

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: list, cite, fleet show, partition show, explain, report, version."""
+"""Commands that show things: list, cite, fleet show, partition show, explain, report, version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedhet.provenance import source_tree
 
 
 def list_options(axis: str | None, folder: Path | None, as_json: bool) -> None:
-    """Every option, an axis at a time."""
+    """`fedhet list`: every option, axis by axis."""
     found = catalog.entries(axis, folder)
     if as_json:
         print(json.dumps([dataclasses.asdict(entry) for entry in found], indent=1))
@@ -46,7 +46,7 @@ def list_options(axis: str | None, folder: Path | None, as_json: bool) -> None:
 
 
 def cite_method(texts: Sequence[str], folder: Path | None) -> None:
-    """BibTeX of a composed method."""
+    """`fedhet cite`: BibTeX of a composed method."""
     cfg = composition.resolved(composition.compose(texts, folder))
     unknown = [paper for paper in citations.papers(cfg) if paper not in catalog.bibliography()]
     print(citations.bibtex(cfg))
@@ -55,7 +55,7 @@ def cite_method(texts: Sequence[str], folder: Path | None) -> None:
 
 
 def fleet(texts: Sequence[str], picture: Path | None, folder: Path | None) -> None:
-    """A fleet as a table, with ranks if a budget chooses them; its picture as SVG if a file is named."""
+    """`fedhet fleet show`: a fleet as a table, with ranks if the budget chooses them; as SVG in `picture`."""
     from fedhet.config import factory
 
     _check_folder(picture)
@@ -66,7 +66,7 @@ def fleet(texts: Sequence[str], picture: Path | None, folder: Path | None) -> No
 
 
 def partition(texts: Sequence[str], picture: Path | None, folder: Path | None) -> None:
-    """A partition as a card; its picture as SVG if a file is named."""
+    """`fedhet partition show`: a summary of a partition; as SVG in `picture`."""
     from fedhet.config import factory
 
     _check_folder(picture)
@@ -86,7 +86,7 @@ def _show(module: str, name: str, *arguments: Any) -> None:
 
 
 def _check_folder(picture: Path | None) -> None:
-    """Raises InputError before anything is computed for a picture whose folder is not there."""
+    """Raises InputError if the folder of a picture does not exist."""
     if picture is not None and not picture.parent.is_dir():
         raise InputError(f"--picture {picture}: there is no folder {picture.parent}")
 
@@ -98,7 +98,7 @@ def _draw(module: str, thing: Any, picture: Path | None) -> None:
 
 
 def explain_client(folder: Path, client: int, every: bool) -> None:
-    """The story of a client's jobs."""
+    """`fedhet explain`: a client's jobs, from the record of a run."""
     from fedhet.runs import explain
     from fedhet.runs.event_log import read_rows
     from fedhet.runs.result import Result
@@ -113,7 +113,7 @@ def explain_client(folder: Path, client: int, every: bool) -> None:
 
 
 def rewrite(folder: Path) -> None:
-    """report.html of a run, or comparison.html of a folder of runs."""
+    """`fedhet report`: write report.html of a run, or comparison.html of a folder of runs. Raises InputError."""
     from fedhet.report import write_comparison, write_report
     from fedhet.runs.result import Result
 
@@ -126,11 +126,11 @@ def rewrite(folder: Path) -> None:
             Result.read(run).check_all()
         print(write_comparison(runs, folder / "comparison.html"))
     else:
-        raise InputError(f"{folder} holds no finished run: there is no result.json")
+        raise InputError(f"{folder} contains no finished run: there is no result.json")
 
 
 def versions() -> None:
-    """fedhet, the code's fingerprint, and what it stands on."""
+    """`fedhet version`: versions of fedhet, its source tree's hash, and the packages that results depend on."""
     print(f"fedhet {__version__} in {source_tree.root()}")
     print(f"code {source_tree.fingerprint()}")
     print(f"python {sys.version.split()[0]}")

@@ -1,4 +1,4 @@
-"""`fedhet simulate`: somebody's Flower app, unchanged, on a fleet of ours in virtual time."""
+"""`fedhet simulate`: an unchanged Flower app on a simulated fleet in virtual time."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def simulate(
     events: Path | None,
     as_json: bool,
 ) -> None:
-    """The command, with its options in the order of `fedhet.cli.simulate`."""
+    """`fedhet simulate`: load both apps, simulate, and print the summary."""
     more = [f"fleet={fleet}"] if fleet is not None else []
     more += [f"fleet.clients={nodes}"] if nodes is not None else []
     cfg = composition.resolved(composition.compose([*more, *texts]))
     overrides = flower_project.parse_run_config(run_config)
-    with seeded(int(cfg["seed"])):  # an app may draw its first weights as it is imported
+    with seeded(int(cfg["seed"])):  # an app may initialise its weights at import
         app, project = flower_project.load(server, ServerApp)
         other = flower_project.load_app(client, ClientApp)
     summary = simulation.simulate(

@@ -1,4 +1,4 @@
-"""`fedhet submit`, `follow` and `stop`: a method on real clients, from the operator's terminal."""
+"""`fedhet submit`, `fedhet follow` and `fedhet stop`: runs on the real clients of a federation."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def submit(
     home: Path, texts: Sequence[str], least: int | None, detach: bool, on_interrupt: str, resume: Path | None,
     out: Path | None, folder: Path | None, passphrase: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check all that can be checked, sign what devices build, start the run, follow it."""
+    """`fedhet submit`: check and sign the configuration, start the run, follow it."""
     with spoken(as_json):
-        _known(on_interrupt)
+        _check_on_interrupt(on_interrupt)
         if resume is not None and (texts or out is not None):
-            raise InputError("--resume goes on in its own folder and configuration: leave out --out and overrides")
+            raise InputError("--resume continues in its own folder and configuration: leave out --out and overrides")
         link = SuperLink.served(home)
         if resume is not None:
             path = resume.resolve()
@@ -53,18 +53,18 @@ def submit(
                 raise EnrollError("E306", f"{path} is not a run folder: it has no config.yaml")
             if (path / "result.json").is_file():
                 return _end(path, as_json)
-            if occupied(path):  # it goes on already
+            if occupied(path):  # it is running already
                 return _detached(Submission.of(path), as_json) if detach else follow(path, on_interrupt, as_json)
-        there = clients.connected_clients(home, link)
-        wanted, needed = clients.required_clients(there, least)
+        clients_now = clients.connected_clients(home, link)
+        wanted, needed = clients.required_clients(clients_now, least)
         authority = Authority.load(home / "ca")
         authority.lock.ask = partial(obtain, passphrase)
         if resume is None:
-            operator_key.load(authority)  # before anything is written: it may need a passphrase
-            path = _prepare(texts, folder, out, there)
+            operator_key.load(authority)  # before anything is written: it may ask for a passphrase
+            path = _prepare(texts, folder, out, clients_now)
         _sign(authority, path, Policy.load(home / "policy.yaml").order_days)
         if not as_json:
-            online = f"{len(there.online)} of {len(there.active)} clients are online"
+            online = f"{len(clients_now.online)} of {len(clients_now.active)} clients are online"
             begins = "those of them that answer" if least is None else f"{least}"
             print(f"{online}; the run begins with {begins}", file=sys.stderr)
         made = Submission.begin(link, path, wanted, needed)
@@ -74,16 +74,16 @@ def submit(
 
 
 def follow(folder: Path, on_interrupt: str, as_json: bool) -> None:
-    """Follow a run that goes on, or show one that is done."""
+    """`fedhet follow`: follow a running run, or show the result of a finished one."""
     with spoken(as_json):
-        _known(on_interrupt)
+        _check_on_interrupt(on_interrupt)
         if (folder / "result.json").is_file():
             return _end(folder, as_json)
         return _follow(Submission.of(folder.resolve()), on_interrupt, as_json)
 
 
 def stop(folder: Path, as_json: bool) -> None:
-    """Stop a run that goes on."""
+    """`fedhet stop`: stop a run."""
     with spoken(as_json):
         if (folder / "result.json").is_file():
             raise EnrollError("E315", f"{folder} holds a finished run")
@@ -93,21 +93,22 @@ def stop(folder: Path, as_json: bool) -> None:
                 "E315", f"it has {ended.how}: {ended.why}" if ended.how == FAILED else f"it is {ended.how}"
             )
         made.stop()
-        say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
+        say(as_json, _state(made, "stopped"), f"stopped; go on with: fedhet submit --resume {folder}")
 
 
-def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there: ConnectedClients) -> Path:
-    """Compose for as many clients as there are, build everything once to see that it fits, and write the folder."""
+def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, clients_now: ConnectedClients) -> Path:
+    """Compose for the connected clients, check the experiment, and create the run folder. Raises InputError,
+    ConfigError, Misfit, and EnrollError E306 or E313."""
     from fedhet.runs.experiment import ON_GRID, Experiment
 
     given = {one.key_or_group for one in overrides.parse(list(texts))}
     cfg = composition.compose(texts, folder)
     if "fleet.clients" not in given and "clients" in cfg["fleet"]:
-        cfg = composition.compose([*texts, f"fleet.clients={there.expected}"], folder)
+        cfg = composition.compose([*texts, f"fleet.clients={clients_now.expected}"], folder)
     resolved = composition.resolved(cfg)
     experiment = Experiment.of({**resolved, "transport": ON_GRID})
     waits = clients.waiting_notice(
-        getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), there
+        getattr(experiment.method.schedule, "min_updates", 1), len(experiment.clients), clients_now
     )
     experiment.check()
     path = (out or common.new_folder(cfg)).resolve()
@@ -118,7 +119,7 @@ def _prepare(texts: Sequence[str], folder: Path | None, out: Path | None, there:
 
 
 def _sign(authority: Authority, path: Path, days: float) -> None:
-    """Give the run in a folder the operator's word on what devices build, unless it has it from before."""
+    """Sign the run's configuration with the operator key, unless it has a valid order already."""
     from fedhet.config import factory
     from fedhet.runs.experiment import for_devices
 
@@ -136,18 +137,18 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
                 made.follow(show, limits, on_step=lambda show=show: show.say(news()))  # type: ignore[misc]
             return _end(made.folder, as_json)
         except KeyboardInterrupt:
-            choice = _asked() if on_interrupt == "ask" else on_interrupt
+            choice = _ask_on_interrupt() if on_interrupt == "ask" else on_interrupt
             if choice == "detach":
                 return _detached(made, as_json)
             if choice == "stop":
                 made.stop()
-                say(as_json, _told(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
+                say(as_json, _state(made, "stopped"), f"stopped; go on with: fedhet submit --resume {made.folder}")
                 raise typer.Exit(130) from None
         except EnrollError as error:
             if error.data.get("killed"):
-                print("the run's process was killed; the server starts it again from its journal", file=sys.stderr)
-                if (next_life := made.restarted()) is not None:
-                    made = next_life
+                print("the run's process was killed; the server restarts it from its journal", file=sys.stderr)
+                if (next_run := made.restarted()) is not None:
+                    made = next_run
                     continue
                 error = made.end_error() if made.ended is not None else error
             if not as_json and "log" in error.data:
@@ -155,11 +156,11 @@ def _follow(made: Submission, on_interrupt: str, as_json: bool) -> None:
             raise error from None
 
 
-def _asked() -> str:
-    """What Ctrl-C is to mean. Without a terminal, or at a second Ctrl-C, the run goes on without us."""
+def _ask_on_interrupt() -> str:
+    """Ask what Ctrl-C means. Without a terminal, or at a second Ctrl-C: detach."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return "detach"
-    print("\nThe run goes on on the server. d: leave it (detach), s: stop it, c: go on following", file=sys.stderr)
+    print("\nThe run continues on the server. d: detach, s: stop it, c: continue following", file=sys.stderr)
     try:
         while True:
             print("d/s/c [d]: ", end="", file=sys.stderr, flush=True)
@@ -171,10 +172,12 @@ def _asked() -> str:
 
 
 def _detached(made: Submission, as_json: bool) -> None:
-    say(as_json, _told(made, "running"), f"the run goes on; follow it: fedhet follow {made.folder}", str(made.folder))
+    say(
+        as_json, _state(made, "running"), f"the run continues; follow it: fedhet follow {made.folder}", str(made.folder)
+    )
 
 
-def _told(made: Submission, state: str) -> dict[str, Any]:
+def _state(made: Submission, state: str) -> dict[str, Any]:
     return {"run_id": made.run_id, "state": state, "folder": str(made.folder)}
 
 
@@ -189,9 +192,9 @@ def _end(folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**result.row, "folder": str(folder)}, indent=1))
     else:
-        common.tell(result, False)
+        common.print_result(result, False)
 
 
-def _known(on_interrupt: str) -> None:
+def _check_on_interrupt(on_interrupt: str) -> None:
     if on_interrupt not in CHOICES:
         raise InputError(f"--on-interrupt {on_interrupt}: one of {', '.join(CHOICES)}")

@@ -1,7 +1,7 @@
 """`fedhet run --multirun`: every combination of comma lists through Hydra's sweeper and launcher.
 
-Each run has a numbered folder in the sweep's, which is its memory as with `fedhet compare`: finished runs are kept,
-interrupted ones are continued. A run that fails is one line on standard error; the others go on.
+Each run has a numbered folder in the sweep's folder, which holds the state as with `fedhet compare`: finished runs are
+kept, interrupted ones are continued. A failed run is one line on standard error; the others continue.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedhet.cli.common import new_folder, resume_in, run_in
-from fedhet.cli.compare import conclude, same_run
+from fedhet.cli.compare import print_comparison, same_run
 from fedhet.config import composition, overrides
 from fedhet.display import shown_lines
 from fedhet.errors import ConfigError, InputError, Interrupted, RunFailed
 from fedhet.provenance import source_tree
 from fedhet.runs.event_log import write_atomic
 
-MEMORY = "sweep.json"
-"""In a sweep's folder: what it runs."""
+STATE_FILE = "sweep.json"
+"""File of a sweep's folder that lists its runs."""
 
 
 def sweep(texts: Sequence[str], out: Path | None, resume: Path | None, folder: Path | None, as_json: bool) -> None:
-    """The command, with its options as in `fedhet.cli.run`; a table and a page at the end, as `fedhet compare` makes.
+    """`fedhet run --multirun`, with a table and a page at the end as of `fedhet compare`.
 
-    Raises ConfigError and Misfit for any combination before the first is run, InputError for a folder that holds
-    something else, RunFailed naming the combinations that failed, and Interrupted.
+    Raises ConfigError and Misfit for any combination before the first one runs, InputError for a folder with other
+    contents, RunFailed with the names of failed combinations, and Interrupted.
     """
     if resume is not None:
         if out is not None or texts or folder is not None:
-            raise InputError("--multirun --resume goes on with what the folder says; give it alone")
-        texts, folder = _remembered(resume)
+            raise InputError(
+                "--multirun --resume continues with the folder's overrides; use it without other arguments"
+            )
+        texts, folder = _read_plan(resume)
     texts, out = _sweep_folder(texts, resume or out)
     foreign = any(t.startswith("hydra/sweeper") for t in texts)
     plain = [t for t in texts if not t.lstrip("+").startswith(("hydra.", "hydra/"))]
@@ -46,7 +48,7 @@ def sweep(texts: Sequence[str], out: Path | None, resume: Path | None, folder: P
     where = out or new_folder(composition.compose(single, folder), "sweep")
     swept = overrides.sweeps(plain)
     names = [",".join(t for t in c if t.partition("=")[0].lstrip("+") in swept) for c in combinations]
-    _remember(where, texts, folder, names, continues=not foreign)
+    _write_plan(where, texts, folder, names, continues=not foreign)
     arguments = [*texts, f"hydra.sweep.dir={_quoted(where)}", "--multirun"]
     if folder is not None:
         arguments += ["--config-dir", str(folder.resolve())]
@@ -62,32 +64,34 @@ def _finish(where: Path, names: Sequence[str], as_json: bool) -> None:
     finished = [p for p in folders if (p / "result.json").is_file()]
     failed = [p.name for p in folders if p not in finished]
     total = len(folders)
-    if names:  # the sweeper is Hydra's own: folder k holds combination k
+    if names:  # with Hydra's own sweeper folder k belongs to combination k
         done, total = {p.name for p in finished}, len(names)
         failed = [name or f"run {k}" for k, name in enumerate(names) if str(k) not in done]
     for path in folders:
         if not any(path.iterdir()):
-            path.rmdir()  # Hydra makes a run's folder before the run is known to be possible
+            path.rmdir()  # Hydra creates a run's folder before the run is checked
     if finished:
-        conclude(finished, where, as_json)
+        print_comparison(finished, where, as_json)
     if failed:
         raise RunFailed(f"{len(failed)} of {total} runs failed: {'; '.join(failed)}")
 
 
 def _check(cfg: DictConfig) -> Mapping[str, Any]:
-    """A configuration whose run can begin. Raises ConfigError and Misfit."""
+    """Check that a configuration can run. Raises ConfigError and Misfit."""
     from fedhet.runs import runner
 
     return runner.prepare(cfg).resolved
 
 
 def _sweep_folder(texts: Sequence[str], out: Path | None) -> tuple[list[str], Path | None]:
-    """Overrides without the sweep's folder, and the folder that `hydra.sweep.dir` names unless --out does."""
+    """Split `hydra.sweep.dir` off the overrides; returns the others and the folder, which --out overrides."""
     kept = []
     for text in texts:
         key, _, value = text.lstrip("+").partition("=")
         if key == "hydra.sweep.subdir":
-            raise InputError(f"{text!r}: the runs of a sweep are in folders named by their number; only --out is free")
+            raise InputError(
+                f"{text!r}: the runs of a sweep are in folders named by their number; only --out can be chosen"
+            )
         if key == "hydra.sweep.dir" and value:
             out = out or Path(value.strip("'\""))
         else:
@@ -95,28 +99,28 @@ def _sweep_folder(texts: Sequence[str], out: Path | None) -> tuple[list[str], Pa
     return kept, out
 
 
-def _remember(where: Path, texts: Sequence[str], folder: Path | None, names: Sequence[str], continues: bool) -> None:
-    """Write what the sweep runs. Raises InputError if the folder holds another sweep or anything else."""
+def _write_plan(where: Path, texts: Sequence[str], folder: Path | None, names: Sequence[str], continues: bool) -> None:
+    """Write the list of runs. Raises InputError if the folder contains another sweep or other files."""
     row = {
         "overrides": list(texts),
         "config_dir": None if folder is None else str(folder.resolve()),
         "runs": {str(k): name.split(",") if name else [] for k, name in enumerate(names)},
     }
     if where.exists() and (not where.is_dir() or any(where.iterdir())):
-        if not (where / MEMORY).is_file():
+        if not (where / STATE_FILE).is_file():
             raise InputError(f"{where} is not empty: choose another folder with --out")
-        if json.loads((where / MEMORY).read_text()) != row:
-            raise InputError(f"{where} holds a sweep of other overrides: choose another folder with --out")
+        if json.loads((where / STATE_FILE).read_text()) != row:
+            raise InputError(f"{where} contains a sweep of other overrides: choose another folder with --out")
         if not continues:
-            raise InputError(f"{where}: a sweeper that decides as it goes cannot be continued; choose another folder")
+            raise InputError(f"{where}: an adaptive sweeper cannot be continued; choose another folder")
     where.mkdir(parents=True, exist_ok=True)
-    write_atomic(where / MEMORY, json.dumps(row, indent=1) + "\n")
+    write_atomic(where / STATE_FILE, json.dumps(row, indent=1) + "\n")
 
 
-def _remembered(where: Path) -> tuple[list[str], Path | None]:
-    path = where / MEMORY
+def _read_plan(where: Path) -> tuple[list[str], Path | None]:
+    path = where / STATE_FILE
     if not path.is_file():
-        raise InputError(f"{where} holds no sweep: there is no {MEMORY}")
+        raise InputError(f"{where} contains no sweep: there is no {STATE_FILE}")
     row = json.loads(path.read_text())
     return [str(t) for t in row["overrides"]], None if row["config_dir"] is None else Path(row["config_dir"])
 
@@ -124,7 +128,7 @@ def _remembered(where: Path) -> tuple[list[str], Path | None]:
 def _quoted(path: Path) -> str:
     text = str(path.resolve())
     if "'" in text:
-        raise ConfigError(f"{text}: Hydra takes no quotes in a folder's name")
+        raise ConfigError(f"{text}: Hydra allows no quotes in a folder's name")
     return f"'{text}'"
 
 
@@ -137,13 +141,13 @@ def _hydra(arguments: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(source_tree.conf()), config_name="config")(sweep_job)()
     except SystemExit as error:
         if error.code:
-            raise RunFailed("the sweep could not be carried out; what Hydra says is above") from None
+            raise RunFailed("the sweep failed; Hydra's message is above") from None
     finally:
         sys.argv = before
 
 
 def sweep_job(cfg: DictConfig) -> float | None:
-    """One run of a sweep; returns its accuracy, for a sweeper that optimises: NaN if the run failed."""
+    """Run one job of a sweep; returns its accuracy, for sweepers that optimise, or NaN if it failed."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg = HydraConfig.get()
@@ -153,7 +157,7 @@ def sweep_job(cfg: DictConfig) -> float | None:
         composition.note_replaced(cfg, hydra_cfg.runtime.choices, Path(own[0]) if own else None)
         accuracy = _run(cfg, out).row["accuracy"]
     except (KeyboardInterrupt, Interrupted):
-        raise KeyboardInterrupt from None  # Hydra takes any other exception for the job's own
+        raise KeyboardInterrupt from None  # Hydra treats any other exception as the job's failure
     except Exception as error:
         told = str(error) or type(error).__name__
         print(shown_lines(f"error: {out.name} ({' '.join(texts)}): {told}"), file=sys.stderr, flush=True)
@@ -162,7 +166,7 @@ def sweep_job(cfg: DictConfig) -> float | None:
 
 
 def _run(cfg: DictConfig, out: Path) -> Any:
-    """Run it, continue it or keep it."""
+    """Run it, continue it, or keep its result."""
     if (out / "config.yaml").is_file():
         resolved = composition.resolved(cfg)
         same_run(out, resolved)

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.table import Table
 
-from fedhet.cli.common import put
+from fedhet.cli.common import print_table
 from fedhet.errors import InputError
 from fedhet.runs.saved_run import Finished
 
 
 def evaluate(folder: Path, texts: Sequence[str], config_dir: Path | None, as_json: bool) -> None:
-    """The final model's scores beside those the run recorded."""
+    """Print the final model's scores next to those that the run recorded."""
     done = Finished.read(folder)
     world = done.world(texts, config_dir)
     scores = done.evaluate(world)
@@ -34,21 +34,21 @@ def evaluate(folder: Path, texts: Sequence[str], config_dir: Path | None, as_jso
     table.add_column("score", style="bold")
     table.add_column(str(row.get("data", "now")), justify="right")
     table.add_column("at the run's end", justify="right")
-    for name, told in (("accuracy", "{:.2%}"), ("loss", "{:.4f}"), ("worst_decile_accuracy", "{:.2%}")):
-        cells = [told.format(v) if v is not None else "–" for v in (row[name], done.result.row[name])]
+    for name, form in (("accuracy", "{:.2%}"), ("loss", "{:.4f}"), ("worst_decile_accuracy", "{:.2%}")):
+        cells = [form.format(v) if v is not None else "–" for v in (row[name], done.result.row[name])]
         table.add_row(name.replace("_", " "), *cells)
-    put(table)
+    print_table(table)
 
 
 def export(
     folder: Path, texts: Sequence[str], kind: str, out: Path, max_rank: int | None, config_dir: Path | None
 ) -> None:
-    """An adapter or whole weights with a model card; the last line printed is their folder."""
+    """Write an adapter or complete weights with a model card; the last line printed is their folder."""
     from fedhet.export import export as exports
     from fedhet.export.model_card import card
 
     if kind not in ("adapter", "merged"):
-        raise InputError(f"--to {kind}: there are adapter and merged")
+        raise InputError(f"--to {kind}: use adapter or merged")
     if max_rank is not None and kind == "merged":
         raise InputError("--max-rank belongs to --to adapter: merged weights have no rank")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fedhet.cli.progress import WINDOW, Bar, Pace, clock, told_if_long
+from fedhet.cli.progress import WINDOW_S, Bar, Pace, clock, told_if_long
 
 
 def test_the_pace_is_tasks_per_second_and_the_time_the_rest_will_take() -> None:
@@ -22,7 +22,7 @@ def test_only_the_last_seconds_count() -> None:
     pace = Pace()
     for second in range(100):
         pace(float(second), 10 * second, second / 1000)
-    slow = [pace(99.0 + i, 990 + i, 0.099 + 1e-4 * i) for i in range(1, int(WINDOW) + 1)]
+    slow = [pace(99.0 + i, 990 + i, 0.099 + 1e-4 * i) for i in range(1, int(WINDOW_S) + 1)]
     assert slow[-1] == ", 1.0 tasks/s, 2:29:40 left"
 
 
