@@ -1,7 +1,7 @@
-"""Combining updates and opening payloads, against reading the same bytes once and against Flower.
+"""Benchmarks of combining updates and decoding payloads, compared with reading the same bytes once and with Flower.
 
-The floor of a weighted sum is one pass over every update (`torch.sum` of each): no sum can be had without reading its
-terms. Flower's `aggregate_arrayrecords` gets the same numbers as the records its strategies receive.
+The lower bound of a weighted sum is one pass over every update (`torch.sum` of each). Flower's `aggregate_arrayrecords`
+gets the same numbers in the records that its strategies receive.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedhet.numerics.tree import FlatTree, Leaf, Schema
 
 READ, OURS, TORCH, FLOWER = "reading every update once", "fedhet", "torch, one by one", "Flower"
 LAYERS = 20
-"""Tensors that a model is divided into."""
+"""Tensors of the benchmark's model."""
 
 
 def schema(d: int) -> Schema:
@@ -31,13 +31,13 @@ def schema(d: int) -> Schema:
 
 
 def updates(n: int, d: int) -> list[FlatTree]:
-    """n updates of d float32 numbers, each in memory of its own as answers arrive."""
+    """n updates of d float32 numbers, each in its own memory."""
     shape, first = schema(d), torch.randn(d, generator=torch.Generator().manual_seed(0))
     return [FlatTree(shape, first * (1 + 0.1 * i)) for i in range(n)]
 
 
 def weighted_sum(n: int, d: int, repeats: int, threads: int, flower: bool = True) -> dict[str, Cost]:
-    """What a weighted mean of n updates of d numbers costs, by system; see the names above."""
+    """Cost of a weighted mean of n updates of d numbers, by system."""
     trees = updates(n, d)
     weights = [1.0 + i for i in range(n)]
     shares = [w / sum(weights) for w in weights]
@@ -60,7 +60,7 @@ def weighted_sum(n: int, d: int, repeats: int, threads: int, flower: bool = True
 
 
 def opening(d: int, repeats: int) -> dict[str, Cost]:
-    """What it costs to make tensors of a payload of d float32 numbers: ours, and Flower's own records."""
+    """Cost of decoding a payload of d float32 numbers to tensors: fedhet's format, and Flower's records."""
     one = updates(1, d)[0]
     payload, expects = wire_format.encode(one), one.schema
     record = _record(one)
@@ -84,7 +84,7 @@ def _reply(one: FlatTree, weight: float) -> RecordDict:
 
 
 def with_threads(threads: int, systems: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
-    """`in_turns` with so many torch threads."""
+    """`in_turns` with a number of torch threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

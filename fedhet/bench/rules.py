@@ -1,4 +1,4 @@
-"""What every configured combination rule costs, against reading its inputs once; one thread."""
+"""Benchmarks of every configured combination rule, compared with reading its inputs once; one thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Dense:
 
 
 class View:
-    """What rules look at beside the updates."""
+    """The view that rules get in addition to the updates."""
 
     roster = SimpleNamespace(total_examples=1_000_000)
 
@@ -44,17 +44,17 @@ class View:
 
 
 def configured(wrong: int) -> dict[str, Any]:
-    """The options of the rule axis that stand alone, told to withstand `wrong` updates where they can be told."""
+    """The options of the rule axis that need no inner rule, with `f=wrong` Byzantine updates where they have `f`."""
     found = {}
     for path in sorted((source_tree.conf() / "rule").glob("*.yaml")):
         node: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if "defaults" not in node:  # a rule of its own, not something in front of one
+        if "defaults" not in node:  # not a wrapper around another rule
             found[path.stem] = composition.instantiate({**node, **({"f": wrong} if "f" in node else {})}, "rule")
     return found
 
 
 def costs(n: int, d: int, repeats: int) -> tuple[dict[str, Cost], dict[str, str]]:
-    """Costs by rule, reading once among them, and for those that refuse such updates, why."""
+    """Cost by rule, including one pass of reading, and the error of each rule that refuses these updates."""
     trees = updates(n, d)
     given = [Update(Job(i, i, 0, 0, Budget(), 0.0), one, 1.0) for i, one in enumerate(trees)]
     systems: dict[str, Callable[[], Any]] = {READ: lambda: [one.flat.sum() for one in trees]}

@@ -1,4 +1,4 @@
-"""Simulated client tasks per second, beside the loop one writes by hand, on the same data with the same steps.
+"""Simulated client tasks per second, compared with a hand-written loop on the same data with the same steps.
 
 W1: a perceptron 784-200-200-10, 100 clients of 100 samples, 10 a round, one epoch in batches of 10, plain SGD.
 W3: softmax regression on 784 inputs, one step of one task, 100 sampled of the registered clients.
@@ -35,7 +35,7 @@ def overrides(w: Load, workers: int) -> list[str]:
 
 
 def ours(w: Load, workers: int) -> dict[str, float]:
-    """Warm tasks per second of the whole engine ("rate"), and its peak memory in bytes ("rss")."""
+    """Tasks per second of the engine after a warm-up ("rate"), and its peak memory in bytes ("rss")."""
     marks: list[tuple[float, int]] = []
     experiment = Experiment.of(composition.resolved(composition.compose(overrides(w, workers))))
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def ours(w: Load, workers: int) -> dict[str, float]:
 
 
 def hand(w: Load) -> dict[str, float]:
-    """The loop one writes first: a model, torch.optim.SGD, clients one after the other, a weighted running sum."""
+    """The hand-written loop: a model, torch.optim.SGD, clients one after the other, a running weighted sum."""
     world: Any = factory.world(composition.resolved(composition.compose(overrides(w, 0))), w["clients"])
     model = world.model().module
     torch.set_num_threads(1)
@@ -79,5 +79,5 @@ def hand(w: Load) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Most memory this process ever held, in bytes."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

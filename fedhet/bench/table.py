@@ -1,4 +1,4 @@
-"""The whole table of a machine: simulation, combination, opening payloads, rules; a section at a time."""
+"""The sections of `fedhet bench`: simulation, aggregation, decoding, rules; each is a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Section:
-    """A table: `rows` map the columns to numbers or text; what the numbers are is in `note`."""
+    """A table: `rows` map the columns to numbers or text; `note` explains them."""
 
     name: str
     title: str
@@ -31,7 +31,7 @@ class Section:
 
 
 def simulated() -> Section:
-    """Tasks per second on W1, with one worker and with one on every processor; and W3 with two fleets' sizes."""
+    """Tasks per second on W1, with one worker and with one per core; and on W3 with fleets of two sizes."""
     small = {**simulation.W1, "rounds": 40}
     cores = len(os.sched_getaffinity(0))
     systems: dict[str, Callable[[], dict[str, float]]] = {"loop by hand": lambda: simulation.hand(small)}
@@ -54,8 +54,8 @@ def simulated() -> Section:
     for clients in (1_000, 100_000):
         load = {**simulation.W3, "clients": clients, "rounds": 30}
         found = simulation.ours(load, min(8, cores))
-        told = f"softmax, 100 of {clients:,} clients"
-        rows.append({"load": told, "system": f"fedhet, workers={min(8, cores)}", "tasks/s": found["rate"]})
+        load_name = f"softmax, 100 of {clients:,} clients"
+        rows.append({"load": load_name, "system": f"fedhet, workers={min(8, cores)}", "tasks/s": found["rate"]})
     steps = native.backend("mlp")
     note = f"Client tasks per second of real time, warm; one torch thread per process; small steps: {steps}."
     return Section("simulation", "Simulated client tasks", note, ("load", "system", "tasks/s", "x hand"), tuple(rows))
@@ -82,7 +82,7 @@ def combined() -> Section:
 
 
 def opened() -> Section:
-    """Tensors out of a payload of 20 MB."""
+    """Decoding a payload of 20 MB to tensors."""
     costs = aggregation.opening(5_000_000, REPEATS)
     rows: tuple[Mapping[str, float | str], ...] = tuple(
         {"system": name, "ms": 1e3 * costs[name].seconds} for name in (READ, OURS, FLOWER)
@@ -112,7 +112,7 @@ SECTIONS: Mapping[str, Callable[[], Section]] = {
 
 
 def sections(names: tuple[str, ...]) -> Iterator[Section]:
-    """Measure what is named, one section after the other. torch's threads are as they were in the end."""
+    """Measure the named sections one after another. The number of torch threads is restored at the end."""
     before = torch.get_num_threads()
     try:
         for name in names:
@@ -122,7 +122,7 @@ def sections(names: tuple[str, ...]) -> Iterator[Section]:
 
 
 def machine() -> dict[str, str | float | int]:
-    """What the numbers were taken on."""
+    """The machine: processor, cores, load, and versions of Python and packages."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.is_file() else []
     model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())

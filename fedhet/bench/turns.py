@@ -1,7 +1,7 @@
-"""Measuring in turns: all systems once, then all again, so that a busy minute hurts all of them alike.
+"""Measurement in turns: all systems once, then all again, so that other load on the machine affects all of them alike.
 
-Ratios are taken within a turn and their median is told; seconds are medians too. Memory is the peak of the process
-above what it held before the call, the result included; None where the system does not tell (Linux does).
+Ratios are taken within a turn, and their median is reported; seconds are medians too. Memory is the increase of the
+process's peak during a call, including the result; None on systems other than Linux.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One system over all turns: seconds of the clock and of processor time (all threads), and bytes at the peak."""
+    """Measurements of one system: wall-clock and CPU seconds (all threads) per turn, and peak bytes."""
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
@@ -25,25 +25,25 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """The median on the clock."""
+        """Median wall-clock seconds."""
         return median(self.wall)
 
     @property
     def cpu_seconds(self) -> float:
-        """The median of processor time."""
+        """Median CPU seconds."""
         return median(self.cpu)
 
     def times(self, other: Cost) -> float:
-        """How many times as long as another system, on the clock: the median over turns."""
+        """Wall-clock time relative to another system's: the median over turns."""
         return median(a / b for a, b in zip(self.wall, other.wall, strict=True))
 
     def cpu_times(self, other: Cost) -> float:
-        """The same in processor time."""
+        """CPU time relative to another system's: the median over turns."""
         return median(a / b for a, b in zip(self.cpu, other.cpu, strict=True))
 
 
 def in_turns(systems: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Cost]:
-    """Every system once to warm up, where its memory is read, then `repeats` turns. Raises ValueError for no turns."""
+    """Run every system once to warm up and measure memory, then in `repeats` turns. Raises ValueError for no turns."""
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be at least 1")
     memory = {name: peak(call) for name, call in systems.items()}
@@ -60,18 +60,18 @@ def in_turns(systems: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
 
 
 def peak(call: Callable[[], Any]) -> float | None:
-    """Bytes a call needs at its peak beyond what is held already, its result included."""
+    """Increase of peak memory during a call, in bytes, including its result; None if the system does not report it."""
     gc.collect()
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
     except OSError:
         call()
         return None
-    held = _status("VmRSS")
+    resident = _status("VmRSS")
     result = call()
     high = _status("VmHWM")
     del result
-    return max(0.0, high - held)
+    return max(0.0, high - resident)
 
 
 def _status(key: str) -> float:

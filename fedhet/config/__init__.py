@@ -1,4 +1,4 @@
-"""From words on a command line to objects: options under conf/ composed by Hydra, checked, listed, cited and built.
+"""Configuration: options under conf/ and overrides, composed by Hydra, checked, listed, cited and built into objects.
 What the objects do belongs to `strategies`, `clients` and the engine."""
 
 from typing import Any

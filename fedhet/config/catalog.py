@@ -1,6 +1,6 @@
-"""What there is to choose from: every option of every axis, found in conf/ and described by its own docstring.
+"""The catalogue of options: every option of every axis, found in conf/ and described by the docstring of its target.
 
-Sources are read, not imported, so that listing stays quick and an optional package that is missing hides nothing.
+Sources are parsed, not imported, so that listing is fast and works without optional packages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One option of one axis. `targets` are the dotted paths in its file, `papers` the keys of what it rests on."""
+    """One option of an axis. `targets` are the dotted paths in its file, `papers` the bibliography keys of its
+    papers."""
 
     axis: str
     name: str
@@ -38,7 +39,7 @@ class Entry:
 
 
 def axes(folder: Path | None = None) -> list[str]:
-    """The axes in reading order, unknown ones last."""
+    """The axes in display order, additional ones last."""
     known = composition.options(folder)
     first = [axis for axis in (*METHOD, *WORLD) if axis in known]
     return first + sorted(set(known) - set(first))
@@ -48,13 +49,13 @@ def entries(axis: str | None = None, folder: Path | None = None) -> list[Entry]:
     """Every option, or those of one axis. Raises ConfigError for an axis that does not exist."""
     known = composition.options(folder)
     if axis is not None and axis not in known:
-        raise ConfigError(f"there is no axis {axis!r}{_meant(axis, known)}; there are {', '.join(axes(folder))}")
+        raise ConfigError(f"there is no axis {axis!r}{_hint(axis, known)}; there are {', '.join(axes(folder))}")
     chosen = axes(folder) if axis is None else [axis]
     return [_entry(_file(group, name, folder), group, name) for group in chosen for name in known[group]]
 
 
-def _meant(word: str, known: Mapping[str, list[str]]) -> str:
-    """The axis that a word begins or is near to, or the axes that have an option of that name, in brackets."""
+def _hint(word: str, known: Mapping[str, list[str]]) -> str:
+    """A hint in brackets for an unknown axis: axes with an option of that name, or the nearest axis or option."""
     having = [axis for axis, names in known.items() if word in names]
     if having:
         return f" ({word} is an option of {', '.join(having)})"
@@ -99,7 +100,7 @@ def _comment(text: str) -> str:
 def targets(node: Any) -> Iterator[str]:
     """Every `_target_` in a configuration node, outer ones first."""
     if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node)  # interpolations and missing values stay as they are
+        node = OmegaConf.to_container(node)  # interpolations are not resolved
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
@@ -109,21 +110,21 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def describe(target: str) -> str:
-    """The docstring of what a dotted path names, or else of its module; empty if it has none or is not found."""
+    """The docstring of a dotted path's class or function, else of its module; "" if there is none."""
     module, name = target.rpartition(".")[::2]
     documents = docstrings(module)
     return documents.get(name) or documents.get("", "")
 
 
 def cited(target: str) -> list[str]:
-    """Keys of the papers in the docstring of what a dotted path names; if there are none, those of its module."""
+    """Bibliography keys of the papers in the docstring of a dotted path's target, else in that of its module."""
     module, name = target.rpartition(".")[::2]
     documents = docstrings(module)
     return named(documents.get(name, "")) or named(documents.get("", ""))
 
 
 def named(text: str) -> list[str]:
-    """The papers a text names, by arXiv number or else by title, as keys of the bibliography, each once."""
+    """Bibliography keys of the papers that a text names by arXiv number or title, each once."""
     found, line = ARXIV.findall(text), " ".join(text.split())
     found += [key for key, paper in bibliography().items() if "venue" in paper and paper["title"] in line]
     return list(dict.fromkeys(found))
@@ -131,14 +132,14 @@ def named(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def bibliography() -> dict[str, Any]:
-    """conf/bibliography.yaml: a paper's arXiv number, or a word, to its title, authors and year."""
+    """conf/bibliography.yaml: title, authors and year by arXiv number or another key."""
     loaded = OmegaConf.to_container(OmegaConf.load(source_tree.conf() / "bibliography.yaml"))
     return {str(key): paper for key, paper in loaded.items()} if isinstance(loaded, dict) else {}
 
 
 @lru_cache(maxsize=512)
 def docstrings(module: str) -> Mapping[str, str]:
-    """Docstrings of a module ("") and of its classes and functions by name; empty if the source is not found."""
+    """Docstrings of a module (key "") and of its classes and functions; empty if the source is not found."""
     path = source_tree.root() / (module.replace(".", "/") + ".py")
     if not path.is_file():
         path = source_tree.root() / module.replace(".", "/") / "__init__.py"

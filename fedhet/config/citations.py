@@ -1,6 +1,5 @@
-"""BibTeX for exactly the parts of a composed method: the papers its docstrings name, with data from a table in conf/.
-
-A paper that is named and not in the table gets an entry with its arXiv number and nothing made up.
+"""BibTeX for the parts of a composed method: the papers that their docstrings name, with data from
+conf/bibliography.yaml. A paper that is not in that file gets an entry with its arXiv number only.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from omegaconf import DictConfig
 from fedhet.config import catalog
 
 CITED = (*catalog.METHOD[1:], "fleet", "data", "partition", "model", "attack", "aggregation")
-"""The axes whose parts can rest on a paper, in the order they are printed."""
+"""The axes whose parts may cite papers, in the order of printing."""
 
 
 def papers(cfg: DictConfig | Mapping[str, Any]) -> dict[str, list[str]]:
-    """Key of a paper to the parts that rest on it, for the preset and every part of a composed configuration."""
+    """The parts of a composed configuration, and its preset, by the key of the paper that they cite."""
     found: dict[str, list[str]] = {}
     strategy = cfg.get("strategy")
     for entry in catalog.entries("strategy"):
@@ -35,7 +34,7 @@ def papers(cfg: DictConfig | Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def bibtex(cfg: DictConfig | Mapping[str, Any]) -> str:
-    """One entry per paper, with a comment saying which parts rest on it; the same text for the same configuration."""
+    """One entry per paper, with a comment that names the parts that cite it. Deterministic."""
     return "\n\n".join(f"% {', '.join(parts)}\n{entry(paper)}" for paper, parts in papers(cfg).items())
 
 

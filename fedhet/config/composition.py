@@ -1,8 +1,7 @@
-"""From overrides to a configuration, and from its nodes to objects; Hydra does the work, the errors are ours.
+"""Composition of a configuration from overrides, and instantiation of its nodes, with Hydra and errors of our own.
 
-A group's option is a YAML file under conf/ or in a folder of the user's own, its `_target_` a dotted path: there is no
-registry. The dotted path of a class takes the place of an option's name, too.
-"""
+An option of a group is a YAML file under conf/ or in a folder of the user's own; its `_target_` is a dotted path, so
+there is no registry. The dotted path of a class can be given instead of an option's name."""
 
 from __future__ import annotations
 
@@ -28,16 +27,16 @@ from fedhet.provenance import plugin_code, source_tree
 __all__ = ["ConfigError", "compose", "instantiate", "resolved", "transforms"]
 
 METHOD = ("strategy", "schedule", "budget", "staleness", "space", "rule", "codec", "privacy", "optimizer", "work")
-"""The axes of a method; a strategy is a choice for each of the others."""
-MOST_WORKERS = 8
+"""The axes of a method; a strategy chooses an option for each of the others."""
+MAX_AUTO_WORKERS = 8
 """`workers: auto` starts one process a core, up to this many."""
 
 
 def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig:
-    """The configuration that `key=value` overrides select; `folder` holds more groups or options.
+    """Compose the configuration that `key=value` overrides select; `folder` contains further groups or options.
 
-    Raises ConfigError for an unknown group, option or key, a value of the wrong type, and what does not parse.
-    """
+    Raises ConfigError for an unknown group, option or key, a value of a wrong type, and an override that does not
+    parse."""
     source_tree.verify()
     texts = former_names.overrides(texts)
     parsed = overrides.parse(texts)
@@ -53,23 +52,23 @@ def compose(texts: Sequence[str] = (), folder: Path | None = None) -> DictConfig
 
 
 def note_replaced(cfg: DictConfig, choices: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Write into a configuration which of its strategy's parts were replaced; `choices` is group to option."""
-    usual = dict(_usual(str(choices["strategy"]), folder))
+    """Record in `cfg["replaced"]` which parts of its strategy were replaced; `choices` maps group to option."""
+    usual = dict(_strategy_choices(str(choices["strategy"]), folder))
     others = [axis for axis in METHOD[1:] if choices.get(axis) != usual.get(axis)]
     cfg["replaced"] = [f"{axis}={choices[axis]}" for axis in others]
 
 
 @lru_cache(maxsize=64)
-def _usual(strategy: str, folder: Path | None) -> tuple[tuple[str, Any], ...]:
+def _strategy_choices(strategy: str, folder: Path | None) -> tuple[tuple[str, Any], ...]:
     return tuple(_composed([f"strategy={strategy}"], folder)[1].items())
 
 
 def options(folder: Path | None = None) -> dict[str, list[str]]:
-    """Every group with its options, those of `folder` included; `folder` and what it lies in join the import path."""
+    """Every group with its options, including those of `folder`, which is added with its parent to the import path."""
     known = overrides.groups(source_tree.conf())
     if folder is not None:
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is no folder of configuration groups")
+            raise ConfigError(f"{folder} is not a folder of configuration groups")
         source_tree.also(folder.resolve().parent, folder)
         for group, names in overrides.groups(folder).items():
             known[group] = sorted({*known.get(group, []), *names})
@@ -83,7 +82,7 @@ def _compose(texts: Sequence[str], folder: Path | None) -> DictConfig:
 
 
 def _composed(texts: Sequence[str], folder: Path | None) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration without Hydra's own, and the option of every group."""
+    """The configuration without the key `hydra`, and the chosen option of every group."""
     more = [f"hydra.searchpath=[{folder.resolve().as_uri()}]"] if folder is not None else []
     try:
         with initialize_config_dir(str(source_tree.conf()), version_base="1.3", job_name="fedhet"):
@@ -97,10 +96,10 @@ def _composed(texts: Sequence[str], folder: Path | None) -> tuple[DictConfig, di
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A plain, resolved copy, ready to be saved: interpolations filled in, `workers: auto` a number, and the hashes of
-    the plug-ins from outside that it names, if it names any.
+    """A resolved copy of plain types, ready to be saved: interpolations filled in, `workers: auto` as a number, and the
+    hashes of external plug-ins.
 
-    Raises ConfigError for an interpolation that leads nowhere and for a bad number of workers.
+    Raises ConfigError for a broken interpolation, a missing value, and a bad seed, target or number of workers.
     """
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -112,7 +111,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     _check_numbers(plain)
     workers = plain.get("workers", 0)
     if workers == "auto":
-        plain["workers"] = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        plain["workers"] = min(MAX_AUTO_WORKERS, len(os.sched_getaffinity(0)))
     elif not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise ConfigError(f"workers={workers}: needs auto or a whole number, 0 for training in this process")
     if found := plugin_code.hashes(plain):
@@ -135,7 +134,7 @@ def _check_numbers(plain: Mapping[str, Any]) -> None:
 
 
 def _clients(_root_: DictConfig) -> int:
-    """`${clients:}`: how many clients the fleet has, also where it is not a number in its configuration."""
+    """The resolver `${clients:}`: the number of clients of the fleet, also if its configuration does not state it."""
     stated = OmegaConf.select(_root_, "fleet.clients")
     if isinstance(stated, int):
         return stated
@@ -147,9 +146,9 @@ OmegaConf.register_new_resolver("clients", _clients, replace=True)
 
 
 def instantiate(node: Any, key: str) -> Any:
-    """Build what a node describes; nested nodes come first. `key` is where it lies in the configuration.
+    """Instantiate a node, nested nodes first. `key` is its dotted key in the configuration, for error messages.
 
-    Raises ConfigError naming the key if the target does not exist or refuses its values.
+    Raises ConfigError with the key if the target does not exist or rejects its values.
     """
     if not isinstance(node, Mapping | DictConfig) or "_target_" not in node:
         raise ConfigError(f"{key}: nothing to build, {node!r} has no _target_")
@@ -162,15 +161,15 @@ def instantiate(node: Any, key: str) -> Any:
         if cause is None:
             raise ConfigError(f"{where}: {' '.join(message.split())}") from error
         if message.startswith("Error locating target"):
-            targets.locate(message.split(chr(39))[1], where)  # says what there is
+            targets.locate(message.split(chr(39))[1], where)  # raises an error that names what there is
             raise ConfigError(f"{where}: cannot import {message.split(chr(39))[1]}: {_last(cause)}") from error
         if isinstance(cause, ValueError | TypeError | OSError):
-            raise ConfigError(_of_part(where, _plain(cause), _inside(node, inner.strip()))) from cause
+            raise ConfigError(_with_key(where, _plain(cause), _inside(node, inner.strip()))) from cause
         raise cause from None
 
 
 def transforms(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
-    """The layers of one slot in order: none for `{}`, one for a node, several for a mapping of names to nodes."""
+    """The transforms of one slot in order: none for `{}`, one for a node, several for a mapping of names to nodes."""
     if not node:
         return ()
     if "_target_" in node:
@@ -179,16 +178,16 @@ def transforms(node: Mapping[str, Any], key: str) -> tuple[Any, ...]:
 
 
 def _inside(node: Mapping[str, Any] | DictConfig, key: str) -> Mapping[str, Any]:
-    """The node below another one at a dotted key, `node` itself for an empty key; empty if there is no mapping."""
+    """The mapping at a dotted key below `node`; `node` for an empty key, {} if there is no mapping."""
     found: Any = node
     for part in filter(None, key.split(".")):
         found = found.get(part) if isinstance(found, Mapping | DictConfig) else None
     return found if isinstance(found, Mapping | DictConfig) else {}
 
 
-def _of_part(where: str, text: str, node: Mapping[str, Any]) -> str:
-    """What a part says of its values, said of the keys that people set: `alpha=-1 ...` is `partition.alpha=-1 ...`."""
-    if re.match(r"\w+(\.\w+)+=", text):  # it names a whole key already
+def _with_key(where: str, text: str, node: Mapping[str, Any]) -> str:
+    """A part's error message with configuration keys: `alpha=-1 ...` becomes `partition.alpha=-1 ...`."""
+    if re.match(r"\w+(\.\w+)+=", text):  # it names a complete key already
         return text
     if unknown := re.search(r"(\w+) got an unexpected keyword argument '(\w+)'", text):
         near = overrides.nearest(unknown[2], overrides.parameters(str(node.get("_target_", ""))) or ())
@@ -198,7 +197,7 @@ def _of_part(where: str, text: str, node: Mapping[str, Any]) -> str:
 
 
 def _plain(error: Exception) -> str:
-    """A constructor's complaint without the constructor's inner name."""
+    """A constructor's error message without `.__init__()`."""
     return str(error).replace(".__init__()", "") or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""From a resolved configuration to objects: the method, the world, one device."""
+"""Builds objects from a resolved configuration: method, world, fleet, aggregation, transport, device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedhet.world import World
 
 
 def method(cfg: Mapping[str, Any]) -> Method:
-    """The composed method. Raises Misfit, and ConfigError naming the key of a bad value."""
+    """Build the method. Raises Misfit, and ConfigError with the key of a bad value."""
     work, layers = (
         composition.instantiate(cfg["work"], "work"),
         {slot: composition.transforms(cfg[slot], slot) for slot in TRANSFORM_SLOTS},
@@ -24,7 +24,7 @@ def method(cfg: Mapping[str, Any]) -> Method:
     if cfg["attack"]:
         attack = composition.instantiate(cfg["attack"], "attack")
         work = attack(work)
-        if isinstance(attack, Transform):  # it bends what goes on the wire, last of all
+        if isinstance(attack, Transform):  # an attack on the encoded update is applied last
             layers["codec"] += (attack,)
     return Method(
         schedule=composition.instantiate(cfg["schedule"], "schedule"),
@@ -38,7 +38,7 @@ def method(cfg: Mapping[str, Any]) -> Method:
 
 
 def world(cfg: Mapping[str, Any], clients: int) -> World:
-    """Data and partition for a number of clients."""
+    """Build the world (data, partition, model) for a number of clients. Raises ConfigError."""
     result: World = composition.instantiate(
         {
             **cfg["world"],
@@ -54,7 +54,7 @@ def world(cfg: Mapping[str, Any], clients: int) -> World:
 
 
 def fleet(cfg: Mapping[str, Any]) -> Clients:
-    """The clients and their profiles."""
+    """Build the clients with their profiles. Raises ConfigError."""
     built: Clients = composition.instantiate(cfg["fleet"], "fleet").build(int(cfg["seed"]))
     return built
 
@@ -69,16 +69,17 @@ class Ranked(Protocol):
 
 
 def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int] | None:
-    """The rank a client gets in its first job, 0 if it affords none; None if the budget does not choose by client.
+    """A function from client to the rank of its first job (0: it cannot afford any); None if the budget chooses no
+    ranks.
 
-    Data and model are loaded only for a budget that does: what a rank costs depends on the model.
+    Data and model are loaded only if it does: the cost of a rank depends on the model.
     """
     from fedhet.engine.server import Server
     from fedhet.engine.stopping import Limits
 
     parts = method(cfg)
     budget = parts.budget
-    if not isinstance(budget, Ranked) or not callable(budget.rank):  # others hold a number of that name
+    if not isinstance(budget, Ranked) or not callable(budget.rank):  # other budgets have a number of that name
         return None
     here = world(cfg, len(clients))
     roster = clients.with_examples(here.examples())
@@ -88,17 +89,17 @@ def ranks(cfg: Mapping[str, Any], clients: Clients) -> Callable[[ClientId], int]
 
 
 def aggregation(cfg: Mapping[str, Any]) -> Aggregation:
-    """Where updates are combined; with the server for configurations written before there was a choice."""
+    """Build the aggregation; `Flat` for configurations of versions without this axis. Raises ConfigError."""
     built: Aggregation = composition.instantiate(cfg["aggregation"], "aggregation") if "aggregation" in cfg else Flat()
     return built
 
 
 def transport(node: Mapping[str, Any]) -> Any:
-    """What carries a run, from its node of the configuration."""
+    """Build the transport of a run from its node. Raises ConfigError."""
     return composition.instantiate(node, "transport")
 
 
 def device(cfg: Mapping[str, Any]) -> Device:
-    """One device of its own: what a process far from the server builds from a job's configuration."""
+    """Build one device, in a process of its own, from a job's configuration. Raises ConfigError and Misfit."""
     here = world(cfg, int(cfg["clients"]))
     return Device(method(cfg), here.model(), here, int(cfg["seed"]))

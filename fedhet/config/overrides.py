@@ -1,6 +1,6 @@
-"""`key=value` as typed on the command line: parsed, held against what the configuration knows, multiplied out.
+"""Overrides (`key=value`) of the command line: parsing, checks against the configuration, and products of sweeps.
 
-Grammar and parser are Hydra's; what is added are checks that name the key, the value, and the nearest thing there is.
+Grammar and parser are Hydra's; the added checks name the key, the value, and the nearest existing name.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedhet import former_names
 from fedhet.errors import ConfigError
 
-LIST = "`fedhet list` shows what there is"
-LAYERS = ("optimizer", "staleness", "privacy", "codec")
-"""Axes that may hold several layers, each under a name of its own."""
+LIST_HINT = "`fedhet list` shows every option"
+TRANSFORM_AXES = ("optimizer", "staleness", "privacy", "codec")
+"""Axes that may have several transforms, each under a name of its own."""
 HIDDEN = ("hydra",)
-"""Groups of Hydra's own, which it checks itself."""
+"""Hydra's own groups, which Hydra checks itself."""
 
-OPTIONAL: dict[str, int | float] = {
+NULLABLE_KEYS: dict[str, int | float] = {
     "stop.versions": 0, "stop.seconds": 0.0, "stop.tasks": 0, "stop.target": 0.0, "timeout": 0.0, "max_weight": 0.0,
     "gate.clip": 0.0, "gate.per_buffer": 0, "gate.suspend_seconds": 0.0,
 }  # fmt: skip
-"""Keys outside the axes whose default may be null, with an example of what else they take."""
+"""Keys outside the axes whose default may be null, each with an example value of its type."""
 
 
 def parse(texts: Sequence[str]) -> list[Override]:
-    """Overrides by Hydra's grammar. Raises ConfigError naming the one that does not parse."""
+    """Parse overrides with Hydra's grammar. Raises ConfigError with the one that does not parse."""
     parser, parsed = OverridesParser.create(), []
     for text in former_names.overrides(texts):
         if "=" not in text and not text.startswith("~"):
@@ -54,7 +54,7 @@ def parse(texts: Sequence[str]) -> list[Override]:
 
 
 def sweeps(texts: Sequence[str]) -> list[str]:
-    """The keys given more than one value."""
+    """The keys with more than one value. Raises ConfigError."""
     return [o.key_or_group for o in parse(texts) if o.is_sweep_override()]
 
 
@@ -82,29 +82,29 @@ def groups(conf: Path) -> dict[str, list[str]]:
 
 
 def check_choices(parsed: Iterable[Override], known: Mapping[str, list[str]]) -> None:
-    """Group choices exist. Raises ConfigError with the nearest option."""
+    """Check that chosen options exist. Raises ConfigError with the nearest option."""
     for one in parsed:
         group, value = one.key_or_group.partition("@")[0], one.value()
         if group not in known or one.is_sweep_override():
             continue
         if one.is_delete():
-            raise ConfigError(f"~{group}: an axis cannot be removed; some have an option none. {LIST}")
+            raise ConfigError(f"~{group}: an axis cannot be removed; some have an option none. {LIST_HINT}")
         if one.type is OverrideType.ADD:
             raise ConfigError(f"+{group}: {group} is there already; write {group}={value}")
         if value is None or not isinstance(value, str | int | float):
             raise ConfigError(
-                f"{group}={_told(value)}: name one option ({_some(known[group])}); a value inside is set as "
-                f"{group}.KEY=VALUE. {LIST}"
+                f"{group}={_value_text(value)}: name one option ({_shortened(known[group])}); a value inside is set as "
+                f"{group}.KEY=VALUE. {LIST_HINT}"
             )
         if str(value) not in known[group]:
             raise ConfigError(
                 f"{one.input_line}: there is no {group} {str(value)!r}{nearest(str(value), known[group])}; "
-                f"there are {_some(known[group])}. `fedhet list {group}` describes them"
+                f"there are {_shortened(known[group])}. `fedhet list {group}` describes them"
             )
 
 
 def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str, list[str]]) -> None:
-    """Values go to keys that exist and have the type of what they replace. Raises ConfigError with the nearest key."""
+    """Check that keys exist and values have the types of their defaults. Raises ConfigError with the nearest key."""
     keys = list(dict.fromkeys([*flat(cfg), *known]))
     for one in parsed:
         key = one.key_or_group
@@ -115,21 +115,21 @@ def check_values(parsed: Iterable[Override], cfg: DictConfig, known: Mapping[str
         if key not in keys:
             if one.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and may_be_added(key, cfg, keys):
                 continue
-            told = f"{key}={_told(one.value())}: there is no key {key!r}{nearest(key, keys)}"
-            raise ConfigError(f"{told}. {_lister(key, known)}")
+            told = f"{key}={_value_text(one.value())}: there is no key {key!r}{nearest(key, keys)}"
+            raise ConfigError(f"{told}. {_list_hint(key, known)}")
         default = OmegaConf.select(cfg, key)
-        if key in OPTIONAL and default is None:
-            default = OPTIONAL[key]
+        if key in NULLABLE_KEYS and default is None:
+            default = NULLABLE_KEYS[key]
         wanted = mismatch(default, one.value())
         if wanted:
-            raise ConfigError(f"{key}={_told(one.value())}: needs {wanted}")
+            raise ConfigError(f"{key}={_value_text(one.value())}: needs {wanted}")
 
 
 def may_be_added(key: str, cfg: DictConfig, keys: Sequence[str]) -> bool:
-    """Whether something reads a key that the configuration does not have: a parameter of the class that its parent
-    names, anything inside a parameter that is a mapping, a further layer of a slot.
+    """Whether a key that the configuration lacks is used by something: a parameter of its parent's class, anything
+    inside a parameter that is a mapping, or a further transform of a slot.
 
-    Raises ConfigError with the nearest parameter where the parent's class has no such one.
+    Raises ConfigError with the nearest parameter if the parent's class has no such parameter.
     """
     path = key.split(".")
     above = [".".join(path[:k]) for k in range(1, len(path))]
@@ -138,19 +138,19 @@ def may_be_added(key: str, cfg: DictConfig, keys: Sequence[str]) -> bool:
     if not there:
         return False
     if not built:
-        return there[-1] in LAYERS
+        return there[-1] in TRANSFORM_AXES
     if built[-1] != there[-1]:
         return True
     target, name = str(OmegaConf.select(cfg, built[-1])["_target_"]), path[len(built[-1].split("."))]
     taken = parameters(target)
     if taken is not None and name not in taken:
         own = target.rpartition(".")[2]
-        raise ConfigError(f"{key}: {own} has no parameter {name!r}{nearest(name, taken)}. {_lister(key, cfg)}")
-    return f"{built[-1]}.{name}" not in keys  # else it is a value, which has nothing inside
+        raise ConfigError(f"{key}: {own} has no parameter {name!r}{nearest(name, taken)}. {_list_hint(key, cfg)}")
+    return f"{built[-1]}.{name}" not in keys  # a plain value has no keys inside
 
 
 def parameters(target: str) -> list[str] | None:
-    """The names that a class or function takes; None if it takes any, or cannot be imported or asked here."""
+    """The parameter names of a class or function; None if it accepts any, or cannot be imported or inspected."""
     try:
         found = inspect.signature(get_object(target)).parameters
     except (ImportError, ValueError, TypeError, HydraException):
@@ -161,7 +161,7 @@ def parameters(target: str) -> list[str] | None:
 
 
 def mismatch(default: Any, value: Any) -> str:
-    """What a value should be, in words, if it does not fit the type of the default; empty if it fits."""
+    """What a value should be, as text, if it does not have the type of the default; "" if it does."""
     if default is None or value is None or (isinstance(value, str) and value.startswith("${")):
         return ""  # an optional value: its part checks it
     if isinstance(default, DictConfig):
@@ -178,7 +178,7 @@ def mismatch(default: Any, value: Any) -> str:
 
 
 def flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration, dotted, inner ones after their parent."""
+    """Every dotted key of a configuration, parents before their children."""
     for key in map(str, cfg):
         if prefix == "" and key in HIDDEN:
             continue
@@ -188,14 +188,14 @@ def flat(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from flat(inner, f"{prefix}{key}.")
 
 
-def _lister(key: str, known: Container[str]) -> str:
+def _list_hint(key: str, known: Container[str]) -> str:
     head = key.partition(".")[0]
     more = f", `fedhet list {head}` its options" if head in known else ""
     return f"`fedhet run --cfg job` shows every key{more}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The nearest existing words, in brackets: neighbours of the key first, then same endings, then by spelling."""
+    """The nearest existing words, in brackets: siblings of the key first, then equal last parts, then by spelling."""
     pool = [w for w in dict.fromkeys(words) if not w.endswith("_target_")]
     head, _, last = word.rpartition(".")
     siblings = [w for w in pool if head and w.startswith(head + ".")]
@@ -208,9 +208,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f" (nearest: {', '.join(near)})" if near else ""
 
 
-def _some(words: Sequence[str], most: int = 12) -> str:
+def _shortened(words: Sequence[str], most: int = 12) -> str:
     return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A class by its dotted path: found, described as an option of an axis, or its absence explained.
+"""Classes given by dotted path instead of an option's name: located, described as an option, or a helpful error.
 
 `rule=mine.NormWeighted` on a command line stands for an option whose file names that class and its parameters with
 their defaults, so that `rule.power=2` works as with any other option.
@@ -25,16 +25,16 @@ from fedhet.errors import ConfigError
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PRESETS = frozenset({"strategy", "debug"})
-"""Groups whose options set other axes: no class stands for one."""
-FACTORY = frozenset({"input_shape", "classes"})
-"""What a world calls a model's factory with."""
-PLAIN = (bool, int, float, str, type(None))
+"""Groups whose options set other axes; a class cannot replace one."""
+FACTORY_ARGUMENTS = frozenset({"input_shape", "classes"})
+"""The keyword arguments with which a world calls a model factory."""
+PLAIN_TYPES = (bool, int, float, str, type(None))
 
 
 def register(parsed: Iterable[Override], known: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Make a class that is given in place of an option's name an option of its axis, for this process.
+    """Register classes that are given instead of an option's name as options of their axes, for this process.
 
-    Returns `known` with these options. Raises ConfigError naming what is missing.
+    Returns `known` with these options. Raises ConfigError with the part of the path that is missing.
     """
     found = {group: list(names) for group, names in known.items()}
     for one in parsed:
@@ -52,44 +52,45 @@ def register(parsed: Iterable[Override], known: Mapping[str, list[str]]) -> dict
 
 
 def node(axis: str, target: str) -> dict[str, Any]:
-    """What an option's file for this class would say. Raises ConfigError."""
+    """The contents of an option's file for this class: its target and the defaults of its parameters. Raises
+    ConfigError."""
     made = locate(target, axis)
     if not callable(made):
         raise ConfigError(f"{axis}={target}: {target} is {type(made).__name__}, no class or function")
-    made_of = _parameters(made)
+    parameters = _parameters(made)
     if axis != "model":
-        return {"_target_": target, **{name: value for name, value in made_of.items() if _is_plain(value)}}
+        return {"_target_": target, **{name: value for name, value in parameters.items() if _is_plain(value)}}
     takes = inspect.signature(made).parameters
-    if not takes.keys() >= FACTORY and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    if not takes.keys() >= FACTORY_ARGUMENTS and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ConfigError(
             f"{axis}={target}: a model is made by calling it with input_shape and classes, and it takes "
             f"({', '.join(takes)})"
         )
-    own = {name: value for name, value in made_of.items() if name not in FACTORY and _is_plain(value)}
+    own = {name: value for name, value in parameters.items() if name not in FACTORY_ARGUMENTS and _is_plain(value)}
     return {"_target_": target, "_partial_": True, **own}
 
 
 def locate(target: str, key: str) -> Any:
-    """The class or function of a dotted path. Raises ConfigError, which says what of it there is."""
+    """The class or function at a dotted path. Raises ConfigError, which names what exists instead."""
     module, rest = _module(target, key)
     found: Any = module
     for n, name in enumerate(rest):
         if not hasattr(found, name):
             at = ".".join([module.__name__, *rest[:n]])
-            raise ConfigError(f"{key}: {at} has no {name}{_has(found, name)}")
+            raise ConfigError(f"{key}: {at} has no {name}{_available(found, name)}")
         found = getattr(found, name)
     return found
 
 
 def _module(target: str, key: str) -> tuple[ModuleType, list[str]]:
-    """The longest part of a dotted path that is a module, imported, and what is left."""
+    """Import the longest prefix of a dotted path that is a module; returns it and the remaining names."""
     parts, name = target.split("."), ""
     for n in range(1, len(parts) + 1):
         longer = ".".join(parts[:n])
         try:
             if longer not in sys.modules and importlib.util.find_spec(longer) is None:
                 break
-        except (ModuleNotFoundError, ValueError) as error:  # what is around it is no package
+        except (ModuleNotFoundError, ValueError) as error:  # its parent is not a package
             if isinstance(error, ModuleNotFoundError) and not longer.startswith(str(error.name)):
                 raise _broken(key, name, error) from error
             break
@@ -111,8 +112,8 @@ def _broken(key: str, module: str, error: Exception) -> ConfigError:
     return ConfigError(f"{key}: module {module} cannot be imported: {type(error).__name__}: {error}")
 
 
-def _has(found: Any, name: str) -> str:
-    """What a module or class has to offer, and which of it is near to a name."""
+def _available(found: Any, name: str) -> str:
+    """A hint: the classes and functions of a module or class, and the one nearest to a name."""
     own = [
         n
         for n, value in vars(found).items()
@@ -128,7 +129,7 @@ def _has(found: Any, name: str) -> str:
 
 
 def _parameters(made: Any) -> dict[str, Any]:
-    """Parameters by name with their defaults; "???", Hydra's word for what must be given, for those without."""
+    """Parameters with their defaults; "???", Hydra's mark for a mandatory value, for those without."""
     try:
         signature = inspect.signature(made)
     except ValueError:  # built in
@@ -149,9 +150,9 @@ def _parameters(made: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a configuration file can hold a value."""
+    """Whether a configuration file can contain a value."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
-    return isinstance(value, PLAIN)
+    return isinstance(value, PLAIN_TYPES)

@@ -1,4 +1,4 @@
-"""A finished run's model for use elsewhere: whole weights, a peft adapter, a model card.
+"""A finished run's model for use elsewhere: complete weights, a peft adapter, a model card.
 Reading run folders belongs to `runs`."""
 
 from typing import Any

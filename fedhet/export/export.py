@@ -1,8 +1,8 @@
-"""A finished run's model for use elsewhere: its whole weights, or what training added to them as a peft adapter.
+"""Export of a finished run's model: its complete weights, or the change made by training as a peft adapter.
 
-An adapter is the difference between the final and the first weights, layer by layer as a product of two thin matrices,
-so it needs to know of no method: a run of low-rank adapters moves its layers by low-rank products. All layers get one
-rank and a scaling of 1, as servers of many adapters want it. Weights the run trained whole are saved whole.
+The adapter is the difference between final and initial weights, factored layer by layer into low-rank matrices, so it
+works for every method. All layers get one rank and a scaling of 1, as inference servers for many adapters require.
+Modules whose change is not low-rank are saved completely (`modules_to_save`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedhet.errors import InputError
 from fedhet.numerics.low_rank import Factors, factored, padded
 from fedhet.runs.saved_run import Finished, install
 
-ROUNDING = 2.0**-23
+FLOAT32_EPSILON = 2.0**-23
 
 
 @runtime_checkable
 class Wraps(Protocol):
-    """A module around a model that can save itself, such as one of transformers. `source` is the folder or id its
-    weights came from, None if they come from elsewhere; `new` are its tensors that are not there but were drawn."""
+    """A module around a model that can save itself, such as one of transformers. `source` is the folder or hub id of
+    its weights, None if they have another origin; `new` are the tensors that were initialised randomly instead."""
 
     pretrained: nn.Module
     source: str | None
@@ -46,8 +46,9 @@ class Saves(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. `base` names the model an adapter belongs to, or what lies beside it and holds it; `ranks` are
-    those of the layers before padding, `lost` their relative error, `whole` the modules saved whole."""
+    """What was written. `base` is the hub id of an adapter's base model, or the file or folder with it next to the
+    adapter; `ranks` are the layers' ranks before padding, `lost` their relative errors, `whole` the modules saved
+    completely."""
 
     kind: str
     folder: Path
@@ -59,7 +60,7 @@ class Exported:
 
 
 def merged(done: Finished, first: nn.Module, out: Path) -> Exported:
-    """Write the final weights, with their configuration if the model can. `first` is the model as the run began."""
+    """Write the final weights, with the model's configuration if it can save itself. `first` is the initial model."""
     install(first, done.weights())
     inner = first.pretrained if isinstance(first, Wraps) else None
     out.mkdir(parents=True, exist_ok=True)
@@ -71,10 +72,10 @@ def merged(done: Finished, first: nn.Module, out: Path) -> Exported:
 
 
 def adapter(done: Finished, first: nn.Module, out: Path, max_rank: int | None) -> Exported:
-    """Write a folder for `PeftModel.from_pretrained`; the first weights beside it if no library has them.
+    """Write a folder for `PeftModel.from_pretrained`, with the initial weights next to it if they have no hub id.
 
-    max_rank: the rank of every layer, with what is beyond it cut off; None: the largest that any layer needs.
-    Raises InputError if the run changed no layer that can have an adapter, or a weight that none can stand for.
+    max_rank: the rank of every layer, smaller singular values are dropped; None: the largest rank of any layer.
+    Raises InputError if no changed layer can have an adapter, or a changed weight cannot be represented.
     """
     before = _plain(first)
     after = done.weights()
@@ -104,12 +105,16 @@ def _plain(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _split(module: nn.Module, changed: Collection[str], new: Collection[str]) -> tuple[list[str], set[str]]:
-    """Layers whose weight alone changed and can have an adapter, and modules that must be saved whole."""
+    """Layers that can have an adapter and changed only in their weight, and modules that must be saved completely."""
     inside = [n + "." for n, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)]
     layers, whole = [], {n.rpartition(".")[0] for n in new}
     for name in changed:
         owner, _, leaf = name.rpartition(".")
-        if leaf == "weight" and _thin(module.get_submodule(owner)) and not name.startswith(tuple(inside)):
+        if (
+            leaf == "weight"
+            and _has_low_rank_adapter(module.get_submodule(owner))
+            and not name.startswith(tuple(inside))
+        ):
             layers.append(owner)
         else:
             whole.add(owner)
@@ -119,7 +124,7 @@ def _split(module: nn.Module, changed: Collection[str], new: Collection[str]) ->
         raise InputError(f"the run changed {bad}, which no adapter can stand for: use --to merged")
     if not layers:
         if not whole:
-            raise InputError("an adapter holds what training changed, and the run's weights are those it began with")
+            raise InputError("an adapter contains what training changed, and the run did not change any weight")
         raise InputError(
             "an adapter adds to the weight matrices of layers, and of every layer it changed this run trained "
             f"biases as well (layers by their names in the model: {', '.join(sorted(whole))}). Runs with low-rank "
@@ -128,8 +133,8 @@ def _split(module: nn.Module, changed: Collection[str], new: Collection[str]) ->
     return layers, whole
 
 
-def _thin(layer: nn.Module) -> bool:
-    """Whether peft's adapter of the layer is one product of thin matrices."""
+def _has_low_rank_adapter(layer: nn.Module) -> bool:
+    """Whether peft represents the layer's adapter as one low-rank product."""
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1
     return isinstance(layer, nn.Linear) or _transposed(layer)
@@ -140,11 +145,11 @@ def _transposed(layer: nn.Module) -> bool:
 
 
 def _difference(layer: nn.Module, before: Tensor, after: Tensor, versions: int, most: int | None) -> Factors:
-    """What a layer's weight gained, as a product; singular values that rounding alone would leave are dropped."""
+    """The change of a layer's weight in low-rank factors; singular values at the level of rounding are dropped."""
     moved = after.double() - before.double()
     matrix = moved.T if _transposed(layer) else moved.flatten(1)
     size = float(after.double().square().mean().sqrt())
-    floor = ROUNDING * size * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])) * math.sqrt(versions)
+    floor = FLOAT32_EPSILON * size * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1])) * math.sqrt(versions)
     return factored(matrix, floor, most)
 
 
@@ -165,23 +170,25 @@ def _write(
         warnings.simplefilter("ignore")  # that a Conv1D is stored transposed and others are not
         model = get_peft_model(copy.deepcopy(target), config)
     inner = model.base_model.model
-    kept = {n for n, m in inner.named_modules() if isinstance(m, ModulesToSaveWrapper)}
-    if kept != whole:
-        raise InputError(f"peft would save {sorted(kept)} whole instead of {sorted(whole)}: use --to merged")
+    saved = {n for n, m in inner.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+    if saved != whole:
+        raise InputError(f"peft would save {sorted(saved)} whole instead of {sorted(whole)}: use --to merged")
     for name, factors in found.items():
         part, (left, right, _) = inner.get_submodule(name), padded(factors, rank)
         for which, values in ((part.lora_A, right), (part.lora_B, left)):
             weight = which["default"].weight
             weight.data.copy_(values.view(weight.shape))
     for name in whole:
-        held = inner.get_submodule(name).modules_to_save["default"]
-        held.load_state_dict({n.removeprefix(name + "."): t for n, t in after.items() if n.startswith(name + ".")})
+        module_to_save = inner.get_submodule(name).modules_to_save["default"]
+        module_to_save.load_state_dict(
+            {n.removeprefix(name + "."): t for n, t in after.items() if n.startswith(name + ".")}
+        )
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(out), save_embedding_layers=False)
 
 
 def _targets(module: nn.Module, wanted: set[str]) -> list[str] | str:
-    """The shortest way to name exactly these layers: by their last parts, by whole names, or by an expression."""
+    """The shortest `target_modules` that matches exactly these layers: last parts, full names, or an expression."""
     names = [n for n, _ in module.named_modules()]
     for few in ({n.rpartition(".")[2] for n in wanted}, wanted):
         if {n for n in names if any(n == t or n.endswith("." + t) for t in few)} == wanted:

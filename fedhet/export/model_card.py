@@ -1,4 +1,4 @@
-"""A model card of an exported model, Markdown with the header the Hugging Face hub reads: where it comes from."""
+"""The model card of an exported model: Markdown with the metadata header of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedhet.report import number_format
 from fedhet.runs.event_log import read_rows
 from fedhet.runs.saved_run import Finished
 
-MOST = 64
-"""Rows of a table; of more clients the ranks are counted."""
+MAX_ROWS = 64
+"""Rows of the table of clients, at most; beyond it clients are counted by rank."""
 
 
 def card(done: Finished, what: Exported) -> str:
@@ -44,11 +44,11 @@ def _use(what: Exported) -> str:
     if what.kind == "merged":
         return "Whole weights: `model.safetensors`."
     load = "model = PeftModel.from_pretrained(base, '.')"
-    told = f"`base` is `{what.base}`; scaling is 1 and all layers have rank {what.rank}."
+    note = f"`base` is `{what.base}`; scaling is 1 and all layers have rank {what.rank}."
     if what.base.endswith(".safetensors"):
-        told += " It holds the weights of the module the run began with."
+        note += " It holds the weights of the module the run began with."
         load = f"base.load_state_dict(safetensors.torch.load_file('{what.base}'))\n{load}"
-    return f"{told}\n\n```python\n{load}\n```"
+    return f"{note}\n\n```python\n{load}\n```"
 
 
 def _facts(done: Finished) -> list[tuple[str, str]]:
@@ -74,16 +74,16 @@ def _metrics(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _client_ranks(done: Finished) -> str:
-    """Which ranks each client was given, from the record of the run."""
+    """A section on the ranks that clients were given, from events.jsonl; "" without ranks."""
     given: dict[int, Counter[int]] = defaultdict(Counter)
     for event in read_rows(done.folder / "events.jsonl"):
         if event["event"] == "assign":
             given[event["client"]][event["rank"]] += 1
     ranks = {client: "/".join(map(str, sorted(counts))) for client, counts in sorted(given.items())}
     if not any(any(counts) for counts in given.values()):
-        return ""  # no budget of this run speaks of ranks
+        return ""  # the budget of this run assigns no ranks
     note = "## Ranks of clients\n\nAs asked for by the budget, less what a client gave up; 0 is the space's own.\n\n"
-    if len(ranks) <= MOST:
+    if len(ranks) <= MAX_ROWS:
         rows = [(str(c), rank, str(sum(given[c].values()))) for c, rank in ranks.items()]
         return note + _table(("client", "rank", "jobs"), rows)
     return note + _table(("rank", "clients"), [(r, str(n)) for r, n in sorted(Counter(ranks.values()).items())])

@@ -87,7 +87,7 @@ def test_help_of_run_lists_the_axes_and_their_options(fedhet):
         (["compare", "strategy=fedavg,nope"], ["strategy=nope"]),
         (["compare", "target=0.5,0.9"], ["a comparison has one target"]),
         (["compare", "--resume", "absent"], ["absent holds no comparison"]),
-        (["compare", "--resume", "absent", "seed=1"], ["give it alone"]),
+        (["compare", "--resume", "absent", "seed=1"], ["use it without other arguments"]),
         (["list", "shedule"], ["no axis 'shedule'", "nearest: schedule"]),
         (["run", "debug=quick", "--out", "/proc/absent"], ["error: --out /proc/absent: No such file or directory\n"]),
         (["run", "debug=quick", "out=/proc/absent/runs"], ["error: out=/proc/absent/runs: No such file", "absent"]),

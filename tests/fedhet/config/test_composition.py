@@ -117,7 +117,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 
 def test_automatic_workers_become_a_number_within_bounds():
     workers = composition.resolved(composition.compose())["workers"]
-    assert isinstance(workers, int) and 1 <= workers <= composition.MOST_WORKERS
+    assert isinstance(workers, int) and 1 <= workers <= composition.MAX_AUTO_WORKERS
     assert composition.resolved(composition.compose(["workers=0"]))["workers"] == 0
 
 
