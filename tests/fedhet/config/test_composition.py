@@ -112,7 +112,7 @@ def test_numbers_of_the_right_kind_pass(folder):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    assert "no folder" in failure([], tmp_path / "absent")
+    assert "not a folder" in failure([], tmp_path / "absent")
 
 
 def test_automatic_workers_become_a_number_within_bounds():
