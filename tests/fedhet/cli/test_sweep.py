@@ -39,7 +39,7 @@ def test_a_sweep_uses_the_given_folder_and_keeps_finished_runs(fedhet, told):
     assert json.loads(out)[0]["seeds"] == [1, 2]
     assert before == {k: Path(f"mine/{k}/events.jsonl").stat().st_mtime_ns for k in (0, 1)}
     code, _, err = fedhet("run", "--multirun", *QUICK, "seed=1,3", *told)
-    assert code == 2 and "mine holds a sweep of other overrides" in err
+    assert code == 2 and "mine contains a sweep of other overrides" in err
 
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(fedhet, monkeypatch):
