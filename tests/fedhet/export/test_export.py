@@ -217,7 +217,7 @@ def test_a_run_that_trained_everything_has_no_adapter(fedhet, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--to", "adaptor"], "--to adaptor: there are adapter and merged"),
+        (["--to", "adaptor"], "--to adaptor: use adapter or merged"),
         (["--to", "merged", "--max-rank", "4"], "--max-rank belongs to --to adapter"),
         (["--to", "adapter", "--max-rank", "0"], "max-rank"),
         (["--to", "merged", "data=mnist"], "data.path="),
