@@ -1,7 +1,7 @@
 """Several runs side by side: per strategy the mean and spread over seeds, and how long it took to reach the target.
 
 Time to target is on the run's own clock. A strategy that reached it in fewer than half of its runs has no mean time: a
-mean over the lucky ones would flatter it. The spread is the sample standard deviation (n - 1), None for a single run.
+mean over the successful runs would be biased. The spread is the sample standard deviation (n - 1), None for one run.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def comparison_rows(
 
 
 def label(row: Row) -> str:
-    """The name a result goes by."""
+    """The display name of a result."""
     return row.text("label") or method_name(row)
 
 
 def common_target(rows: Sequence[Row]) -> float:
-    """The one target of all runs. Raises ReportError if there is none, or more than one."""
+    """The common target accuracy of all runs. Raises ReportError if there is none, or more than one."""
     if not rows:
         raise ReportError("there is nothing to compare: no run was given")
     targets = {row.number("target"): row for row in rows}
@@ -75,7 +75,7 @@ def common_target(rows: Sequence[Row]) -> float:
 
 
 def time_to(row: Row, target: float) -> float | None:
-    """Seconds to the first evaluation at the target or above, None if there was none."""
+    """Seconds to the first evaluation at or above the target; None if there is none. Raises ReportError."""
     if as_number(row.data.get("target")) == target:
         return row.optional("time_to_target")
     metrics = row.data.get("metrics")
@@ -86,12 +86,12 @@ def time_to(row: Row, target: float) -> float | None:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, None of nothing."""
+    """The mean; None for no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation, None of fewer than two."""
+    """The sample standard deviation; None for fewer than two values."""
     middle = mean(values)
     if middle is None or len(values) < 2:
         return None

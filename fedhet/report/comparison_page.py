@@ -17,7 +17,7 @@ from fedhet.report.run_reader import Row
 from fedhet.report.terminal import spread
 
 COLORS = ("s0", "s1", "s2", "s4", "s6", "s5", "s7")
-"""Of the strategies, in order; then again, dashed. s3 is the target's."""
+"""Style classes of the strategies, in order, then again with dashed lines. s3 is used for the target."""
 
 
 def write_comparison(
@@ -25,10 +25,9 @@ def write_comparison(
 ) -> Path:
     """Write a page that compares finished runs; returns `out`.
 
-    Runs of one strategy are its seeds. If their configurations differ in more than the seed they are not mixed: each
-    configuration is a row of its own, named by what sets it apart. See `comparison_rows` for `target` and `reference`.
-    Raises ReportError; then nothing is written.
-    """
+    Runs of one strategy are averaged over seeds. If their configurations differ in more than the seed, each
+    configuration is a row of its own, named by the differences. See `comparison_rows` for `target` and `reference`.
+    Raises ReportError; then nothing is written."""
     rows = read([Path(folder) for folder in run_dirs])
     target = common_target(rows) if target is None else target
     table = comparison_rows([row.data for row in rows], target, reference)
@@ -61,7 +60,7 @@ def _head(rows: Sequence[Row], target: float) -> Html:
 
 
 def _tiles(table: Sequence[Summary], target: float) -> Html:
-    """Who is best at what; no tile for what nobody has."""
+    """A tile for the best strategy by each measure; none for a measure without values."""
     tiles = []
     for name, key, kind, sign, color in (
         (f"fastest to {number_format.level(target)}", "seconds", "time", -1, "s3"),

@@ -18,7 +18,7 @@ LEFT, RIGHT, PITCH, TOP = 250.0, 960.0, 34.0, 6.0
 
 
 def ranking(table: Sequence[Summary]) -> Html:
-    """One row per strategy; the best time and the best accuracy are set apart."""
+    """A table with one row per strategy; the best time and the best accuracy are highlighted."""
     most = max((row["accuracy_mean"] for row in table if row["accuracy_mean"] is not None), default=None)
     body = []
     for row in table:
@@ -41,7 +41,7 @@ def ranking(table: Sequence[Summary]) -> Html:
 
 
 def times(table: Sequence[Summary], colors: dict[str, tuple[str, bool]]) -> Html:
-    """A bar per strategy with a whisker of one standard deviation; a strategy without a time says so."""
+    """A bar per strategy with a whisker of one standard deviation, or a text for a strategy without a time."""
     ends = [row["seconds_mean"] + (row["seconds_sd"] or 0.0) for row in table if row["seconds_mean"] is not None]
     across, bottom = Scale(0.0, max(ends, default=0.0), LEFT, RIGHT), TOP + PITCH * len(table)
     step = number_format.time_step(across.span, 8)

@@ -1,4 +1,4 @@
-"""The one error a report raises."""
+"""The error that reports raise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class ReportError(ValueError):
-    """A run folder that cannot be read; the message names the file, the line if there is one, and what is wrong."""
+    """A run folder cannot be read; the message names the file, the line if there is one, and the fault."""
 
     @classmethod
     def at(cls, path: Path, problem: str, line: int | None = None) -> ReportError:

@@ -1,4 +1,4 @@
-"""What a log is folded into: a record per job, combination, group and client. Times are seconds of the run's clock."""
+"""Records of an event log: one per job, combination, group and client. Times are seconds of the run's clock."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from fedhet.report.run_reader import Name
 
-SLACK = 1e-9
-"""Seconds: as much after the latest second is in time."""
+TOLERANCE_S = 1e-9
+"""Tolerance in seconds within which an arrival after the latest time counts as in time."""
 
 
 @dataclass(slots=True)
 class Job:
-    """One job's life; a time is None where it did not get so far. `ended`: it arrived, or was given up."""
+    """One job; a time is None if the job did not get that far. `ended`: when it arrived or was given up."""
 
     id: int
     client: Name
@@ -36,25 +36,25 @@ class Job:
 
     @property
     def flight(self) -> tuple[float, float, float] | None:
-        """When it was downloaded, trained and back, if the record says."""
+        """When download, training and upload ended; None if the log has no timing."""
         if self.downloaded is None or self.trained is None or self.arrives is None:
             return None
         return self.downloaded, self.trained, self.arrives
 
     @property
     def overdue(self) -> float:
-        """Seconds by which it came after its group's latest one; 0 if in time, still out, or without such a group."""
-        return 0.0 if self.latest is None or self.ended is None else max(0.0, self.ended - self.latest - SLACK)
+        """Seconds after its group's latest time; 0 if it was in time, has not arrived, or has no such group."""
+        return 0.0 if self.latest is None or self.ended is None else max(0.0, self.ended - self.latest - TOLERANCE_S)
 
     @property
     def lost(self) -> bool:
-        """Whether its work is in no version of the model and will never be."""
+        """Whether its update will never be part of the model."""
         return self.account in ("late", "rejected", "failed")
 
 
 @dataclass(slots=True)
 class Combination:
-    """One new version of the model, and of how many updates it was made."""
+    """One new version of the model, and the number of updates in it."""
 
     at: float
     version: int
@@ -73,7 +73,7 @@ class Group:
 
     @property
     def until(self) -> float:
-        """The last of its times."""
+        """The latest of its times."""
         return max(self.opened, *(t for t in (self.expected, self.latest) if t is not None), self.opened)
 
 

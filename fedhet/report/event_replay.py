@@ -1,7 +1,7 @@
-"""The event log folded, row by row, into what a page can show.
+"""Reads an event log row by row into the records and totals that a page shows.
 
-Everything is counted; only the first jobs, combinations and groups are kept whole, so that a log of any length folds in
-little memory: what grows is one small record per client and one per job that is still open.
+Everything is counted, but only the first jobs, combinations and groups are stored, so that memory grows only by one
+small record per client and one per open job.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from fedhet.report.event_records import Client, Combination, Discount, Group, Jo
 from fedhet.report.run_reader import Name, Row
 from fedhet.report.update_accounting import Ledger
 
-KEEP_JOBS = 20_000
-KEEP_COMBINATIONS = 5_000
-KEEP_GROUPS = 2_000
+MAX_JOBS = 20_000
+MAX_COMBINATIONS = 5_000
+MAX_GROUPS = 2_000
 
 
 @dataclass
@@ -34,15 +34,15 @@ class Story:
     clients: dict[Name, Client] = field(default_factory=dict)
     discounts: dict[int, Discount] = field(default_factory=dict)
     overdue: int = 0
-    """Answers that came after their group's latest second."""
+    """Answers that arrived after their group's latest time."""
     grouped_answers: int = 0
-    """Answers to jobs given in a group that has one."""
+    """Answers to jobs of a group with a latest time."""
     _open: dict[int, Job] = field(default_factory=dict)
     _placed: dict[Name, Name] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Story:
-        """The story of a log. Raises ReportError for a row that cannot be, such as an answer to no job."""
+        """Read a log. Raises ReportError for an impossible row, such as an answer to an unknown job."""
         story = cls()
         for row in rows:
             story._take(row)
@@ -75,7 +75,7 @@ class Story:
             case "stopped":
                 self.stopped = row.text("reason")
             case str():
-                pass  # a wake, somebody joined or left, a note of another kind: not drawn
+                pass  # wake, joined, left, other notes: not shown
             case other:
                 row.fail(f"'event' is {other!r}, not a name")
 
@@ -98,7 +98,7 @@ class Story:
         self._open[job.id] = job
         self.ledger.dispatched += 1
         self.clients.setdefault(job.client, Client(job.client)).tasks += 1
-        if len(self.jobs) < KEEP_JOBS:
+        if len(self.jobs) < MAX_JOBS:
             self.jobs.append(job)
 
     def _flight(self, row: Row) -> None:
@@ -122,7 +122,7 @@ class Story:
         kind, _, rest = reason.partition(":")
         if kind == "rejected":
             self._close(self._find(row), at, "rejected", rest.strip() or "unknown")
-        else:  # what stands after a colon is for people, and is not counted apart
+        else:  # the text after a colon is a detail and not counted separately
             job = self._find(row)
             self._close(job, at, "failed", kind)
             job.reason = reason
@@ -150,7 +150,7 @@ class Story:
             client.staleness += stale
             self.discounts.setdefault(stale, Discount()).add(scale)
         self.combined += 1
-        if len(self.combinations) < KEEP_COMBINATIONS:
+        if len(self.combinations) < MAX_COMBINATIONS:
             self.combinations.append(Combination(at, version, len(jobs)))
 
     def _note(self, row: Row, at: float) -> None:
@@ -159,7 +159,7 @@ class Story:
         if group is None:
             self.grouped += 1
             group = Group(name, at)
-            if len(self.groups) < KEEP_GROUPS:
+            if len(self.groups) < MAX_GROUPS:
                 self.groups[name] = group
         expected, latest = row.optional("due" if "due" in row.data else "expected"), row.optional("latest")
         group.expected = group.expected if expected is None else expected

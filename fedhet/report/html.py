@@ -1,4 +1,4 @@
-"""HTML and SVG as text that cannot be injected into: a plain `str` is always escaped, only `Html` passes as it is."""
+"""HTML and SVG as text, safe against injection: a plain `str` is always escaped, only `Html` is inserted unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedhet.display import shown_lines
 
 
 class Html(str):
-    """Markup that is safe already. Made by `tag` and `join`; wrap a literal only."""
+    """Safe markup, made by `tag` and `join`. Wrap only literals in it."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ def join(*parts: str | None, by: str = "") -> Html:
 
 
 def escape(value: str) -> Html:
-    """Text as markup. What no HTML may hold, and what steers how a text is read, is spelled out (fedhet/display.py)."""
+    """Escape text. Control and direction characters are spelled out (fedhet/display.py)."""
     return Html(html.escape(shown_lines(value), quote=True))
 
 

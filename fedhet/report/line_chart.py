@@ -1,6 +1,6 @@
 """Line charts as inline SVG: curves over time or any other quantity, bands of spread, a target to reach.
 
-A chart is complete without a script; the numbers of its curves lie in data attributes for a crosshair to read.
+A chart is complete without a script; the values of its curves are in data attributes, which a crosshair reads.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fedhet.report.number_format import Scale
 
 Points = Sequence[tuple[float, float]]
 
-MOST_POINTS = 600
-"""Points drawn per curve; more are thinned in a way that keeps every peak."""
+MAX_POINTS = 600
+"""Points per curve, at most; longer curves are thinned so that peaks remain."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: kind is time, share, bytes or number. `floor` pulls its low end down to this value."""
+    """An axis of kind time, share, bytes or number. `floor`: the axis starts at this value or below."""
 
     kind: str
     label: str = ""
@@ -59,7 +59,7 @@ class Axis:
         return kinds[self.kind](value)
 
 
-def thin(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
+def thin(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
     """At most about `most` points: of every stretch the first, the lowest, the highest and the last."""
     if len(points) <= most:
         return list(points)

@@ -1,4 +1,4 @@
-"""Numbers for people, and scales: the same figure reads the same in the page, on an axis and in the terminal."""
+"""Formatting of numbers, and scales: the same for pages, axes and the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 NONE = "–"
-"""What stands where there is no figure."""
+"""Text for a missing value."""
 
 TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
-"""Seconds between ticks that people count in, from a second to a day."""
+"""Tick steps of time axes in seconds, from a second to a day."""
 
 
 def count(value: float | None) -> str:
@@ -131,7 +131,7 @@ def time_label(at: float, step: float, high: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A straight map from [low, high] to [start, end]; a span of nothing is widened, so it never divides by zero."""
+    """A linear map from [low, high] to [start, end]; an empty span is widened, so it never divides by zero."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""One run as one file: `report.html` opens anywhere, asks no network for anything, and needs no script to be read."""
+"""The report of one run: `report.html`, one self-contained file without network access, readable without scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Column = list[tuple[float, float]]
 def write_report(run_dir: Path) -> Path:
     """Write RUN_DIR/report.html from the files of a finished run; returns its path.
 
-    Raises ReportError naming the file and the line at fault; then nothing is written.
+    Raises ReportError with file and line; then nothing is written.
     """
     run_dir = Path(run_dir)
     result = document(run_dir / "result.json")
@@ -80,7 +80,7 @@ def _head(result: Row, story: Story) -> Html:
 
 
 def _tiles(result: Row, ledger: Ledger) -> Html:
-    """The figures people look for first."""
+    """The headline figures."""
     reached, span, wall = (result.optional(k) for k in ("time_to_target", "virtual_seconds", "wall_seconds"))
     worst = number_format.percent(result.optional("worst_decile_accuracy"))
     met = "no evaluation met it" if reached is None else "first evaluation that met it"

@@ -1,4 +1,4 @@
-"""What every page is made of: the document around it, cards and headline tiles."""
+"""Layout of pages: the document, cards and headline tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedhet.report.html import Html, join, tag
 
 
 def page(title: str, *sections: Html) -> Html:
-    """A whole document. Its policy lets nothing be fetched, and no script run in it but the one of this package."""
+    """A complete document. Its content security policy forbids all requests, and all scripts but this package's."""
     style, script = _asset("style.css"), _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rules = ("default-src 'none'", "style-src 'unsafe-inline'", f"script-src 'sha256-{digest}'", "base-uri 'none'")
@@ -31,7 +31,7 @@ def page(title: str, *sections: Html) -> Html:
 
 
 def card(title: str, words: str, *content: str | None, note: str = "", cls: str = "") -> Html:
-    """A section with a heading, a sentence that says how to read it, and what was left out of it."""
+    """A section with a heading, an explanation, content, and a note on what is omitted."""
     head = tag("div", tag("h2", title), tag("p", words), cls="caption")
     return tag("section", head, *content, tag("p", note, cls="note") if note else None, cls=f"card {cls}".strip())
 

@@ -1,4 +1,4 @@
-"""Parts of the page that are tables: the ledger of updates, the clients, the configuration, the versions."""
+"""Tables of a page: the ledger of updates, the clients, the configuration, the versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedhet.report.html import Html, join, tag
 from fedhet.report.run_reader import Row
 from fedhet.report.update_accounting import ACCOUNTS, Ledger
 
-CLIENTS = 200
-CONFIG_CHARACTERS = 60_000
-REASONS = 12
+MAX_CLIENTS = 200
+MAX_CONFIG_CHARACTERS = 60_000
+MAX_REASONS = 12
 BACKENDS = (("steps of small perceptrons", "mlp_backend", "small_steps"), ("large sums", "sum_backend"))
-"""What computed what: a name to show, and its entry in result.json, former names of it last."""
+"""Compute backends: the label, and the key in result.json, followed by earlier names of the key."""
 ALWAYS = ("accepted", "late", "rejected", "failed")
-"""Accounts that are shown when they are empty."""
+"""Accounts that are shown even if they are empty."""
 
 MEANING = {
     "accepted": "combined into the model",
@@ -31,7 +31,7 @@ MEANING = {
 
 
 def ledger(stated: Ledger, events: Ledger) -> Html:
-    """A bar of all dispatched jobs, a row per account and reason, and whether it adds up."""
+    """A bar of all dispatched jobs, a row per account and reason, and whether the ledger adds up."""
     all_of_them = number_format.count(stated.dispatched)
     bar, rows = [], []
     for account in ACCOUNTS:
@@ -43,9 +43,9 @@ def ledger(stated: Ledger, events: Ledger) -> Html:
             share = number_format.percent(total / stated.dispatched if stated.dispatched else None)
             rows.append(_account(account, account, MEANING[account], number_format.count(total), share))
         reasons = [(reason, n) for reason, n in stated.accounts[account].most_common() if reason]
-        rows += [_account("", "reason", reason, number_format.count(n)) for reason, n in reasons[:REASONS]]
-        if len(reasons) > REASONS:
-            rows.append(_account("", "reason", f"and {len(reasons) - REASONS} more reasons", ""))
+        rows += [_account("", "reason", reason, number_format.count(n)) for reason, n in reasons[:MAX_REASONS]]
+        if len(reasons) > MAX_REASONS:
+            rows.append(_account("", "reason", f"and {len(reasons) - MAX_REASONS} more reasons", ""))
     foot = tag("tfoot", _account("dispatched", "total", "", all_of_them))
     stack = tag("div", *bar, cls="stack", role="img", aria_label="Share of every account") if bar else None
     return join(stack, tag("table", tag("tbody", *rows), foot, cls="ledger"), _verdict(stated, events))
@@ -69,7 +69,7 @@ def _verdict(stated: Ledger, events: Ledger) -> Html:
 
 
 def clients(story: Story) -> tuple[Html, str]:
-    """One row a client, and a sentence about rows left out."""
+    """One row per client, and a note on omitted rows."""
     everybody = sorted(story.clients.values(), key=lambda c: (isinstance(c.id, str), c.id))
     weight = sum(c.weight for c in everybody)
     head = [
@@ -85,10 +85,10 @@ def clients(story: Story) -> tuple[Html, str]:
     ]
     cells = [tag("th", tag("button", name, type="button"), scope="col", data_tip=tip) for name, tip in head]
     most = max((c.weight for c in everybody), default=0.0)
-    rows = [_client(c, story.end, weight, most) for c in everybody[:CLIENTS]]
+    rows = [_client(c, story.end, weight, most) for c in everybody[:MAX_CLIENTS]]
     note = (
-        f"Showing the first {CLIENTS} of {number_format.plural(len(everybody), 'client')}."
-        if len(everybody) > CLIENTS
+        f"Showing the first {MAX_CLIENTS} of {number_format.plural(len(everybody), 'client')}."
+        if len(everybody) > MAX_CLIENTS
         else ""
     )
     return tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *rows), cls="clients sortable"), note
@@ -119,8 +119,8 @@ def _client(c: Client, end: float, weight: float, most: float) -> Html:
 
 
 def config(text: str) -> Html:
-    """The resolved configuration, its keys set apart; cut if it is very long."""
-    cut = text[:CONFIG_CHARACTERS]
+    """The resolved configuration with highlighted keys; truncated if it is very long."""
+    cut = text[:MAX_CONFIG_CHARACTERS]
     parts: list[Html] = []
     for line in cut.splitlines():
         match = re.match(r"^(\s*(?:- )?)([\w./-]+:)(.*)$", line)
@@ -130,7 +130,7 @@ def config(text: str) -> Html:
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Html:
-    """Names and values."""
+    """A table of names and values."""
     return tag(
         "table",
         tag("tbody", *(tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in pairs)),
@@ -139,7 +139,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Html:
 
 
 def versions(result: Row) -> Html:
-    """What the run was made with, and what it made."""
+    """Package versions, hashes of weights and events, backends and peak memory of a run."""
     packages = result.inner("packages").data if "packages" in result.data else {}
     pairs = [(str(name), str(number)) for name, number in packages.items()]
     pairs += [

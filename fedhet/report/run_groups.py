@@ -1,4 +1,4 @@
-"""Runs read for a comparison: which belong together, and the mean of their curves."""
+"""Reading of runs for a comparison, and the mean of curves over the runs of one label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedhet.report.line_chart import Curve, Points
 from fedhet.report.run_labels import labels, method_name
 from fedhet.report.run_reader import Row, document, lines
 
-GRID = 160
+MEAN_CURVE_POINTS = 160
 """Points of a mean curve."""
 
 
@@ -45,9 +45,9 @@ def _points(row: Row, key: str) -> list[tuple[float, float]]:
 
 
 def average(runs: Sequence[Points]) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:
-    """The mean of several curves and one standard deviation around it, where all of them have begun and none has ended.
+    """Mean and band of one standard deviation of several curves, over the interval that all of them cover.
 
-    Between its evaluations a run counts with its last one: a model does not get better until it is combined.
+    Between evaluations a run has the value of the last one.
     """
     if not runs:
         return [], []
@@ -56,7 +56,7 @@ def average(runs: Sequence[Points]) -> tuple[list[tuple[float, float]], list[tup
     start, end = max(r[0][0] for r in runs), min(r[-1][0] for r in runs)
     if start > end:
         return [], []
-    xs = sorted({start + (end - start) * k / GRID for k in range(GRID + 1)})
+    xs = sorted({start + (end - start) * k / MEAN_CURVE_POINTS for k in range(MEAN_CURVE_POINTS + 1)})
     columns = [[x for x, _ in r] for r in runs]
     points, band = [], []
     for x in xs:

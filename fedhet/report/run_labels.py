@@ -1,7 +1,7 @@
-"""How the runs of a comparison are named: by the overrides that set them apart, or by what differs in what was run.
+"""Labels of the runs of a comparison: the overrides in which they differ, or the differences of their configurations.
 
-`fedhet compare` and `fedhet run --multirun` write down which overrides each of their runs had (compare.json,
-sweep.json); for other folders the resolved configurations are compared.
+`fedhet compare` and `fedhet run --multirun` record the overrides of each run (compare.json, sweep.json); for other
+folders the resolved configurations are compared.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from fedhet.report.run_reader import Row, document, text
 NOT_THE_METHOD = frozenset({"seed", "workers", "out", "folder", "path", "name", "replaced", "plugins"})
 """Keys in which runs of one method may differ."""
 
-MEMORIES = ("compare.json", "sweep.json")
-LONGEST = 120
-"""Characters of a label."""
+RECORD_FILES = ("compare.json", "sweep.json")
+MAX_LABEL = 120
+"""Longest label, in characters."""
 
 Overrides = Mapping[str, str]
-"""Key to value as they were typed, of the keys that were given several values."""
+"""The overrides of keys with several values: key to value as typed."""
 
 
 def method_name(result: Row) -> str:
-    """What a run's method is called: its strategy, and the parts that were chosen in place of the strategy's."""
+    """A run's method: its strategy and the parts that replace the strategy's."""
     return " + ".join([result.text("strategy", "run"), *result.texts("replaced")])
 
 
 def labels(folders: Sequence[Path], strategies: Sequence[str]) -> list[str]:
-    """A name for every run: its method's (`method_name`), and what sets it apart from the other runs of that name."""
+    """A label for every run: its `method_name`, and the differences from other runs of that name."""
     typed = [swept(folder) for folder in folders]
     result = [""] * len(folders)
     for name in dict.fromkeys(strategies):
@@ -48,14 +48,14 @@ def labels(folders: Sequence[Path], strategies: Sequence[str]) -> list[str]:
 
 
 def _differing(typed: Sequence[Overrides]) -> list[Overrides]:
-    """Overrides without those that all have in common."""
+    """Overrides without those common to all runs."""
     common = {pair for pair in typed[0].items() if all(pair in one.items() for one in typed)}
     return [{key: value for key, value in one.items() if (key, value) not in common} for one in typed]
 
 
 def swept(folder: Path) -> Overrides | None:
-    """The overrides that set this run of a comparison or a sweep apart; None if nobody wrote them down."""
-    for name in MEMORIES:
+    """The recorded overrides of this run of a comparison or sweep; None if there is no record."""
+    for name in RECORD_FILES:
         path = folder.parent / name
         runs = document(path).data.get("runs") if path.is_file() else None
         texts = runs.get(folder.name) if isinstance(runs, Mapping) else None
@@ -66,7 +66,7 @@ def swept(folder: Path) -> Overrides | None:
 
 
 def without_effect(rows: Sequence[Row]) -> list[str]:
-    """A sentence for all values of a key that no run ended with other weights for, whatever the other keys were."""
+    """A sentence for every key with values that lead to identical final weights in all runs."""
     typed = [swept(row.path.parent) for row in rows]
     found = []
     for key in dict.fromkeys(key for one in typed for key in one or {}):
@@ -87,7 +87,7 @@ def without_effect(rows: Sequence[Row]) -> list[str]:
 
 
 def variants(configs: Sequence[str]) -> list[str]:
-    """What sets each configuration apart from the others of its strategy; "" for all if they are one."""
+    """The differences of each configuration from the others of its strategy; "" if all are equal."""
     flat = [dict(_flat(_parsed(config))) for config in configs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
     parts = {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
@@ -96,14 +96,16 @@ def variants(configs: Sequence[str]) -> list[str]:
     for one in flat:
         mine = tuple((key, one.get(key)) for key in keys)
         if mine not in names:
-            words = _joined({key.removesuffix("._target_"): _short(key, value) for key, value in _telling(mine, parts)})
+            words = _joined(
+                {key.removesuffix("._target_"): _short(key, value) for key, value in _pairs_to_name(mine, parts)}
+            )
             names[mine] = words if words not in names.values() else f"{words} ({len(names) + 1})"
         result.append(names[mine])
     return result
 
 
-def _telling(mine: Iterable[tuple[str, str | None]], parts: set[str]) -> Iterable[tuple[str, str]]:
-    """The pairs worth naming: of a part that is another class only its class, not the values inside."""
+def _pairs_to_name(mine: Iterable[tuple[str, str | None]], parts: set[str]) -> Iterable[tuple[str, str]]:
+    """The pairs to name: for a part of another class only the class, not its values."""
     for key, value in mine:
         inside = any(key.startswith(f"{part}.") and key != f"{part}._target_" for part in parts)
         if value is not None and not inside:
@@ -117,10 +119,10 @@ def _short(key: str, value: str) -> str:
 def _joined(pairs: Overrides) -> str:
     words = [f"{key}={value}" for key, value in pairs.items() if key not in (*NOT_THE_METHOD, "strategy")]
     told = ", ".join(words)
-    while len(told) > LONGEST and len(words) > 1:
+    while len(told) > MAX_LABEL and len(words) > 1:
         words.pop()
         told = ", ".join(words) + ", ..."
-    return told if len(told) <= LONGEST else told[: LONGEST - 3] + "..."
+    return told if len(told) <= MAX_LABEL else told[: MAX_LABEL - 3] + "..."
 
 
 def _parsed(config: str) -> Any:

@@ -1,7 +1,6 @@
 """Reading a run folder: every value is checked where it is read, and errors say which file and line.
 
-What lies in a run folder may have passed through many hands, so nothing here trusts it. Files are read line by line;
-a record of any length needs no more memory than its longest line.
+The contents of a run folder are not trusted. Files are read line by line, with memory for the longest line only.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from typing import Any, NoReturn, TypeAlias
 from fedhet.report.errors import ReportError
 
 Name: TypeAlias = int | str
-"""A client or a group as the record names it."""
+"""Name of a client or group in the log."""
 
 LARGEST = 1e300
-"""Beyond it differences overflow; NaN compares as beyond."""
+"""Largest accepted magnitude; differences of larger numbers could overflow. NaN is rejected as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON object and where it was read. The accessors raise ReportError for a missing or ill-typed field."""
+    """One JSON object and where it was read. The accessors raise ReportError for a missing or wrongly typed field."""
 
     path: Path
     line: int | None
@@ -50,7 +49,7 @@ class Row:
         return value
 
     def optional(self, key: str) -> float | None:
-        """A finite number, or None if the field is missing, null, NaN, infinite or beyond any quantity we draw."""
+        """A finite number, or None if the field is missing, null, NaN, infinite or beyond `LARGEST`."""
         if self.data.get(key) is None:
             return None
         value = self.number(key)

@@ -1,4 +1,4 @@
-"""How old the updates were that made the model, and what they were worth: a histogram under the mean discount."""
+"""The staleness chart: a histogram of the staleness of combined updates, with the mean scale by staleness."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _bar(b: Bin, across: Scale, up: Scale, bottom: float, gap: float) -> Html:
 
 
 def _labels(shown: list[Bin], across: Scale, bottom: float) -> list[Html]:
-    """Under the bars, as many as have room."""
+    """Labels under the bars, as many as fit."""
     parts, free = [], -1e9
     for b in shown:
         x, half = across((b.low + b.high) / 2), 3.6 * len(b.label)

@@ -42,7 +42,7 @@ def ratio(row: Mapping[str, Any]) -> str:
 def comparison_table(
     results: Sequence[Mapping[str, Any]], target: float | None = None, reference: str | None = None
 ) -> Table:
-    """`comparison_rows` as a table; the fastest strategy is set apart."""
+    """`comparison_rows` as a table; the fastest strategy is highlighted. Raises ReportError."""
     rows = comparison_rows(results, target, reference)
     table = Table(
         title=f"time to {number_format.percent(rows[0]['target'])} accuracy" if rows else None, title_justify="left"
@@ -79,7 +79,7 @@ def comparison_table(
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """One run's result.json: what came out, what it took, and where the updates went."""
+    """One run's result.json: accuracy, times, traffic, memory, and the ledger of updates."""
     row = Row(Path(str(result.get("path", "result"))), None, result)
     table = Table(
         title=Text(shown(f"{method_name(row)}, seed {row.text('seed', '?')}")),

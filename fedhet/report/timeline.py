@@ -1,7 +1,7 @@
-"""The client timeline: one lane a client; when it downloaded, trained and sent, and when its work was combined.
+"""The client timeline: one lane per client with download, training and upload of its jobs, and when they were combined.
 
-Zooming is one transform of one group; what must keep its shape under it (dots, numbers, names) is pinned to its second
-and scaled back. What is drawn is capped, and the page says so.
+Zooming is one transform of one SVG group; elements that must keep their shape (dots, numbers, names) are positioned in
+seconds and scaled back. The number of drawn elements is limited, and the page says so.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fedhet.report.number_format import Scale
 from fedhet.report.run_reader import Name
 from fedhet.report.timeline_items import bar, bracket, marks, short
 
-LANES = 48
-BARS = 1500
-MARKS = 600
-GROUP_ROWS = 5
+MAX_LANES = 48
+MAX_BARS = 1500
+MAX_MARKS = 600
+MAX_GROUP_ROWS = 5
 WIDTH, LEFT, RIGHT = 1100.0, 84.0, 1084.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn: lanes in order of client, how far the axis goes, and sentences about what is left out."""
+    """What is drawn: lanes in order of client, the end of the axis in seconds, and a note on what is omitted."""
 
     lanes: dict[Name, list[Job]]
     end: float
@@ -37,13 +37,13 @@ class Plan:
 
     @classmethod
     def of(cls, story: Story) -> Plan:
-        """The first jobs of the clients that were given most."""
+        """Select the first jobs of the clients with the most jobs."""
         kept = {job.client for job in story.jobs}
         ranked = sorted((c for c in story.clients.values() if c.id in kept), key=lambda c: (-c.tasks, _key(c.id)))
-        shown = {client.id for client in ranked[:LANES]}
+        shown = {client.id for client in ranked[:MAX_LANES]}
         theirs = [job for job in story.jobs if job.client in shown]
-        jobs = theirs[:BARS]
-        cut = len(theirs) > BARS or len(story.jobs) < story.ledger.dispatched
+        jobs = theirs[:MAX_BARS]
+        cut = len(theirs) > MAX_BARS or len(story.jobs) < story.ledger.dispatched
         end = jobs[-1].sent if cut and jobs else story.end
         lanes: dict[Name, list[Job]] = defaultdict(list)
         for job in jobs:
@@ -54,7 +54,7 @@ class Plan:
         counts = (
             ("the {} busiest of {}", len(lanes), len(story.clients), "client"),
             ("the first {} of {}", len(jobs), story.ledger.dispatched, "job"),
-            ("the first {} of {}", min(MARKS, len(made)), len(made), "combination"),
+            ("the first {} of {}", min(MAX_MARKS, len(made)), len(made), "combination"),
             ("{} of {}", sum(map(len, rows)), len(groups), "group"),
         )
         omitted = [
@@ -63,11 +63,11 @@ class Plan:
             if n < of
         ]
         sentence = f"Showing {', '.join(omitted)}." if omitted else ""
-        return cls({c: lanes[c] for c in sorted(lanes, key=_key)}, end, made[:MARKS], rows, sentence)
+        return cls({c: lanes[c] for c in sorted(lanes, key=_key)}, end, made[:MAX_MARKS], rows, sentence)
 
 
 def timeline(story: Story) -> tuple[Html, str]:
-    """The drawing, and a sentence about what is not drawn ("" if everything is)."""
+    """The drawing, and a note on what is omitted ("" if nothing is)."""
     plan = Plan.of(story)
     if not plan.lanes:
         return tag("p", "No job was given out.", cls="empty"), ""
@@ -138,13 +138,13 @@ def _pace(jobs: Sequence[Job]) -> float:
 
 
 def _rows(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that overlap in time lie in different rows; those that find no room in the last row are left out."""
+    """Rows of groups that do not overlap in time; groups that do not fit in `MAX_GROUP_ROWS` rows are omitted."""
     rows: list[list[Group]] = []
     for group in sorted(groups, key=lambda g: g.opened):
         free = next((row for row in rows if row[-1].until <= group.opened + 1e-9), None)
         if free is not None:
             free.append(group)
-        elif len(rows) < GROUP_ROWS:
+        elif len(rows) < MAX_GROUP_ROWS:
             rows.append([group])
     return rows
 
@@ -160,6 +160,6 @@ def _axis(across: Scale, bottom: float) -> list[Html]:
 
 
 def _hatch() -> Html:
-    """The pattern over bars whose work was lost."""
+    """The hatch pattern over bars of lost jobs."""
     stripe, turned = tag("path", d="M0 0V6", cls="hatching"), "rotate(45)"
     return tag("pattern", stripe, id="hatch", width=5, height=5, patternUnits="userSpaceOnUse", patternTransform=turned)

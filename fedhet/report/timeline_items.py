@@ -1,4 +1,4 @@
-"""What lies on the timeline: a job's bar with what it tells, a combination's mark, a group's bracket."""
+"""Elements of the timeline: a job's bar with its tooltip, a combination's mark, a group's bracket."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fedhet.report.html import Html, tag, xy
 from fedhet.report.number_format import Scale
 from fedhet.report.run_reader import Name
 
-NARROW = 0.0005
-"""Units of the drawing below which a phase is not drawn."""
+MIN_WIDTH = 0.0005
+"""Width in drawing units below which a phase is not drawn."""
 
 
 def bar(job: Job, across: Scale, now: float, pitch: float) -> Html:
@@ -23,7 +23,7 @@ def bar(job: Job, across: Scale, now: float, pitch: float) -> Html:
     def box(kind: str, start: float, stop: float) -> Html | None:
         a, b = across(min(start, end)), across(min(stop, end))
         shape = f"M{xy(a)} {xy(y)}h{xy(b - a)}v{xy(high)}h-{xy(b - a)}z"
-        return tag("path", cls=kind, d=shape) if b - a > NARROW else None
+        return tag("path", cls=kind, d=shape) if b - a > MIN_WIDTH else None
 
     if job.flight is not None:
         times = (job.sent, *job.flight)
@@ -41,11 +41,11 @@ def bar(job: Job, across: Scale, now: float, pitch: float) -> Html:
     waits = job.combined if job.combined is not None else now if job.account == "buffered" else end
     if across(waits) - across(end) > 0.01:
         parts.append(tag("path", cls="wait", d=f"M{xy(across(end))} {xy(pitch / 2)}H{xy(across(waits))}"))
-    return tag("g", tag("title", _tell(job, end)), *parts, cls=f"job {job.account}")
+    return tag("g", tag("title", _tooltip(job, end)), *parts, cls=f"job {job.account}")
 
 
-def _tell(job: Job, end: float) -> str:
-    """What a job's bar says when asked."""
+def _tooltip(job: Job, end: float) -> str:
+    """The tooltip of a job's bar."""
     sent = f"sent at {number_format.seconds(job.sent)}"
     if job.steps:
         sent += f", {number_format.plural(job.steps, 'step')}"
@@ -72,7 +72,7 @@ def _tell(job: Job, end: float) -> str:
 
 
 def marks(combinations: Sequence[Combination], across: Scale, bottom: float) -> list[Html]:
-    """A dot and a line where a version was made; its number where there is room for it."""
+    """A dot and a line at every new version, with its number where it fits."""
     parts, free = [], across.start
     foot = 38.0 if len(combinations) > 120 else bottom
     for made in combinations:
@@ -91,7 +91,7 @@ def marks(combinations: Sequence[Combination], across: Scale, bottom: float) -> 
 
 
 def bracket(group: Group, across: Scale, y: float, bottom: float) -> Html:
-    """From the founding to the expected arrival, on to the latest one; faint lines carry both through the lanes."""
+    """A bracket from a group's opening to its expected and its latest arrival, with faint lines through the lanes."""
     expected = group.opened if group.expected is None else group.expected
     start, due, until = across(group.opened), across(max(group.opened, expected)), across(group.until)
     parts = [
@@ -129,5 +129,5 @@ def color(group: Name) -> str:
 
 
 def short(text: str) -> str:
-    """A name that fits beside a lane."""
+    """A name shortened to fit next to a lane."""
     return text if len(text) <= 12 else text[:11] + "…"

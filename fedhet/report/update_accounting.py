@@ -1,4 +1,4 @@
-"""Where every update went: each dispatched job ends in exactly one account, so the accounts add up to the jobs.
+"""The ledger of updates: every dispatched job ends in exactly one account, so the accounts add up to the jobs.
 
 dispatched = accepted + late + rejected + failed + buffered + unfinished
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fedhet.report.run_reader import Row
 
 ACCOUNTS = ("accepted", "late", "rejected", "failed", "buffered", "unfinished")
-"""In the order they are drawn. late: arrived and thrown away; buffered: arrived, and the run ended."""
+"""In display order. late: arrived and dropped; buffered: arrived, and not combined when the run ended."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Ledger:
         return self.dispatched == self.accounted
 
     def differences(self, other: Ledger) -> list[str]:
-        """Where two ledgers of one run disagree, as sentences."""
+        """The differences between two ledgers of one run, as sentences."""
         pairs = [("dispatched", self.dispatched, other.dispatched)]
         pairs += [(name, self.total(name), other.total(name)) for name in ACCOUNTS]
         return [
@@ -46,7 +46,7 @@ class Ledger:
 
 
 def from_result(result: Row, events: Ledger) -> Ledger:
-    """The ledger a result states. An account it does not state is taken from the events."""
+    """The ledger in a result; accounts that it lacks are taken from the events. Raises ReportError."""
     updates = result.inner("updates")
     ledger = Ledger(updates.whole("dispatched") if "dispatched" in updates.data else events.dispatched)
     for name in ACCOUNTS:
