@@ -153,8 +153,8 @@ def test_a_line_that_is_not_an_object_is_refused(text, problem, tmp_path):
 
 
 def test_what_is_kept_does_not_grow_with_the_log(monkeypatch, tmp_path):
-    monkeypatch.setattr(event_replay, "KEEP_JOBS", 10)
-    monkeypatch.setattr(event_replay, "KEEP_COMBINATIONS", 5)
+    monkeypatch.setattr(event_replay, "MAX_JOBS", 10)
+    monkeypatch.setattr(event_replay, "MAX_COMBINATIONS", 5)
 
     def rows(n):
         for k in range(n):
