@@ -133,9 +133,9 @@ def test_the_page_says_what_computed_the_steps(fake_run, key):
 
 
 def test_what_is_not_drawn_is_said(fake_run, monkeypatch):
-    monkeypatch.setattr(timeline, "BARS", 40)
-    monkeypatch.setattr(timeline, "LANES", 5)
-    monkeypatch.setattr(timeline, "MARKS", 3)
+    monkeypatch.setattr(timeline, "MAX_BARS", 40)
+    monkeypatch.setattr(timeline, "MAX_LANES", 5)
+    monkeypatch.setattr(timeline, "MAX_MARKS", 3)
     folder = fake_run(strategy="fedbuff")
     page = Page(write_report(folder))
     dispatched = json.loads((folder / "result.json").read_text())["updates"]["dispatched"]
@@ -148,7 +148,7 @@ def test_a_long_run_makes_a_small_page(fake_run):
     assert sum(1 for _ in (folder / "events.jsonl").open()) > 20_000
     page = Page(write_report(folder))
     assert len(page.source) < 1_500_000
-    assert page.count("job", "g") == timeline.BARS
+    assert page.count("job", "g") == timeline.MAX_BARS
     assert "Showing the first 200 of 300 clients." in page.text and "Adds up" in page.text
 
 
