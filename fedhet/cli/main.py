@@ -103,14 +103,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _of_path(error: OSError, given: Sequence[str]) -> str:
-    """What the system says of a path, behind the option, key or argument that named it or a folder above it."""
+    """The system's message on a path, after the option, key or argument that named it, a parent or something below it."""
     path, why = Path(str(error.filename)).absolute(), error.strerror or type(error).__name__
     for before, text in zip(["", *given], given, strict=False):
         key, equals, value = text.rpartition("=")
         if not equals and before.startswith("-"):
             key, equals = before, " "
         named = Path(value).expanduser().absolute() if value else None
-        if named is not None and path.is_relative_to(named):
+        if named is not None and (path.is_relative_to(named) or named.is_relative_to(path)):
             return f"{key}{equals}{value}: {why}" + ("" if path == named else f": {path}")
     return f"{path}: {why}"
 

@@ -136,7 +136,7 @@ class Life:
     def state(self) -> dict[str, Any]:
         """Everything that decides what comes, as text and bytes."""
         server = self.server
-        told = {name: getattr(server, name) for name in checkpoint.PLAIN}
+        told = {name: getattr(server, name) for name in checkpoint.PLAIN_FIELDS}
         more = {"schedule": server.method.schedule, "inflight": server.inflight, "buffer": server.buffer}
         return {
             **{name: plain_data.dump(value) for name, value in {**told, **more}.items()},

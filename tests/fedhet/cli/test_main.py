@@ -211,7 +211,7 @@ def test_a_run_that_fails_is_exit_one_and_names_its_folder(fedhet, monkeypatch):
     def broken(self, *given, **named):
         raise ArithmeticError("no accuracy today")
 
-    monkeypatch.setattr(evaluator.Evaluator, "look", broken)
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate_if_due", broken)
     code, out, err = fedhet("run", *QUICK, "--out", "broken")
     assert code == 1 and out == ""
     assert "error: broken: ArithmeticError: no accuracy today" in err
@@ -292,7 +292,7 @@ def test_an_explanation_joins_notes_measured_speed_and_fate():
 
 
 def test_a_client_without_a_job_differs_from_one_that_does_not_exist():
-    with pytest.raises(ValueError, match="client 2 was given no job"):
+    with pytest.raises(ValueError, match="client 2 got no job in this run"):
         explain(ROWS, 2)
     with pytest.raises(ValueError, match="no client 3 in this run; its clients are 0 to 2"):
         explain(ROWS, 3)
