@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _of_path(error: OSError, given: Sequence[str]) -> str:
-    """The system's message on a path, after the option, key or argument that named it, a parent or something below it."""
+    """The system's message on a path, after the option, key or argument that named it, or a parent or child of it."""
     path, why = Path(str(error.filename)).absolute(), error.strerror or type(error).__name__
     for before, text in zip(["", *given], given, strict=False):
         key, equals, value = text.rpartition("=")
