@@ -95,7 +95,7 @@ def foreign_code(made, site):
     words = ["submit", *SMALL, "rule=foreign", "--config-dir", made.folder / "conf", "--out", folder]
     error = made.fedhet(*words, code=84)["error"]
     assert error["code"] == "E314" and "client0 refuses this run: E213: " in error["detail"], error
-    assert "rule: foreign_code.rule.Rule lies outside of what the device's owner allowed" in error["detail"]
+    assert "rule: foreign_code.rule.Rule is outside of what the device's owner allowed" in error["detail"]
     rows = read_rows(folder / "events.jsonl")
     assert {r["client"] for r in rows if r["event"] == "failed" and r["reason"].startswith("E213: ")} == {0, 1, 2}
     assert len([r for r in rows if r["event"] == "assign"]) == 3, "who refuses is not asked again"
