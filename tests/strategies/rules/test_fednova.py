@@ -132,7 +132,7 @@ def test_a_norm_that_is_not_positive_and_merged_updates_are_refused(fake_view: M
     view.fednova_norm = FedProx(lr=1.0, mu=2.0).fednova_norm
     with pytest.raises(ValueError, match="job 1 of client 1: 2 local steps have norm 0"):
         combined(FedNova(), [update(0, 1.0, 1, 1), update(1, 1.0, 1, 2)], view)
-    with pytest.raises(ValueError, match="merge updates"):
+    with pytest.raises(ValueError, match="no mixing before it may merge them"):
         combined(Chain([Bucketing(2)], FedNova()), [update(c, 1.0, 1, 1) for c in range(2)], view)
 
 
