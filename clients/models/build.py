@@ -36,6 +36,6 @@ def build(
 @torch.no_grad()
 def _materialise(module: nn.Module, sample: Tensor) -> None:
     training = module.training
-    module.eval()
+    module.eval()  # a sample that only gives shapes must not enter batch statistics or draw dropout
     module(sample)
     module.train(training)

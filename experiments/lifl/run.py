@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
+import pickle  # between processes of this experiment alone, see parts.py
 import platform
 import resource
 import subprocess
